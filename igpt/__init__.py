@@ -1,0 +1,35 @@
+"""igpt: generative pre-training from pixels (Image GPT, 2020).
+
+The public names are loaded on first use, so that `import igpt` and `igpt --help` stay quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from igpt.errors import UserError as UserError
+    from igpt.pixelmodel import PixelModel as PixelModel
+    from igpt.pixelmodel import load as load
+    from igpt.tokens.palette import Palette as Palette
+
+__version__ = "0.1.0"
+
+_HOME_OF = {
+    "UserError": "igpt.errors",
+    "Palette": "igpt.tokens.palette",
+    "PixelModel": "igpt.pixelmodel",
+    "load": "igpt.pixelmodel",
+}
+
+__all__ = ["Palette", "PixelModel", "UserError", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home module on first use (PEP 562)."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'igpt' has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,89 @@
+"""The machine: device, number type, threads, and its speed measured on the spot."""
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Literal
+
+import torch
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def default_device() -> torch.device:
+    """The first accelerator, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def set_threads() -> int:
+    """Use every core this process may run on, or `OMP_NUM_THREADS`; returns the count."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    return torch.get_num_threads()
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, *, at_least_s: float) -> float:
+    """Median seconds of one call of `work`, after a warm-up call, over at least `at_least_s`."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    work()
+    wait()
+    spans: list[float] = []
+    end_s = time.perf_counter() + at_least_s
+    while not spans or time.perf_counter() < end_s:
+        start_s = time.perf_counter()
+        work()
+        wait()
+        spans.append(time.perf_counter() - start_s)
+    return sorted(spans)[len(spans) // 2]
+
+
+@lru_cache
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large matrix product, measured now (0.2 s)."""
+    side = 8192 if device.type == "cuda" else 1024
+    a = torch.ones(side, side, device=device, dtype=dtype)
+    b = torch.ones(side, side, device=device, dtype=dtype)
+    return 2 * side**3 / seconds_of(lambda: a @ b, device, at_least_s=0.2)
+
+
+@lru_cache
+def copy_rate(device: torch.device) -> float:
+    """Bytes a second, read plus written, of a copy far larger than any cache, measured now."""
+    source = torch.ones(2**28 if device.type == "cuda" else 2**26, device=device)
+    target = torch.empty_like(source)
+    span_s = seconds_of(lambda: target.copy_(source), device, at_least_s=0.3)
+    return 2 * source.nbytes / span_s
+
+
+def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The type of the matrix products; `auto` takes the faster one, measured on the spot.
+
+    CPUs differ by up to four times in either direction, so no rule by name would do.
+    """
+    if precision == "fp32":
+        return torch.float32
+    if precision == "bf16" or device.type == "cuda":
+        return torch.bfloat16
+    faster = matrix_rate(device, torch.bfloat16) > 1.2 * matrix_rate(device, torch.float32)
+    return torch.bfloat16 if faster else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+    """Matrix products in `dtype`, everything that sums in float32; nothing where it is float32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def has_compiler() -> bool:
+    """Whether `torch.compile` can build for the CPU here: a C++ compiler on the path."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))

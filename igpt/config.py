@@ -1,0 +1,292 @@
+"""Every setting of a run, as frozen dataclasses; a default exists once, on its field.
+
+The command line is parsed straight from these classes (`--train.lr` is `RunConfig.train.lr`), and
+`config.json` in a run folder is `RunConfig.to_dict()`.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from igpt.errors import UserError
+
+SCHEMA_VERSION = 1
+
+Objective = Literal["ar", "bert"]
+Tokenizer = Literal["palette", "raw"]
+Augment = Literal["none", "flip", "cifar", "imagenet"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The shape of the network (paper §3.3); the defaults are iGPT-S."""
+
+    n_layer: int = 24
+    """Number of Transformer blocks L."""
+    n_head: int = 8
+    """Attention heads a block H; must divide n-embd."""
+    n_embd: int = 512
+    """Width D of the residual stream."""
+    bias: bool = False
+    """Biases in the blocks' linear maps: the paper has none, models trained in transformers do."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_layer", "n_head", "n_embd"):
+            value = getattr(self, name)
+            _require(value >= 1, f"model.{name} is {value}: it must be at least 1")
+        _require(
+            self.n_embd % self.n_head == 0,
+            f"model.n_head {self.n_head} does not divide model.n_embd {self.n_embd}: "
+            "choose a width that is a multiple of the heads",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Which pixels the model sees, and how they become tokens (paper §3.1, §3.2)."""
+
+    image_size: int = 32
+    """Side S of the square input, in pixels; the context is S * S tokens."""
+    tokens: Tokenizer = "palette"
+    """palette: one token a pixel; raw: one a colour channel (256 values)."""
+    n_colors: int = 512
+    """Colours K in a palette that is fitted here."""
+    palette: str | None = None
+    """A palette file to use (.npy as the authors store it); none: fit one on the training split."""
+    augment: Augment = "none"
+    """Random changes to training images: none, flip (left-right), cifar (paper §3.1), imagenet."""
+    valid_fraction: float = 0.1
+    """Share of the training images set aside for validation, by seed."""
+    fold_validation: bool = False
+    """Train on the validation images too (the paper's last step, after every choice is made)."""
+
+    def __post_init__(self) -> None:
+        _require(
+            1 <= self.image_size <= 256,
+            f"data.image_size is {self.image_size}: choose from 1 to 256 pixels",
+        )
+        _require(
+            2 <= self.n_colors <= 65536,
+            f"data.n_colors is {self.n_colors}: choose from 2 to 65536",
+        )
+        _require(
+            0 < self.valid_fraction < 1,
+            f"data.valid_fraction is {self.valid_fraction}: choose a share between 0 and 1",
+        )
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens T of one image."""
+        return self.image_size**2 * (3 if self.tokens == "raw" else 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How the weights are found (paper §3.4)."""
+
+    objective: Objective = "ar"
+    """ar: predict each pixel from those before it; bert: predict masked pixels (paper §2.1)."""
+    mask_prob: float = 0.15
+    """bert: the chance that a position is masked."""
+    total_steps: int = 1_000_000
+    """Optimiser updates in the whole run."""
+    batch_size: int = 128
+    """Images an update, over all devices and micro-batches."""
+    micro_batch: int | Literal["auto"] = "auto"
+    """Images a forward pass on one device; auto: the largest that fits, stored in the run."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw: the paper's; muon: orthogonalised momentum for the matrices of the blocks."""
+    lr: float = 0.003
+    """Peak learning rate of AdamW."""
+    muon_lr: float = 0.01
+    """muon: peak learning rate of the block matrices (its update matched to AdamW's size)."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's averaging of the gradient and of its square."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of the matrices."""
+    grad_clip_norm: float = 1.0
+    """Largest norm of the gradient; 0 turns clipping off."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up; none: one epoch, at most 5 % of the run."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """After warm-up: cosine to 0, constant with a linear fall to 0 over the last part, constant."""
+    decay_fraction: float = 0.5
+    """linear: the last share of the run over which the rate falls to 0."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Type of the matrix products; auto: the faster one, measured on the spot. Weights are fp32."""
+    compile: Literal["auto", "blocks", "off"] = "auto"
+    """Compile each Transformer block; auto: where a compiler is found."""
+    checkpoint_activations: bool = False
+    """Recompute each block in the backward pass: less memory, about a third more time."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    valid_every: int = 1000
+    """Steps between validations; the last step always validates."""
+    valid_images: int = 2000
+    """Most validation images used during training (the final figure uses all of them)."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; the last step always saves."""
+    checkpoint_at: tuple[int, ...] = ()
+    """Steps whose checkpoints are kept for good (the paper's 65k, 131k, 262k, 524k)."""
+    keep_last: int = 2
+    """Newest checkpoints kept beside those of checkpoint-at."""
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "batch_size", "log_every", "valid_every", "valid_images"):
+            value = getattr(self, name)
+            _require(value >= 1, f"train.{name} is {value}: it must be at least 1")
+        for name in ("checkpoint_every", "keep_last"):
+            value = getattr(self, name)
+            _require(value >= 1, f"train.{name} is {value}: it must be at least 1")
+        for name in ("lr", "muon_lr"):
+            value = getattr(self, name)
+            _require(value > 0, f"train.{name} is {value}: it must be above 0")
+        for name in ("weight_decay", "grad_clip_norm"):
+            value = getattr(self, name)
+            _require(value >= 0, f"train.{name} is {value}: it must not be negative")
+        _require(
+            all(0 <= beta < 1 for beta in self.betas),
+            f"train.betas is {self.betas}: each must be from 0 to below 1",
+        )
+        _require(
+            0 < self.mask_prob < 1,
+            f"train.mask_prob is {self.mask_prob}: choose a chance between 0 and 1",
+        )
+        _require(
+            0 < self.decay_fraction <= 1,
+            f"train.decay_fraction is {self.decay_fraction}: choose a share above 0, at most 1",
+        )
+        self._check_steps()
+
+    def _check_steps(self) -> None:
+        if self.micro_batch != "auto":
+            _require(
+                1 <= self.micro_batch <= self.batch_size,
+                f"train.micro_batch is {self.micro_batch}: choose from 1 to train.batch_size "
+                f"({self.batch_size})",
+            )
+        _require(
+            self.warmup_steps is None or 0 <= self.warmup_steps <= self.total_steps,
+            f"train.warmup_steps is {self.warmup_steps}: choose from 0 to train.total_steps "
+            f"({self.total_steps})",
+        )
+        _require(
+            all(step >= 1 for step in self.checkpoint_at),
+            f"train.checkpoint_at is {self.checkpoint_at}: steps start at 1",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleConfig:
+    """How tokens are drawn."""
+
+    temperature: float = 1.0
+    """Divides the logits; 1 is the paper's, 0 always takes the likeliest colour."""
+    top_k: int | None = None
+    """Draw among the k likeliest colours only."""
+    top_p: float | None = None
+    """Draw among the likeliest colours that hold this share of the probability."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.temperature >= 0,
+            f"temperature is {self.temperature}: it must not be negative",
+        )
+        _require(
+            self.top_k is None or self.top_k >= 1,
+            f"top_k is {self.top_k}: it must be at least 1",
+        )
+        _require(
+            self.top_p is None or 0 < self.top_p <= 1,
+            f"top_p is {self.top_p}: choose a share above 0, at most 1",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """The whole of a training run."""
+
+    seed: int = 0
+    """Seed of every random stream of the run."""
+    data: DataConfig = DataConfig()
+    """Data."""
+    model: ModelConfig = ModelConfig()
+    """Network."""
+    train: TrainConfig = TrainConfig()
+    """Training."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with the schema version."""
+        return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], *, where: str) -> Self:
+        """The configuration that `to_dict` wrote; unknown and missing keys are refused.
+
+        Args:
+            values: what was read from JSON.
+            where: the file's name, for messages.
+
+        Raises:
+            UserError: another schema version, an unknown or missing key, a value of a wrong type.
+        """
+        values = dict(values)
+        version = values.pop("schema_version", None)
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"{where} has schema version {version}, this igpt reads {SCHEMA_VERSION}: "
+                "use the igpt version that wrote it"
+            )
+        restored: Self = _restore(cls, values, where=where, path="")
+        return restored
+
+
+def _restore(kind: Any, value: Any, *, where: str, path: str) -> Any:
+    """`value` from JSON as `kind`: a dataclass, or a field's type (lists become tuples)."""
+    if dataclasses.is_dataclass(kind):
+        return _restore_dataclass(kind, value, where=where, path=path)
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal and value in args:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        for arm in args:
+            try:
+                return _restore(arm, value, where=where, path=path)
+            except UserError:
+                continue
+    if origin is tuple and isinstance(value, list):
+        arm = args[0]
+        return tuple(_restore(arm, item, where=where, path=path) for item in value)
+    if kind is float and type(value) in (int, float):
+        return float(value)
+    if kind in (int, str, bool, types.NoneType) and type(value) is kind:
+        return value
+    raise UserError(f"{where}: {path} is {value!r}, which is not what this setting takes")
+
+
+def _restore_dataclass(kind: Any, values: Any, *, where: str, path: str) -> Any:
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: {path or 'the document'} must be an object of settings")
+    hints = typing.get_type_hints(kind)
+    for key in values:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(hints)}"
+            raise UserError(f"{where}: unknown key {path + key!r}: {hint}")
+    for key in hints:
+        if key not in values:
+            raise UserError(f"{where}: key {path + key!r} is missing: write the file anew")
+    return kind(
+        **{
+            key: _restore(hint, values[key], where=where, path=f"{path}{key}.")
+            for key, hint in hints.items()
+        }
+    )

@@ -1,0 +1,1 @@
+"""Anything that yields a reported number."""

@@ -1,0 +1,1 @@
+"""The network, its key/value cache and its cost formulas; it knows nothing of images."""

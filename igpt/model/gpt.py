@@ -1,0 +1,202 @@
+"""The network: a GPT-2-like Transformer over colour tokens, as the paper's authors released it.
+
+Exact points that differ from GPT-2 (paper §2.1, §3.3): the norm is RMS without centring, nothing has a
+bias, the activation is x * sigmoid(1.702 x), the output head is untied and starts at zero, and the
+autoregressive input is shifted right behind a learned `sos` vector, so that the last token is never
+an input. Shapes: B batch, T tokens, D width, H heads, E = D / H, K colours.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from igpt.config import ModelConfig, Objective
+from igpt.model.cache import KVCache, LayerCache
+
+NORM_EPS = 1e-5
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """The paper's approximate GELU."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; scores are never held as a T x T matrix."""
+
+    def __init__(self, width: int, n_head: int, *, causal: bool, bias: bool) -> None:
+        super().__init__()
+        self.n_head = n_head
+        self.causal = causal
+        self.c_attn = nn.Linear(width, 3 * width, bias=bias)
+        self.c_proj = nn.Linear(width, width, bias=bias)
+
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D); with a cache, x is the next stretch of each sequence."""
+        B, T, D = x.shape
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, D // self.n_head)
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # each (B, H, T, E)
+        if cache is not None:
+            k, v = cache.append(k, v)  # (B, H, filled, E)
+        # A single new position may see all of the cache; a longer stretch starts an empty one.
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal and T > 1)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    """The position-wise half of a block."""
+
+    def __init__(self, width: int, *, bias: bool) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, 4 * width, bias=bias)
+        self.c_proj = nn.Linear(4 * width, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        return self.c_proj(quick_gelu(self.c_fc(x)))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """n = norm(h); a = h + attn(n); h' = a + mlp(norm(a)) (paper §2.2)."""
+
+    def __init__(self, width: int, n_head: int, *, causal: bool, bias: bool) -> None:
+        super().__init__()
+        self.ln_1 = nn.RMSNorm(width, eps=NORM_EPS)
+        self.attn = Attention(width, n_head, causal=causal, bias=bias)
+        self.ln_2 = nn.RMSNorm(width, eps=NORM_EPS)
+        self.mlp = MLP(width, bias=bias)
+
+    def forward(self, h: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        a = h + self.attn(self.ln_1(h), cache)
+        return a + self.mlp(self.ln_2(a))  # type: ignore[no-any-return]
+
+
+class GPT(nn.Module):
+    """Predicts every token of an image from those before it, or masked tokens from the rest.
+
+    Args:
+        config: depth, heads and width.
+        n_colors: tokens in the vocabulary, K.
+        seq_len: tokens of one image, T; shorter inputs are accepted, longer ones are not.
+        objective: `ar` has `sos` and a causal mask; `bert` has neither.
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, n_colors: int, seq_len: int, objective: Objective = "ar"
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.n_colors = n_colors
+        self.seq_len = seq_len
+        self.objective = objective
+        self.checkpoint_activations = False
+        width, causal = config.n_embd, objective == "ar"
+        self.wte = nn.Embedding(n_colors, width)
+        self.wpe = nn.Embedding(seq_len, width)
+        if causal:
+            self.sos = nn.Parameter(torch.empty(width))
+        self.h = nn.ModuleList(
+            Block(width, config.n_head, causal=causal, bias=config.bias)
+            for _ in range(config.n_layer)
+        )
+        self.ln_f = nn.RMSNorm(width, eps=NORM_EPS)
+        self.head = nn.Linear(width, n_colors, bias=False)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Draw the released code's initial weights (paper §3.3; PAPER §2.2 lists them)."""
+        width, n_layer = self.config.n_embd, self.config.n_layer
+        std_of_suffix = {
+            "wpe.weight": 0.01,
+            "attn.c_attn.weight": 1 / math.sqrt(width),
+            "attn.c_proj.weight": 1 / math.sqrt(width * n_layer),
+        }
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias") or name == "head.weight":
+                parameter.zero_()  # so the first loss is exactly ln K
+            elif "ln_" in name:
+                parameter.fill_(1.0)
+            else:
+                std = next((s for suffix, s in std_of_suffix.items() if name.endswith(suffix)), 0.02)
+                parameter.normal_(0.0, std, generator=generator)
+
+    def embed(self, tokens: Tensor, masked: Tensor | None = None, *, start: int = 0) -> Tensor:
+        """The input of the first block.
+
+        Args:
+            tokens: (B, n) int64. Autoregressive: what stands *before* slot `start + 1` onwards; at
+                start 0, `sos` takes the first slot and so there are n + 1 slots.
+            masked: (B, n) bool, BERT only: True where the token embedding becomes zero.
+            start: position of the first slot.
+
+        Returns:
+            (B, slots, D) float.
+        """
+        x = self.wte(tokens)  # (B, n, D)
+        if masked is not None:
+            x = x * ~masked.unsqueeze(-1)
+        if self.objective == "ar" and start == 0:
+            first = self.sos.to(x.dtype).expand(x.shape[0], 1, -1)  # (B, 1, D)
+            x = torch.cat([first, x], dim=1)  # (B, n + 1, D)
+        return x + self.wpe.weight[start : start + x.shape[1]]  # type: ignore[no-any-return]
+
+    def hidden(self, tokens: Tensor, masked: Tensor | None = None) -> Iterator[Tensor]:
+        """The L + 1 layer outputs h^0 .. h^L of the residual stream, one after another.
+
+        Nothing is kept that is not asked for, and a caller that stops early saves the rest.
+
+        Args:
+            tokens: (B, T) int64, values in [0, K).
+            masked: (B, T) bool, BERT only.
+
+        Yields:
+            (B, T, D) float, not normalised; `normalised` gives the paper's features.
+        """
+        h = self.embed(tokens[:, :-1] if self.objective == "ar" else tokens, masked)
+        yield h
+        recompute = self.checkpoint_activations and torch.is_grad_enabled()
+        for block in self.h:
+            h = checkpoint(block, h, use_reentrant=False) if recompute else block(h)
+            yield h
+
+    def normalised(self, layer: int, h: Tensor) -> Tensor:
+        """n^layer (paper §2.4): block `layer`'s first norm of h^layer, `ln_f` at the last."""
+        norm = self.ln_f if layer == len(self.h) else self.h[layer].ln_1
+        return norm(h)  # type: ignore[no-any-return, operator]
+
+    def forward(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Logits of every token.
+
+        Args:
+            tokens: (B, T) int64, values in [0, K), T at most `seq_len`.
+            masked: (B, T) bool, BERT only: True where the model may not look.
+
+        Returns:
+            (B, T, K) float; slot t predicts token t.
+        """
+        for h in self.hidden(tokens, masked):  # noqa: B007 - only the last is needed
+            pass
+        return self.head(self.ln_f(h))  # type: ignore[no-any-return]
+
+    def extend(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """Logits of the token after `tokens`, which follow what the cache holds (autoregressive).
+
+        On an empty cache `sos` is put before them, so `tokens` may then be of length 0. Equal to
+        the last slot that `forward` would give, to rounding.
+
+        Args:
+            tokens: (B, n) int64; n is 1 unless the cache is empty.
+            cache: holds the keys and values so far; is extended in place.
+
+        Returns:
+            (B, K) float.
+        """
+        h = self.embed(tokens, start=cache.length)
+        for block, layer in zip(self.h, cache.layers, strict=True):
+            h = block(h, layer)
+        return self.head(self.ln_f(h[:, -1]))  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""Colours to integers and back, and the seeded, resumable stream of batches."""

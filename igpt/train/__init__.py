@@ -1,0 +1,1 @@
+"""Anything that takes an optimiser step."""
