@@ -1,0 +1,234 @@
+"""Features of every layer: each image seen once, pooled over positions, kept on disk (paper §2.4).
+
+f^l is the mean over positions of n^l, the normalised input of block l (after the last block, of the
+final norm). All L + 1 layers come out of one forward pass.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from igpt import compute, runs
+from igpt.config import TrainConfig
+from igpt.errors import UserError
+from igpt.model.gpt import NORM_EPS, GPT
+from igpt.tokens.masks import bert_masks
+
+# Part of the key of a kept file: raise it when the same inputs give other numbers.
+CACHE_VERSION = 1
+
+# A batch whose activations stay in the caches of a CPU; a GPU wants more work at a time.
+BATCH_TOKENS = {"cpu": 4096, "cuda": 2**17}
+
+
+class TokenSource(Protocol):
+    """(N, T) tokens that can be read a slice at a time: an array, or encoded while being read."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray: ...
+
+
+class EncodedImages:
+    """A `TokenSource` over images that are turned into tokens only as they are read.
+
+    Args:
+        images: (N, S, S, 3) uint8, read a slice at a time.
+        encode: (n, S, S, 3) uint8 -> (n, T) int64.
+    """
+
+    def __init__(self, images: Any, encode: Callable[[np.ndarray], np.ndarray]) -> None:
+        self._images = images
+        self._encode = encode
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        return self._encode(np.asarray(self._images[rows]))
+
+
+def extract_features(
+    network: GPT,
+    tokens: TokenSource,
+    *,
+    layers: Sequence[int] | None = None,
+    normalised: bool = True,
+    mask_prob: float = TrainConfig().mask_prob,
+    mask_seed: int = 0,
+    precision: compute.Precision = "auto",
+    batch_size: int | None = None,
+    keep: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """Pooled features of all images at the chosen layers, in one pass that stops at the last of them.
+
+    Args:
+        network: on the device to use; its weights are not changed.
+        tokens: (N, T) integers.
+        layers: increasing numbers from 0 to L; none: all L + 1.
+        normalised: the paper's features; otherwise the raw residual stream, mean over positions.
+        mask_prob: BERT only, the share of positions masked, as in training.
+        mask_seed: BERT only, seed of the masks.
+        precision: of the matrix products; pooling is float32 always.
+        batch_size: images a forward pass; none: as many as suit the device.
+        keep: read the result from the cache folder, or leave it there for the next call.
+        progress: called with the number of images done after each batch.
+
+    Returns:
+        (len(layers), N, D) float32; a read-only memory map where it was kept.
+
+    Raises:
+        UserError: no images, tokens of another length, or a layer that the network has not.
+    """
+    chosen = _checked_layers(network, layers)
+    _check_tokens(network, tokens)
+    device = network.wpe.weight.device
+    dtype = compute.choose_dtype(precision, device)
+    if batch_size is None:
+        batch_size = max(1, BATCH_TOKENS[device.type] // network.seq_len)
+    shape = (len(chosen), len(tokens), network.config.n_embd)
+
+    def fill(target: np.ndarray) -> None:
+        done = 0
+        batches = _token_batches(network, tokens, batch_size, mask_prob, mask_seed)
+        with torch.inference_mode(), compute.autocast(device, dtype):
+            for batch, masked in batches:
+                pooled = pooled_layers(network, batch, masked, layers=chosen, normalised=normalised)
+                target[:, done : done + len(batch)] = pooled.cpu().numpy()
+                done += len(batch)
+                if progress is not None:
+                    progress(len(batch))
+
+    if not keep:
+        result = np.empty(shape, np.float32)
+        fill(result)
+        return result
+    masks = (mask_prob, mask_seed) if network.objective == "bert" else None
+    options = (CACHE_VERSION, shape, chosen, normalised, masks, str(dtype))
+    key = f"{network_digest(network)}/{tokens_digest(tokens)}/{options}"
+    name = hashlib.sha256(key.encode()).hexdigest()[:32]
+    return _kept(runs.cache_folder() / "features" / f"{name}.npy", shape, fill)
+
+
+def pooled_layers(
+    network: GPT,
+    tokens: Tensor,
+    masked: Tensor | None,
+    *,
+    layers: Sequence[int],
+    normalised: bool = True,
+) -> Tensor:
+    """Features of one batch; nothing past the last of `layers` is computed.
+
+    Args:
+        network: any.
+        tokens: (B, T) int64.
+        masked: (B, T) bool, BERT only.
+        layers: increasing.
+        normalised: the paper's features, or the raw residual stream.
+
+    Returns:
+        (len(layers), B, D) float32.
+    """
+    pooled = []
+    for layer, h in enumerate(network.hidden(tokens, masked)):
+        if layer in layers:
+            pooled.append(_normalised_mean(network, layer, h) if normalised else _mean(h))
+        if layer == layers[-1]:
+            break
+    return torch.stack(pooled)
+
+
+def _mean(h: Tensor) -> Tensor:
+    """(B, T, D) -> (B, D) float32."""
+    return h.mean(dim=1, dtype=torch.float32)
+
+
+def _normalised_mean(network: GPT, layer: int, h: Tensor) -> Tensor:
+    """Mean over T of `network.normalised(layer, h)`, (B, T, D) -> (B, D) float32.
+
+    The norm scales each position by one number, so the mean is a product of a row with h: the
+    normalised (B, T, D) is never written, which halves the time of pooling.
+    """
+    norm = network.ln_f if layer == len(network.h) else network.h[layer].ln_1
+    square = torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32).square()  # (B, T)
+    scale = torch.rsqrt(square / h.shape[2] + NORM_EPS) / h.shape[1]
+    with torch.autocast(h.device.type, enabled=False):
+        mean = torch.bmm(scale.unsqueeze(1), h.float()).squeeze(1)  # (B, D)
+    return mean * norm.weight  # type: ignore[no-any-return, union-attr, operator]
+
+
+def _token_batches(
+    network: GPT, tokens: TokenSource, batch_size: int, mask_prob: float, mask_seed: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """(B, T) int64 tokens and, for BERT, (B, T) bool masks, on the network's device."""
+    device = network.wpe.weight.device
+    for start in range(0, len(tokens), batch_size):
+        rows = np.asarray(tokens[start : start + batch_size])
+        batch = torch.from_numpy(rows.astype(np.int64)).to(device)
+        masked = None
+        if network.objective == "bert":
+            slots = range(start, start + len(rows))
+            drawn = bert_masks(mask_seed, 0, slots, rows.shape[1], mask_prob)
+            masked = torch.from_numpy(drawn).to(device)
+        yield batch, masked
+
+
+def _checked_layers(network: GPT, layers: Sequence[int] | None) -> tuple[int, ...]:
+    last = network.config.n_layer
+    chosen = tuple(range(last + 1)) if layers is None else tuple(layers)
+    if not chosen or list(chosen) != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] > last:
+        raise UserError(
+            f"layers {list(chosen)} cannot be taken from a network of {last} blocks: "
+            f"give increasing numbers from 0 to {last}"
+        )
+    return chosen
+
+
+def _check_tokens(network: GPT, tokens: TokenSource) -> None:
+    if len(tokens) == 0:
+        raise UserError("there are no images to look at: check the data and the split")
+    seq_len = np.asarray(tokens[0:1]).shape[1]
+    if seq_len != network.seq_len:
+        raise UserError(
+            f"an image here has {seq_len} tokens, the network reads {network.seq_len}: "
+            "resize the images to the model's size and use its own tokens"
+        )
+
+
+def network_digest(network: GPT) -> str:
+    """The sha256 of all weights and what they are called, as hex."""
+    digest = hashlib.sha256(repr((network.config, network.objective)).encode())
+    for name, value in sorted(network.state_dict().items()):
+        data = value.detach().float().cpu().contiguous().numpy()
+        digest.update(f"{name}{data.shape}".encode())
+        digest.update(data.data)
+    return digest.hexdigest()
+
+
+def tokens_digest(tokens: TokenSource, *, batch_size: int = 4096) -> str:
+    """The sha256 of (N, T) tokens, the same for every integer type that holds them, as hex."""
+    digest = hashlib.sha256()
+    for start in range(0, len(tokens), batch_size):
+        rows = np.asarray(tokens[start : start + batch_size])
+        digest.update(rows.astype(np.uint16).tobytes())  # at most 65,536 colours
+    return digest.hexdigest()
+
+
+def _kept(path: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> np.ndarray:
+    """The array at `path`; where there is none, `fill` writes it first, whole or not at all."""
+    if not path.exists():
+        with runs.writing(path) as part:
+            array = np.lib.format.open_memmap(part, "w+", np.float32, shape)
+            with part.open("rb+") as file:  # a full disk shows here, not as SIGBUS while filling
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+            fill(array)
+            array.flush()
+    return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]

@@ -1,0 +1,104 @@
+"""The optimiser and its learning rate (paper §3.4)."""
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from igpt.config import TrainConfig
+
+
+def warmup_steps_of(config: TrainConfig, n_images: int) -> int:
+    """Steps of warm-up: as configured, else one epoch but at most 5 % of the run."""
+    if config.warmup_steps is not None:
+        return config.warmup_steps
+    epoch = math.ceil(n_images / config.batch_size)
+    return max(1, min(epoch, config.total_steps // 20))
+
+
+def lr_factor_at(step: int, config: TrainConfig, warmup_steps: int) -> float:
+    """The share of the peak learning rate used by step `step` (the first is 0)."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    rest = max(1, config.total_steps - warmup_steps)
+    done = (step - warmup_steps) / rest
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    if config.schedule == "linear":
+        return min(1.0, (1 - done) / config.decay_fraction)
+    return 1.0
+
+
+class Optimizer:
+    """AdamW on everything, or Muon on the blocks' matrices and AdamW on the rest.
+
+    Muon's update is scaled to AdamW's usual size, so rates and decay compare.
+    """
+
+    def __init__(self, network: nn.Module, config: TrainConfig) -> None:
+        self._names = {parameter: name for name, parameter in network.named_parameters()}
+        matrices = [p for name, p in network.named_parameters() if p.ndim == 2 and _in_block(name)]
+        by_muon = set(matrices) if config.optimizer == "muon" else set()
+        others = [p for p in self._names if p not in by_muon]
+        self._parts: list[tuple[torch.optim.Optimizer, float]] = []
+        groups = [
+            {"params": [p for p in others if p.ndim == 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in others if p.ndim != 2], "weight_decay": 0.0},
+        ]
+        adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+        self._parts.append((adamw, config.lr))
+        if by_muon:
+            muon = torch.optim.Muon(
+                matrices,
+                lr=config.muon_lr,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+            self._parts.append((muon, config.muon_lr))
+
+    def step(self, lr_factor: float) -> None:
+        """Update the weights at this share of the peak rates, then clear the gradients."""
+        for part, peak in self._parts:
+            for group in part.param_groups:
+                group["lr"] = peak * lr_factor
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The optimiser's whole state as named tensors, for a checkpoint."""
+        return {f"{name}/{key}": value for name, key, value in self._state()}
+
+    def _state(self) -> Iterator[tuple[str, str, Tensor]]:
+        for part, _ in self._parts:
+            for parameter, values in part.state.items():
+                for key, value in values.items():
+                    yield self._names[parameter], key, torch.as_tensor(value)
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `tensors` gave."""
+        by_parameter: dict[str, dict[str, Tensor]] = {}
+        for path, value in tensors.items():
+            name, key = path.rsplit("/", 1)
+            by_parameter.setdefault(name, {})[key] = value
+        for part, _ in self._parts:
+            for group in part.param_groups:
+                for parameter in group["params"]:
+                    held = by_parameter.get(self._names[parameter], {})
+                    if held:
+                        part.state[parameter] = {
+                            key: value.to(parameter.device if value.ndim else "cpu").clone()
+                            for key, value in held.items()
+                        }
+
+
+def _in_block(name: str) -> bool:
+    return name.startswith("h.")
+
+
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scale gradients so that their joint norm is at most `max_norm`; returns the norm before.
+
+    With `max_norm` 0 the norm is only measured.
+    """
+    return nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf)
