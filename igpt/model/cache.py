@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from igpt.config import ModelConfig
+
 
 class LayerCache:
     """Keys and values of one block, each (B, H, T, E)."""
@@ -25,19 +27,20 @@ class KVCache:
 
     def __init__(
         self,
+        config: ModelConfig,
         *,
-        n_layer: int,
-        shape: tuple[int, int, int, int],
+        batch_size: int,
+        seq_len: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        """`shape` is (B, H, T, E) of one layer's keys."""
+        shape = (batch_size, config.n_head, seq_len, config.n_embd // config.n_head)
         self.layers = [
             LayerCache(
                 torch.empty(shape, dtype=dtype, device=device),
                 torch.empty(shape, dtype=dtype, device=device),
             )
-            for _ in range(n_layer)
+            for _ in range(config.n_layer)
         ]
 
     @property

@@ -1,0 +1,181 @@
+"""Complete pictures of which a part is given (paper, Figure 1), with either objective."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from igpt.config import SampleConfig
+from igpt.errors import UserError
+from igpt.generate.draw import draw, uniforms
+from igpt.generate.sample import (
+    DEFAULT,
+    Progress,
+    default_batch_size,
+    draw_in_order,
+    last,
+)
+from igpt.model.gpt import GPT
+
+ROUNDS = 32
+
+
+def rows_kept(image_size: int, fraction: float) -> np.ndarray:
+    """The mask that keeps the leading rows of a picture, as the paper's figure does.
+
+    Args:
+        image_size: side S in pixels.
+        fraction: share of the rows, rounded to whole rows.
+
+    Returns:
+        (S, S) bool.
+
+    Raises:
+        UserError: no row, or every row, would be kept.
+    """
+    rows = round(fraction * image_size) if math.isfinite(fraction) else 0
+    if not 0 < rows < image_size:
+        raise UserError(
+            f"keep_rows {fraction} keeps {rows} of {image_size} rows: choose a share between "
+            f"{1 / image_size:.3g} and {1 - 1 / image_size:.3g}"
+        )
+    keep = np.zeros((image_size, image_size), bool)
+    keep[:rows] = True
+    return keep
+
+
+def complete(
+    model: GPT,
+    tokens: np.ndarray,
+    keep: np.ndarray,
+    *,
+    n: int = 1,
+    seed: int = 0,
+    config: SampleConfig = DEFAULT,
+    batch_size: int | None = None,
+) -> np.ndarray:
+    """Fill what is not kept: in raster order (ar), or in rounds, most certain first (bert).
+
+    Completion j of image i is the same for any `n` and `batch_size`, as far as the logits are (see
+    `sample`). An autoregressive network sees, at each pixel, only what stands before it.
+
+    Args:
+        model: network of either objective.
+        tokens: (N, T) int64 in [0, K): the pictures; read only where kept.
+        keep: (S, S) bool: True where the picture is given, False where it is predicted.
+        n: completions of each picture.
+        seed: other seeds give other completions.
+        config: temperature, top-k and top-p.
+        batch_size: images side by side; none: as many as memory and speed allow.
+
+    Returns:
+        (N, n, T) int64 in [0, K).
+
+    Raises:
+        UserError: n below 1, a mask of another size, or one that keeps everything or nothing.
+    """
+    steps = completing(
+        model, tokens, keep, n=n, seed=seed, config=config, batch_size=batch_size
+    )
+    return last(steps).tokens.reshape(len(tokens), n, -1)
+
+
+def completing(
+    model: GPT,
+    tokens: np.ndarray,
+    keep: np.ndarray,
+    *,
+    n: int = 1,
+    seed: int = 0,
+    config: SampleConfig = DEFAULT,
+    batch_size: int | None = None,
+) -> Iterator[Progress]:
+    """`complete`, one step at a time; (N * n, T), completions of one picture side by side."""
+    if n < 1:
+        raise UserError(f"n is {n}: ask for at least 1 completion of each picture")
+    kept = kept_tokens(keep, model.seq_len)  # (T,)
+    slots = [(j, i) for i in range(len(tokens)) for j in range(n)]
+    known = np.repeat(tokens, n, axis=0)  # (N * n, T)
+    uniform = uniforms(seed, "complete", slots=slots, seq_len=model.seq_len)
+    fill = draw_in_order if model.objective == "ar" else _draw_in_rounds
+    yield from fill(
+        model, known, keep=kept, uniform=uniform, config=config, batch_size=batch_size
+    )
+
+
+def kept_tokens(keep: np.ndarray, seq_len: int) -> np.ndarray:
+    """A pixel mask as a token mask: (S, S) bool to (T,) bool, T being S * S or 3 * S * S.
+
+    Raises:
+        UserError: the mask has another size, or keeps everything or nothing.
+    """
+    if keep.ndim != 2 or keep.size == 0 or seq_len not in (keep.size, 3 * keep.size):
+        sides = [math.isqrt(seq_len), math.isqrt(seq_len // 3)]
+        side = next(S for S in sides if seq_len in (S * S, 3 * S * S))
+        raise UserError(
+            f"the mask is of shape {keep.shape}: this network needs {side} x {side} pixels"
+        )
+    if keep.all():
+        raise UserError("the mask keeps every pixel: mark some as predicted")
+    if not keep.any():
+        raise UserError(
+            "the mask keeps no pixel: keep some, or draw whole images with sample"
+        )
+    return keep.astype(bool).reshape(-1).repeat(seq_len // keep.size)
+
+
+def _draw_in_rounds(
+    model: GPT,
+    known: np.ndarray,
+    *,
+    keep: np.ndarray,
+    uniform: np.ndarray,
+    config: SampleConfig,
+    batch_size: int | None = None,
+) -> Iterator[Progress]:
+    """Fill with a BERT network what is not kept; arguments as for `draw_in_order`."""
+    tokens = np.where(keep, known, 0)
+    drawn = np.broadcast_to(keep, tokens.shape).copy()
+    progress = Progress(tokens=tokens, drawn=drawn)
+    size = batch_size or default_batch_size(model)
+    for start in range(0, len(tokens), size):
+        rows = slice(start, start + size)
+        for _ in _fill_batch_in_rounds(
+            model, tokens[rows], drawn[rows], uniform[rows], config
+        ):
+            yield progress
+
+
+@torch.inference_mode()
+def _fill_batch_in_rounds(
+    model: GPT,
+    tokens: np.ndarray,
+    drawn: np.ndarray,
+    uniform: np.ndarray,
+    config: SampleConfig,
+) -> Iterator[None]:
+    """Fill (B, T) `tokens` where not `drawn`, in place, about equally many a round.
+
+    The order goes by the certainty of the position, not of the colour that was drawn there, so that
+    the colours still follow the network's distribution.
+    """
+    device = model.wte.weight.device
+    number = torch.from_numpy(uniform).to(device)  # (B, T)
+    context = torch.from_numpy(tokens).to(device)  # (B, T)
+    masked = torch.from_numpy(~drawn).to(device)  # (B, T)
+    left = int(masked[0].sum())
+    for rounds_left in range(min(ROUNDS, left), 0, -1):
+        logits = model(context, masked)  # (B, T, K)
+        certainty = torch.softmax(logits.float(), -1).amax(-1)  # (B, T)
+        certainty = certainty.where(masked, -1.0)
+        count = -(-left // rounds_left)
+        order = certainty.sort(dim=-1, descending=True, stable=True).indices
+        chosen = order[:, :count]  # (B, count)
+        picked = logits.gather(1, chosen.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+        context.scatter_(1, chosen, draw(picked, number.gather(1, chosen), config))
+        masked.scatter_(1, chosen, False)
+        left -= count
+        tokens[:] = context.cpu().numpy()
+        drawn[:] = ~masked.cpu().numpy()
+        yield
