@@ -20,15 +20,11 @@ def network(
             if "ln_" in name:
                 parameter.uniform_(0.5, 1.5, generator=generator)
             else:
-                parameter.normal_(
-                    0.0, scale / parameter.shape[-1] ** 0.5, generator=generator
-                )
+                parameter.normal_(0.0, scale / parameter.shape[-1] ** 0.5, generator=generator)
     return model.eval()
 
 
-def drawn_without_cache(
-    model: GPT, uniform: np.ndarray, config: SampleConfig
-) -> np.ndarray:
+def drawn_without_cache(model: GPT, uniform: np.ndarray, config: SampleConfig) -> np.ndarray:
     """The obvious way: the whole network anew for every token."""
     B, T = uniform.shape
     tokens = torch.zeros(B, T, dtype=torch.int64)

@@ -63,7 +63,7 @@ def complete(
     Args:
         model: network of either objective.
         tokens: (N, T) int64 in [0, K): the pictures; read only where kept.
-        keep: (S, S) bool: True where the picture is given, False where it is predicted.
+        keep: (T,) bool: True where a token is given, False where it is predicted.
         n: completions of each picture.
         seed: other seeds give other completions.
         config: temperature, top-k and top-p.
@@ -73,11 +73,9 @@ def complete(
         (N, n, T) int64 in [0, K).
 
     Raises:
-        UserError: n below 1, a mask of another size, or one that keeps everything or nothing.
+        UserError: n below 1, or a mask that keeps everything or nothing.
     """
-    steps = completing(
-        model, tokens, keep, n=n, seed=seed, config=config, batch_size=batch_size
-    )
+    steps = completing(model, tokens, keep, n=n, seed=seed, config=config, batch_size=batch_size)
     return last(steps).tokens.reshape(len(tokens), n, -1)
 
 
@@ -94,35 +92,19 @@ def completing(
     """`complete`, one step at a time; (N * n, T), completions of one picture side by side."""
     if n < 1:
         raise UserError(f"n is {n}: ask for at least 1 completion of each picture")
-    kept = kept_tokens(keep, model.seq_len)  # (T,)
+    _check_mask(keep)
     slots = [(j, i) for i in range(len(tokens)) for j in range(n)]
     known = np.repeat(tokens, n, axis=0)  # (N * n, T)
     uniform = uniforms(seed, "complete", slots=slots, seq_len=model.seq_len)
     fill = draw_in_order if model.objective == "ar" else _draw_in_rounds
-    yield from fill(
-        model, known, keep=kept, uniform=uniform, config=config, batch_size=batch_size
-    )
+    yield from fill(model, known, keep=keep, uniform=uniform, config=config, batch_size=batch_size)
 
 
-def kept_tokens(keep: np.ndarray, seq_len: int) -> np.ndarray:
-    """A pixel mask as a token mask: (S, S) bool to (T,) bool, T being S * S or 3 * S * S.
-
-    Raises:
-        UserError: the mask has another size, or keeps everything or nothing.
-    """
-    if keep.ndim != 2 or keep.size == 0 or seq_len not in (keep.size, 3 * keep.size):
-        sides = [math.isqrt(seq_len), math.isqrt(seq_len // 3)]
-        side = next(S for S in sides if seq_len in (S * S, 3 * S * S))
-        raise UserError(
-            f"the mask is of shape {keep.shape}: this network needs {side} x {side} pixels"
-        )
+def _check_mask(keep: np.ndarray) -> None:
     if keep.all():
         raise UserError("the mask keeps every pixel: mark some as predicted")
     if not keep.any():
-        raise UserError(
-            "the mask keeps no pixel: keep some, or draw whole images with sample"
-        )
-    return keep.astype(bool).reshape(-1).repeat(seq_len // keep.size)
+        raise UserError("the mask keeps no pixel: keep some, or draw whole images with sample")
 
 
 def _draw_in_rounds(
@@ -141,9 +123,7 @@ def _draw_in_rounds(
     size = batch_size or default_batch_size(model)
     for start in range(0, len(tokens), size):
         rows = slice(start, start + size)
-        for _ in _fill_batch_in_rounds(
-            model, tokens[rows], drawn[rows], uniform[rows], config
-        ):
+        for _ in _fill_batch_in_rounds(model, tokens[rows], drawn[rows], uniform[rows], config):
             yield progress
 
 

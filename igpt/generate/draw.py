@@ -8,9 +8,7 @@ from igpt import streams
 from igpt.config import SampleConfig
 
 
-def uniforms(
-    seed: int, name: str, *, slots: list[tuple[int, int]], seq_len: int
-) -> np.ndarray:
+def uniforms(seed: int, name: str, *, slots: list[tuple[int, int]], seq_len: int) -> np.ndarray:
     """The numbers that decide each token of each image.
 
     Every image has a stream of its own, so its numbers depend neither on how many are drawn with it
@@ -25,9 +23,7 @@ def uniforms(
     Returns:
         (B, T) float64 in [0, 1).
     """
-    rows = [
-        streams.stream(seed, name, step, slot).random(seq_len) for step, slot in slots
-    ]
+    rows = [streams.stream(seed, name, step, slot).random(seq_len) for step, slot in slots]
     return np.stack(rows)  # (B, T)
 
 

@@ -62,9 +62,7 @@ def sample(
     Raises:
         UserError: a BERT network, n below 1, or logits that are not finite.
     """
-    steps = sampling(
-        model, n, seed=seed, first=first, config=config, batch_size=batch_size
-    )
+    steps = sampling(model, n, seed=seed, first=first, config=config, batch_size=batch_size)
     return last(steps).tokens
 
 
@@ -91,9 +89,7 @@ def sampling(
         model,
         np.zeros((n, T), np.int64),
         keep=np.zeros(T, bool),
-        uniform=uniforms(
-            seed, "sample", slots=[(0, first + i) for i in range(n)], seq_len=T
-        ),
+        uniform=uniforms(seed, "sample", slots=[(0, first + i) for i in range(n)], seq_len=T),
         config=config,
         batch_size=batch_size,
     )

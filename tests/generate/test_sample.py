@@ -43,9 +43,7 @@ def test_top_k_keeps_the_k_likeliest_and_top_p_the_smallest_likely_set():
 
 def test_temperature_0_takes_the_likeliest_colour():
     logits = torch.tensor([[0.0, 2.0, 2.0], [3.0, 0.0, 1.0]])
-    assert draw(
-        logits, torch.zeros(2).double(), SampleConfig(temperature=0.0)
-    ).tolist() == [1, 0]
+    assert draw(logits, torch.zeros(2).double(), SampleConfig(temperature=0.0)).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -68,9 +66,7 @@ def test_an_image_is_the_same_alone_and_in_any_batch():
 
 
 def test_progress_shows_one_more_token_of_every_image_at_each_step():
-    counts = [
-        int(progress.drawn.sum()) for progress in sampling(network(), 3, batch_size=2)
-    ]
+    counts = [int(progress.drawn.sum()) for progress in sampling(network(), 3, batch_size=2)]
     assert counts == [*range(2, 33, 2), *range(33, 49)]
 
 
@@ -118,9 +114,7 @@ def test_cached_logits_equal_uncached(n_head, n_embd):
         for prefix in (0, 1, 10):
             cache = KVCache(model.config, batch_size=3, seq_len=25)
             found = [model.extend(tokens[:, :prefix], cache)]
-            found += [
-                model.extend(tokens[:, t : t + 1], cache) for t in range(prefix, 24)
-            ]
+            found += [model.extend(tokens[:, t : t + 1], cache) for t in range(prefix, 24)]
             torch.testing.assert_close(
                 torch.stack(found, 1), expected[:, prefix:], atol=1e-4, rtol=0
             )
