@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -87,3 +88,23 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
 def has_compiler() -> bool:
     """Whether `torch.compile` can build for the CPU here: a C++ compiler on the path."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory used so far: of the accelerator, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Memory that new work may take: of the accelerator, else of the machine (or its cgroup)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return pages

@@ -122,7 +122,9 @@ class GPT(nn.Module):
             elif "ln_" in name:
                 parameter.fill_(1.0)
             else:
-                std = next((s for suffix, s in std_of_suffix.items() if name.endswith(suffix)), 0.02)
+                std = next(
+                    (s for suffix, s in std_of_suffix.items() if name.endswith(suffix)), 0.02
+                )
                 parameter.normal_(0.0, std, generator=generator)
 
     def embed(self, tokens: Tensor, masked: Tensor | None = None, *, start: int = 0) -> Tensor:

@@ -123,7 +123,7 @@ def all_steps(run: Path) -> list[tuple[int, Path]]:
 
 def newest(run: Path) -> tuple[Path | None, list[str]]:
     """The newest intact checkpoint, and a line for each newer one that was passed over."""
-    rejected = []
+    rejected: list[str] = []
     for _, path in all_steps(run):
         fault = fault_of(path)
         if fault is None:

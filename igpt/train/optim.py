@@ -37,7 +37,9 @@ class Optimizer:
     """
 
     def __init__(self, network: nn.Module, config: TrainConfig) -> None:
-        self._names = {parameter: name for name, parameter in network.named_parameters()}
+        self._names: dict[Tensor, str] = {
+            parameter: name for name, parameter in network.named_parameters()
+        }
         matrices = [p for name, p in network.named_parameters() if p.ndim == 2 and _in_block(name)]
         by_muon = set(matrices) if config.optimizer == "muon" else set()
         others = [p for p in self._names if p not in by_muon]

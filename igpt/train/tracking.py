@@ -1,19 +1,11 @@
-"""What a run says of itself: metrics.jsonl, and a live line on the terminal."""
+"""What a run writes down of itself: metrics.jsonl, one line a log step."""
 
 import json
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from igpt.runs import write_bytes, write_error
-
-PLAIN_LINE_EVERY_S = 10.0
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -44,48 +36,3 @@ def write_metrics(run: Path, line: dict[str, Any]) -> None:
             file.write(json.dumps(line) + "\n")
     except OSError as error:
         raise write_error(path, error) from error
-
-
-class Ticker:
-    """Progress of a long work: a rich bar on a terminal, a plain line now and then elsewhere."""
-
-    def __init__(self, progress: Progress | None, task: TaskID | None, label: str) -> None:
-        self._progress = progress
-        self._task = task
-        self._label = label
-        self._printed_s = 0.0
-
-    def update(self, done: int, total: int, text: str = "") -> None:
-        """Show that `done` of `total` is done, with a few words."""
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, total=total, text=text)
-            return
-        now_s = time.monotonic()
-        if now_s - self._printed_s >= PLAIN_LINE_EVERY_S or done == total:
-            self._printed_s = now_s
-            print(f"{self._label} {done}/{total} {text}".rstrip(), file=sys.stderr, flush=True)
-
-
-@contextmanager
-def ticking(label: str, *, quiet: bool = False) -> Iterator[Ticker]:
-    """A `Ticker` on standard error; `quiet` shows nothing (ranks other than the first)."""
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield Ticker(None, None, label) if not quiet else _Silent()
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.completed}/{task.total} {task.fields[text]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=False) as progress:
-        yield Ticker(progress, progress.add_task(label, total=None, text=""), label)
-
-
-class _Silent(Ticker):
-    def __init__(self) -> None:
-        super().__init__(None, None, "")
-
-    def update(self, done: int, total: int, text: str = "") -> None:
-        """Show nothing."""

@@ -1,0 +1,159 @@
+"""The command `igpt`: find the command's module, parse its arguments with tyro, run it.
+
+Only the chosen command's module is imported, so `igpt --help` loads neither torch nor scikit-learn.
+"""
+
+import contextlib
+import difflib
+import functools
+import inspect
+import io
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NoReturn
+
+from igpt import __version__
+from igpt.errors import Interrupted, UserError
+
+# Command: what it does. Each is the function of its name in `igpt.cli.<name>`.
+COMMANDS = {
+    "demo": "the whole story in minutes: data, palette, training, samples, probe, report",
+    "info": "versions, device and measured rates; or what a run, model, data set or palette is",
+    "palette": "fit a colour palette and report its error",
+    "pretrain": "train a model on images without labels",
+    "evaluate": "nats per token and bits per pixel on a split",
+    "probe": "linear probe of every layer",
+    "sample": "draw new images",
+    "complete": "draw the missing part of images",
+    "report": "one self-contained HTML page about a run",
+}
+
+EXIT_USER_ERROR = 2
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Run one command and exit: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    args = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"]
+    try:
+        _run(args)
+        sys.stdout.flush()
+    except UserError as error:
+        if debug:
+            raise
+        _fail(str(error))
+    except Interrupted as stop:
+        print(f"igpt: {stop}", file=sys.stderr)
+        sys.exit(128 + stop.signal_number)
+    except KeyboardInterrupt:
+        print("igpt: stopped", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        # The reader of a pipe went away; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    sys.exit(0)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"igpt: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)
+
+
+def _run(args: list[str]) -> None:
+    if not args or args[0] in ("-h", "--help"):
+        print(_overview())
+        return
+    if args[0] == "--version":
+        print(f"igpt {__version__}")
+        return
+    name, rest = args[0], args[1:]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "igpt --help lists the commands"
+        raise UserError(f"unknown command {name}: {hint}")
+    function = getattr(import_module(f"igpt.cli.{name}"), name)
+    parse(function, rest, prog=f"igpt {name}")()
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: igpt COMMAND ARGS [--options]",
+            "",
+            "Generative pre-training from pixels (Image GPT).",
+            "",
+            *lines,
+            "",
+            "`igpt COMMAND --help` shows a command's arguments; --debug shows tracebacks.",
+        ]
+    )
+
+
+def parse(function: Callable[..., None], args: list[str], *, prog: str) -> Callable[[], None]:
+    """The command bound to its arguments, not yet run.
+
+    A command with a `config` parameter gets its starting values from `--recipe`, or from the run
+    that it resumes; single options override them.
+
+    Raises:
+        UserError: an argument is missing, unknown or of a wrong kind.
+    """
+    import tyro
+
+    bound: Callable[..., Any] = _deferred(function)
+    if "config" in inspect.signature(function).parameters:
+        from igpt.cli.starting import starting_config
+
+        bound = functools.partial(bound, config=starting_config(args))
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            call, unknown = tyro.cli(bound, args=args, prog=prog, return_unknown_args=True)
+    except SystemExit as stop:
+        if stop.code:
+            raise UserError(f"{_in_one_line(complaint.getvalue())}: see {prog} --help") from None
+        raise
+    if unknown:
+        raise UserError(_unknown_argument(bound, unknown[0], prog))
+    return call  # type: ignore[no-any-return]
+
+
+def _deferred(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """The same signature for tyro to read, but calling it only binds the arguments."""
+
+    @functools.wraps(function)
+    def bind(*args: Any, **kwargs: Any) -> Callable[[], None]:
+        return functools.partial(function, *args, **kwargs)
+
+    return bind
+
+
+def _in_one_line(box: str) -> str:
+    """The message in tyro's framed error, without frame, title, and help below the rule."""
+    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()][1:]
+    message = []
+    for line in lines:
+        if line.startswith("─"):
+            break
+        message.append(line)
+    return re.sub(r"\s+", " ", " ".join(message)).strip(" .:") or "wrong arguments"
+
+
+def _unknown_argument(function: Callable[..., Any], argument: str, prog: str) -> str:
+    if not argument.startswith("-"):
+        return f"unexpected argument {argument!r}: see {prog} --help"
+    import tyro
+
+    parser = tyro.extras.get_parser(function, prog=prog)
+    known = [o for action in parser._actions for o in action.option_strings]
+    near = difflib.get_close_matches(argument.split("=")[0], known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"see {prog} --help"
+    return f"unknown option {argument}: {hint}"

@@ -1,0 +1,128 @@
+"""`igpt pretrain`."""
+
+import json as json_format
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from igpt.cli.arguments import Config, Data, Run
+from igpt.config import RunConfig
+from igpt.errors import UserError
+
+if TYPE_CHECKING:
+    from igpt.pixelmodel import PixelModel
+
+
+def pretrain(
+    data: Data,
+    run: Run,
+    *,
+    config: Config,
+    recipe: str | None = None,
+    resume: bool = False,
+    init_from: str | None = None,
+    json: bool = False,
+) -> None:
+    """Train a model on images without labels (paper §3.4).
+
+    Args:
+        data: a name (cifar10), a packed set, a folder of images, a tar, a parquet or csv file.
+        run: folder to write; must be new unless --resume.
+        config: every setting of the run.
+        recipe: named starting values; options override them.
+        resume: go on from the newest intact checkpoint.
+        init_from: a run or model folder whose weights and palette to start from.
+        json: print the result as one JSON document.
+    """
+    result = train_run(data, Path(run), config, resume=resume, init_from=init_from)
+    if json:
+        print(json_format.dumps(result))
+    else:
+        print(
+            f"{run}: step {result['step']}, validation {result['valid_nats']:.4f} nats per token; "
+            f"model in {result['model']}"
+        )
+
+
+def train_run(
+    data: str,
+    folder: Path,
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    init_from: str | None = None,
+) -> dict[str, Any]:
+    """Train to the last step and export the model folder.
+
+    Returns:
+        `step`, `valid_nats` (on the validation images used during training), `model`.
+
+    Raises:
+        UserError: the folder, the data or a setting does not allow it.
+        Interrupted: a signal stopped it after a checkpoint.
+    """
+    from igpt import compute
+    from igpt.images.prepare import open_data
+    from igpt.pixelmodel import export_run
+    from igpt.progress import say, ticking
+    from igpt.runs import FolderLock
+    from igpt.train.loop import run_steps
+    from igpt.train.setup import check_resumable, create_run, make_trainer, read_run
+    from igpt.train.setup import resume as go_back
+    from igpt.train.setup import tokenizer_of_run
+    from igpt.train.tracking import read_metrics
+
+    compute.set_threads()
+    exists = (folder / "config.json").exists()
+    if exists and not resume:
+        raise UserError(
+            f"{folder} already holds a run: add --resume to go on with it, or choose another folder"
+        )
+    if exists:
+        stored, _ = read_run(folder)
+        check_resumable(stored, config)
+    start = None if init_from is None or exists else _start_from(init_from, config)
+    packed = open_data(
+        data,
+        image_size=config.data.image_size,
+        seed=config.seed,
+        valid_fraction=config.data.valid_fraction,
+    )
+    with FolderLock(folder):
+        if not exists:
+            tokenizer = start.tokenizer if start else None
+            config = create_run(config, packed, folder, tokenizer=tokenizer)
+        trainer = make_trainer(
+            config,
+            packed,
+            folder,
+            tokenizer=tokenizer_of_run(folder, config),
+            initial=start.network.state_dict() if start else None,
+        )
+        if exists:
+            go_back(trainer)
+        if trainer.step >= config.train.total_steps:
+            say(f"{folder} is finished: all {trainer.step} steps are done")
+        else:
+            with ticking("training") as ticker:
+                run_steps(trainer, ticker)
+        model = export_run(folder)
+    nats = [line["valid_nats"] for line in read_metrics(folder) if "valid_nats" in line]
+    return {"step": trainer.step, "valid_nats": nats[-1], "model": str(model)}
+
+
+def _start_from(place: str, config: RunConfig) -> "PixelModel":
+    """The model to start from, after checking that it is of the same kind."""
+    from igpt.pixelmodel import load
+
+    model = load(place)
+    if model.facts.objective != config.train.objective:
+        raise UserError(
+            f"--init-from {place} was trained with objective {model.facts.objective}: "
+            f"add --train.objective {model.facts.objective}"
+        )
+    if model.image_size != config.data.image_size:
+        raise UserError(
+            f"--init-from {place} sees {model.image_size} pixels a side: "
+            f"add --data.image-size {model.image_size}"
+        )
+    return model

@@ -1,0 +1,423 @@
+"""`PixelModel`: a network, its tokeniser and its facts as one thing; load and save model folders.
+
+A model folder holds `config.json`, `model.safetensors` and `preprocessor_config.json`. Where
+`transformers`' ImageGPT can express the model, the folder is one that it opens, and our own facts
+stand under the one key `igpt`; otherwise `model_type` is `igpt` and the tensors have our names.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+
+from igpt import compute
+from igpt.config import ModelConfig, Objective, RunConfig, SampleConfig, Tokenizer as TokenizerKind
+from igpt.errors import UserError
+from igpt.images.files import read_image
+from igpt.images.resize import area_resize, center_square
+from igpt.model.gpt import GPT
+from igpt.model.imagegpt import from_imagegpt, has_biases, imagegpt_config, to_imagegpt
+from igpt.runs import read_json, write_json, writing_folder
+from igpt.tokens.palette import Palette
+from igpt.tokens.raw import RawTokens
+from igpt.tokens.tokenizer import Tokenizer
+from igpt.train import checkpoint
+from igpt.train.setup import read_run, tokenizer_of_run
+
+if TYPE_CHECKING:
+    from igpt.evaluate.probe import SavedProbe
+
+SCHEMA_VERSION = 1
+
+Images = np.ndarray | Image.Image | str | Path | Sequence["np.ndarray | Image.Image | str | Path"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What a model folder records beside its weights, under the key `igpt`."""
+
+    objective: Objective
+    image_size: int
+    """Side S of the input, pixels."""
+    tokens: TokenizerKind
+    trained: dict[str, Any]
+    """Where the weights come from: data, steps, command; empty when unknown."""
+
+
+class PixelModel:
+    """A pixel Transformer with its palette: features, likelihood, samples, completions.
+
+    `images` is one `(H, W, 3)` or many `(N, H, W, 3)` uint8 arrays, PIL images or paths; another
+    size than the model's is cut to its centre square and area-resized.
+
+    Args:
+        network: the Transformer.
+        tokenizer: colours to tokens and back.
+        facts: objective, image size and provenance.
+        folder: where it was loaded from, if anywhere; a probe saved there is used.
+    """
+
+    def __init__(
+        self, network: GPT, tokenizer: Tokenizer, facts: ModelFacts, *, folder: Path | None = None
+    ) -> None:
+        self.network = network.eval()
+        self.tokenizer = tokenizer
+        self.facts = facts
+        self.folder = folder
+
+    @property
+    def image_size(self) -> int:
+        """Side S of the input, pixels."""
+        return self.facts.image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    def pixels(self, images: Images) -> np.ndarray:
+        """Any images as one array at the model's size: (N, S, S, 3) uint8.
+
+        Raises:
+            UserError: an image cannot be read or has another shape or type.
+        """
+        arrays = [_square(image, self.image_size) for image in _each(images)]
+        if not arrays:
+            raise UserError("there are no images: pass at least one")
+        return np.stack(arrays)
+
+    def encode(self, images: Images) -> np.ndarray:
+        """Tokens of images: (N, T) int64."""
+        return self.tokenizer.encode(self.pixels(images))
+
+    def decode(self, tokens: np.ndarray) -> np.ndarray:
+        """Images of tokens: (N, T) -> (N, S, S, 3) uint8."""
+        return self.tokenizer.decode(tokens)
+
+    @torch.inference_mode()
+    def logits(self, tokens: np.ndarray | Tensor) -> Tensor:
+        """(N, T) tokens -> (N, T, K) float32 logits; slot t predicts token t."""
+        return cast(Tensor, self.network(torch.as_tensor(tokens).to(self.device)))
+
+    def features(self, images: Images, layer: int | str = "best") -> np.ndarray:
+        """Pooled normalised activations of one layer (paper §2.4).
+
+        Args:
+            images: any images.
+            layer: 0 to L; "best" is the saved probe's, or the middle one where none is saved.
+
+        Returns:
+            (N, D) float32.
+        """
+        from igpt.evaluate.features import extract_features
+
+        chosen = self.best_layer() if layer == "best" else _layer_number(layer, self.network)
+        return extract_features(self.network, self.encode(images), layers=[chosen], keep=False)[0]
+
+    def best_layer(self) -> int:
+        """The saved probe's layer; where none is saved, the middle one (paper §4.1)."""
+        probe = self.probe()
+        return self.network.config.n_layer // 2 if probe is None else probe.layer
+
+    def probe(self) -> "SavedProbe | None":
+        """The probe saved with this model, if any.
+
+        Raises:
+            UserError: it was saved for another model or palette.
+        """
+        from igpt.evaluate.probe import SavedProbe
+
+        if self.folder is None or not (self.folder / "probe.json").is_file():
+            return None
+        return SavedProbe.load(self.folder, model_digest=self.digest())
+
+    def classify(self, images: Images) -> list[str]:
+        """The class name that the saved probe gives each image.
+
+        Raises:
+            UserError: no probe is saved with this model.
+        """
+        probe = self.probe()
+        if probe is None:
+            raise UserError(
+                f"{self.folder or 'this model'} has no probe: run `igpt probe MODEL DATA` first"
+            )
+        return probe.classify(self.features(images, layer=probe.layer))
+
+    def nats(self, images: Images) -> np.ndarray:
+        """Nats per token of each image, over all T tokens: (N,) float64."""
+        return self.surprise(images).mean((1, 2))
+
+    def surprise(self, images: Images) -> np.ndarray:
+        """-log p of each pixel (raw tokens: summed over its channels), nats: (N, S, S) float64."""
+        from igpt.evaluate.likelihood import token_surprise
+
+        nats = token_surprise(self.network, self.encode(images))  # (N, T)
+        side = self.image_size
+        return nats.reshape(len(nats), side, side, -1).sum(-1)
+
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        temperature: float = SampleConfig().temperature,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> np.ndarray:
+        """Draw n images: (n, S, S, 3) uint8; the same seed gives the same images."""
+        from igpt.generate.sample import sample
+
+        config = SampleConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+        return self.decode(sample(self.network, n, seed=seed, config=config))
+
+    def complete(
+        self,
+        images: Images,
+        *,
+        keep_rows: float | None = None,
+        keep: np.ndarray | None = None,
+        n: int = 1,
+        seed: int = 0,
+        temperature: float = SampleConfig().temperature,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> np.ndarray:
+        """Draw what is not kept of each image, n times.
+
+        Args:
+            images: any images.
+            keep_rows: share of the rows kept from the top; the paper's figure keeps half.
+            keep: (S, S) bool, True where a pixel is kept; in place of `keep_rows`.
+            n: completions an image.
+            seed: of the draws.
+            temperature: divides the logits.
+            top_k: draw among the k likeliest colours only.
+            top_p: draw among the likeliest colours that hold this share of the probability.
+
+        Returns:
+            (N, n, S, S, 3) uint8.
+        """
+        from igpt.generate.complete import complete, rows_kept
+
+        side = self.image_size
+        if (keep is None) == (keep_rows is None):
+            raise UserError("give either keep_rows or keep: a share of the rows or a mask")
+        if keep is None:
+            assert keep_rows is not None
+            keep = rows_kept(side, keep_rows)
+        config = SampleConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+        tokens = self.encode(images)
+        per_token = self.token_mask(np.asarray(keep))
+        drawn = complete(self.network, tokens, keep=per_token, n=n, seed=seed, config=config)
+        return self.decode(drawn).reshape(len(tokens), n, side, side, 3)
+
+    def token_mask(self, mask: np.ndarray) -> np.ndarray:
+        """(S, S) bool of pixels as (T,) bool of tokens.
+
+        Raises:
+            UserError: the mask has another shape.
+        """
+        side = self.image_size
+        if mask.shape != (side, side):
+            raise UserError(f"the mask is {mask.shape}: this model needs ({side}, {side}) pixels")
+        return np.repeat(mask.astype(bool).reshape(-1), self.network.seq_len // side**2)
+
+    def digest(self) -> str:
+        """Hash of every weight and of the palette: what a saved probe belongs to."""
+        from igpt.evaluate.features import weights_digest
+
+        return weights_digest(self.network) + self.tokenizer.digest[:16]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a model folder; it appears whole or not at all.
+
+        Raises:
+            UserError: the folder exists and is no model folder, or cannot be written.
+        """
+        path = Path(folder)
+        if path.exists() and not _may_replace(path):
+            raise UserError(f"{path} is not a model folder: choose another place")
+        with writing_folder(path) as part:
+            self._write(part)
+        return path
+
+    def _write(self, folder: Path) -> None:
+        state = {name: t.detach().cpu() for name, t in self.network.state_dict().items()}
+        config = _own_config(self.network, self.facts)
+        if self.network.objective == "ar":
+            state = to_imagegpt(state)
+            config = {
+                **imagegpt_config(
+                    self.network.config,
+                    n_colors=self.network.n_colors,
+                    seq_len=self.network.seq_len,
+                ),
+                "igpt": config["igpt"],
+            }
+        write_json(folder / "config.json", config)
+        write_json(folder / "preprocessor_config.json", _preprocessor(self))
+        data = safetensors.torch.save(_contiguous(state), metadata={"format": "pt"})
+        (folder / "model.safetensors").write_bytes(data)
+
+
+def _each(images: Images) -> Iterable[np.ndarray | Image.Image | str | Path]:
+    if isinstance(images, np.ndarray):
+        return images[None] if images.ndim == 3 else images
+    if isinstance(images, Image.Image | str | Path):
+        return [images]
+    return images
+
+
+def _square(image: np.ndarray | Image.Image | str | Path, side: int) -> np.ndarray:
+    """One image of any kind at the model's size: (S, S, 3) uint8."""
+    array = image if isinstance(image, np.ndarray) else read_image(image)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+        raise UserError(
+            f"an image is {array.shape} {array.dtype}: pass (H, W, 3) uint8 arrays, PIL images or paths"
+        )
+    return array if array.shape[:2] == (side, side) else area_resize(center_square(array), side)
+
+
+def _layer_number(layer: int | str, network: GPT) -> int:
+    n_layer = network.config.n_layer
+    if not isinstance(layer, int) or not 0 <= layer <= n_layer:
+        raise UserError(f"layer {layer!r} does not exist: choose 0 to {n_layer}, or 'best'")
+    return layer
+
+
+def _contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in state.items()}
+
+
+def _may_replace(path: Path) -> bool:
+    return (path / "config.json").is_file() or not any(path.iterdir())
+
+
+def _own_config(network: GPT, facts: ModelFacts) -> dict[str, Any]:
+    return {
+        "model_type": "igpt",
+        "model": dataclasses.asdict(network.config),
+        "n_colors": network.n_colors,
+        "igpt": {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(facts)},
+    }
+
+
+def _preprocessor(model: PixelModel) -> dict[str, Any]:
+    side = model.image_size
+    settings: dict[str, Any] = {
+        "image_processor_type": "ImageGPTImageProcessor",
+        "do_resize": True,
+        "size": {"height": side, "width": side},
+        "resample": 2,
+        "do_normalize": True,
+        "do_color_quantize": True,
+    }
+    if isinstance(model.tokenizer, Palette):
+        settings["clusters"] = model.tokenizer.colors.tolist()
+    return settings
+
+
+def load(source: str | Path) -> PixelModel:
+    """A model by name: a run folder or a model folder.
+
+    Args:
+        source: a path.
+
+    Raises:
+        UserError: there is nothing of the kind, or a file in it is missing or damaged.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        raise UserError(f"{source} is neither a run nor a model folder: check the path")
+    document = read_json(path / "config.json") if (path / "config.json").is_file() else None
+    if not isinstance(document, dict):
+        raise UserError(f"{path} holds no model (config.json is missing): check the path")
+    model = load_run(path) if "facts" in document else _load_folder(path, document)
+    model.network.to(compute.default_device())
+    return model
+
+
+def load_run(folder: Path) -> PixelModel:
+    """The model of a run's newest intact checkpoint."""
+    config, facts = read_run(folder)
+    path, rejected = checkpoint.newest(folder)
+    if path is None:
+        reason = f" ({rejected[0]})" if rejected else ""
+        raise UserError(f"{folder} has no usable checkpoint{reason}: train it with --resume")
+    held = checkpoint.load(path)
+    tokenizer = tokenizer_of_run(folder, config)
+    network = _network(
+        config.model, tokenizer.n_colors, config.data.seq_len, config.train.objective
+    )
+    checkpoint.load_weights(network, held.model, where=str(path / "model.safetensors"))
+    trained = {**facts, "step": held.step, "images": held.step * config.train.batch_size}
+    return PixelModel(network, tokenizer, _facts_of_run(config, trained), folder=folder / "model")
+
+
+def _facts_of_run(config: RunConfig, trained: dict[str, Any]) -> ModelFacts:
+    return ModelFacts(
+        objective=config.train.objective,
+        image_size=config.data.image_size,
+        tokens=config.data.tokens,
+        trained=trained,
+    )
+
+
+def _network(config: ModelConfig, n_colors: int, seq_len: int, objective: Objective) -> GPT:
+    return GPT(config, n_colors=n_colors, seq_len=seq_len, objective=objective)
+
+
+def _load_folder(path: Path, document: dict[str, Any]) -> PixelModel:
+    where = str(path / "config.json")
+    if document.get("model_type") not in ("imagegpt", "igpt") or "igpt" not in document:
+        raise UserError(f"{where} does not describe a model of igpt: check the path")
+    recorded = dict(document["igpt"])
+    version = recorded.pop("schema_version", None)
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{where} has schema version {version}: use the igpt that wrote it")
+    facts = ModelFacts(**recorded)
+    tensors = _read_tensors(path / "model.safetensors")
+    if document["model_type"] == "imagegpt":
+        config = ModelConfig(
+            **{key: document[key] for key in ("n_layer", "n_head", "n_embd")},
+            bias=has_biases(tensors),
+        )
+        n_colors = document["vocab_size"] - 1
+        tensors = from_imagegpt(tensors, bias=config.bias)
+    else:
+        config, n_colors = ModelConfig(**document["model"]), document["n_colors"]
+    tokenizer: Tokenizer = RawTokens() if facts.tokens == "raw" else _palette_of(path)
+    channels = 3 if facts.tokens == "raw" else 1
+    seq_len = facts.image_size**2 * channels
+    network = _network(config, n_colors, seq_len, facts.objective)
+    checkpoint.load_weights(network, tensors, where=str(path / "model.safetensors"))
+    return PixelModel(network, tokenizer, facts, folder=path)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"{path} is missing: restore the model folder")
+    try:
+        return safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}): restore the model folder") from error
+
+
+def _palette_of(path: Path) -> Palette:
+    settings = read_json(path / "preprocessor_config.json")
+    if "clusters" not in settings:
+        raise UserError(f"{path / 'preprocessor_config.json'} has no clusters: restore the folder")
+    return Palette(np.asarray(settings["clusters"], dtype=np.float32))
+
+
+def export_run(folder: Path) -> Path:
+    """Write the newest checkpoint of a run as its `model/` folder."""
+    return load_run(folder).save(folder / "model")

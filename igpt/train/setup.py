@@ -1,0 +1,302 @@
+"""From a configuration, images and a folder to a `Trainer` that is ready to step."""
+
+import dataclasses
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import igpt
+from igpt import compute
+from igpt.config import RunConfig
+from igpt.errors import UserError
+from igpt.images.packed import PackedSet
+from igpt.model.gpt import GPT
+from igpt.model.sizes import Shape, activation_bytes, parameter_count
+from igpt.progress import say
+from igpt.runs import read_json, write_json
+from igpt.streams import stream, torch_seed
+from igpt.tokens.batches import BatchStream
+from igpt.tokens.palette import Palette
+from igpt.tokens.raw import RawTokens
+from igpt.tokens.tokenizer import Tokenizer
+from igpt.train import checkpoint, loop
+from igpt.train.distributed import World
+from igpt.train.optim import Optimizer, warmup_steps_of
+from igpt.train.tracking import drop_metrics_after
+
+# What may change when a run is resumed; anything else would make it another run.
+FREE_AT_RESUME = frozenset(
+    f"train.{name}"
+    for name in (
+        "log_every",
+        "valid_every",
+        "valid_images",
+        "checkpoint_every",
+        "checkpoint_at",
+        "keep_last",
+    )
+)
+# These keep the run valid but not bit for bit the same.
+INEXACT_AT_RESUME = frozenset(
+    f"train.{name}" for name in ("micro_batch", "precision", "compile", "checkpoint_activations")
+)
+
+
+def read_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
+    """The resolved configuration of a run folder, and the facts recorded beside it.
+
+    Raises:
+        UserError: there is no run, or its config.json cannot be read.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no run (config.json is missing): check the path")
+    document = read_json(path)
+    if not isinstance(document, dict) or "facts" not in document:
+        raise UserError(f"{path} is not the config.json of a run: check the path")
+    facts = document.pop("facts")
+    return RunConfig.from_dict(document, where=str(path)), facts
+
+
+def create_run(
+    config: RunConfig, data: PackedSet, folder: Path, *, tokenizer: Tokenizer | None = None
+) -> RunConfig:
+    """Start a run folder: resolve every `auto`, write config.json and palette.npy.
+
+    Args:
+        config: as asked for.
+        data: packed images at the configured size.
+        folder: to start; must be new or empty.
+        tokenizer: of the model whose weights the run starts from; none makes one.
+
+    Raises:
+        UserError: the folder holds something already, or cannot be written.
+    """
+    if (folder / "config.json").exists():
+        raise UserError(
+            f"{folder} already holds a run: add --resume to go on with it, or choose another folder"
+        )
+    others = [p.name for p in folder.iterdir() if p.name != "lock"] if folder.is_dir() else []
+    if others:
+        raise UserError(f"{folder} is not empty ({others[0]}, ...): choose another folder")
+    tokenizer = tokenizer or _make_tokenizer(config, data)
+    config = resolve(config, n_images=n_training_images(config, data), n_colors=tokenizer.n_colors)
+    if isinstance(tokenizer, Palette):
+        tokenizer.save(folder / "palette.npy")
+    write_json(folder / "config.json", {**config.to_dict(), "facts": facts_of(data, tokenizer)})
+    return config
+
+
+def n_training_images(config: RunConfig, data: PackedSet) -> int:
+    """Images an epoch has."""
+    return data.n("train") + (data.n("valid") if config.data.fold_validation else 0)
+
+
+def _make_tokenizer(config: RunConfig, data: PackedSet) -> Tokenizer:
+    if config.data.tokens == "raw":
+        return RawTokens()
+    if config.data.palette is not None:
+        return Palette.load(Path(config.data.palette))
+    say(f"fitting a palette of {config.data.n_colors} colours on the training split")
+    return Palette.fit(data.images("train"), n_colors=config.data.n_colors, seed=config.seed)
+
+
+def tokenizer_of_run(folder: Path, config: RunConfig) -> Tokenizer:
+    """The tokeniser that a run was started with."""
+    return RawTokens() if config.data.tokens == "raw" else Palette.load(folder / "palette.npy")
+
+
+def facts_of(data: PackedSet, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What is recorded of data, versions and command, so that a figure can be traced."""
+    return {
+        "data": data.source,
+        "data_digest": data.digest,
+        "palette_digest": tokenizer.digest,
+        "command": shlex.join(["igpt", *sys.argv[1:]]),
+        "igpt": igpt.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+    }
+
+
+def resolve(config: RunConfig, *, n_images: int, n_colors: int) -> RunConfig:
+    """The configuration without any `auto`, as it is stored and obeyed from then on."""
+    device = compute.default_device()
+    train = config.train
+    dtype = compute.choose_dtype(train.precision, device)
+    compiles = train.compile != "off" and (device.type == "cuda" or compute.has_compiler())
+    if train.compile == "blocks" and not compiles:
+        raise UserError("train.compile blocks needs a C++ compiler (g++): install one, or use auto")
+    if train.compile == "auto" and not compiles:
+        say("no C++ compiler (g++) is found: training without compilation")
+    train = dataclasses.replace(
+        train,
+        precision="bf16" if dtype == torch.bfloat16 else "fp32",
+        compile="blocks" if compiles else "off",
+        warmup_steps=warmup_steps_of(train, n_images),
+    )
+    config = dataclasses.replace(config, train=train)
+    if train.micro_batch == "auto":
+        micro_batch = _fitting_micro_batch(config, n_colors=n_colors, device=device)
+        train = dataclasses.replace(train, micro_batch=micro_batch)
+    return dataclasses.replace(config, train=train)
+
+
+def _fitting_micro_batch(config: RunConfig, *, n_colors: int, device: torch.device) -> int:
+    """The largest halving of the batch whose activations fit in half of the free memory."""
+    train = config.train
+    shape = Shape(n_colors=n_colors, seq_len=config.data.seq_len, objective=train.objective)
+    width = 2 if train.precision == "bf16" else 4
+    per_image = activation_bytes(
+        config.model, shape, recompute=train.checkpoint_activations, width=width
+    )
+    states = 16 * parameter_count(config.model, shape)  # float32 weights, gradient, two moments
+    budget = compute.free_memory_bytes(device) * 0.5 - states
+    micro_batch = train.batch_size
+    while micro_batch > 1 and micro_batch * per_image > budget:
+        micro_batch = -(-micro_batch // 2)
+    return micro_batch
+
+
+def check_resumable(stored: RunConfig, asked: RunConfig) -> None:
+    """Refuse a changed configuration that would make it another run; warn where bits may differ.
+
+    Raises:
+        UserError: names each changed key.
+    """
+    changes = _differences(stored.to_dict(), asked.to_dict())
+    fatal = [c for c in changes if c[0] not in FREE_AT_RESUME | INEXACT_AT_RESUME]
+    if fatal:
+        listed = ", ".join(f"{key} {old} -> {new}" for key, old, new in fatal)
+        raise UserError(f"--resume cannot change {listed}: drop it, or start another run folder")
+    for key, old, new in changes:
+        if key in INEXACT_AT_RESUME:
+            say(f"warning: {key} {old} -> {new}: the weights will not be bit for bit the same")
+
+
+def _differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> list[tuple[str, Any, Any]]:
+    found: list[tuple[str, Any, Any]] = []
+    for key, value in old.items():
+        if isinstance(value, Mapping):
+            found += _differences(value, new[key], f"{prefix}{key}.")
+        elif value != new[key]:
+            found.append((f"{prefix}{key}", value, new[key]))
+    return found
+
+
+def make_network(config: RunConfig, *, n_colors: int) -> GPT:
+    """A network with the released code's initial weights, drawn from the run's seed."""
+    network = GPT(
+        config.model,
+        n_colors=n_colors,
+        seq_len=config.data.seq_len,
+        objective=config.train.objective,
+    )
+    seed = torch_seed(config.seed, "init")
+    network.init_weights(torch.Generator().manual_seed(seed))
+    return network
+
+
+def make_trainer(
+    config: RunConfig,
+    data: PackedSet,
+    folder: Path,
+    *,
+    tokenizer: Tokenizer,
+    initial: Mapping[str, Tensor] | None = None,
+    world: World | None = None,
+) -> loop.Trainer:
+    """A trainer at step 0.
+
+    Args:
+        config: resolved.
+        data: packed images at the configured size.
+        folder: of the run.
+        tokenizer: colours to tokens.
+        initial: weights to start from, by name; none draws them from the seed.
+        world: this process's place among the ranks; none: it is alone.
+    """
+    world = world or World()
+    device = compute.default_device()
+    network = make_network(config, n_colors=tokenizer.n_colors)
+    if initial is not None:
+        checkpoint.load_weights(network, initial, where="--init-from")
+    network.to(device)
+    network.checkpoint_activations = config.train.checkpoint_activations
+    if config.train.compile == "blocks":
+        for block in network.h:
+            block.compile()
+    return loop.Trainer(
+        config=config,
+        folder=folder,
+        network=network,
+        forward=network,
+        optimizer=Optimizer(network, config.train),
+        stream=_training_stream(config, data, tokenizer),
+        valid_tokens=_validation_tokens(config, data, tokenizer),
+        device=device,
+        dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
+        warmup_steps=config.train.warmup_steps or 0,
+        world=world,
+        facts=exactness_facts(device, world),
+    )
+
+
+def _training_stream(config: RunConfig, data: PackedSet, tokenizer: Tokenizer) -> BatchStream:
+    images = data.images("train")
+    if config.data.fold_validation:
+        images = np.concatenate([images[:], data.images("valid")[:]])
+    return BatchStream(
+        images,
+        None,
+        tokenizer,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        augment=config.data.augment,
+    )
+
+
+def _validation_tokens(config: RunConfig, data: PackedSet, tokenizer: Tokenizer) -> np.ndarray:
+    """(N, T) int64: a seeded choice of validation images, the same throughout a run."""
+    n = data.n("valid")
+    order = stream(config.seed, "valid-choice").permutation(n)
+    chosen = np.sort(order[: config.train.valid_images])
+    return tokenizer.encode(data.images("valid")[chosen])
+
+
+def exactness_facts(device: torch.device, world: World) -> dict[str, Any]:
+    """What must be equal for a resumed run to be bit for bit the uninterrupted one."""
+    return {
+        "device": device.type,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "world_size": world.size,
+    }
+
+
+def resume(trainer: loop.Trainer) -> None:
+    """Go back to the newest intact checkpoint, naming those passed over; none: start at step 0."""
+    path, rejected = checkpoint.newest(trainer.folder)
+    for line in rejected:
+        say(f"warning: {line}")
+    if path is not None:
+        held = loop.restore(trainer, path).state
+        for key, value in trainer.facts.items():
+            if held.get(key) != value:
+                say(
+                    f"warning: {key} {held.get(key)} -> {value}: "
+                    "the weights will not be bit for bit the same"
+                )
+    drop_metrics_after(trainer.folder, trainer.step)
+    say(f"resuming at step {trainer.step} of {trainer.config.train.total_steps}")
