@@ -17,7 +17,7 @@ from torch import Tensor
 from igpt import compute, runs
 from igpt.config import TrainConfig
 from igpt.errors import UserError
-from igpt.model.gpt import NORM_EPS, GPT
+from igpt.model.gpt import GPT, NORM_EPS
 from igpt.tokens.masks import bert_masks
 
 # Part of the key of a kept file: raise it when the same inputs give other numbers.
@@ -67,7 +67,7 @@ def extract_features(
     keep: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """Pooled features of all images at the chosen layers, in one pass that stops at the last of them.
+    """Pooled features of all images at the chosen layers, in one pass that stops at the last one.
 
     Args:
         network: on the device to use; its weights are not changed.
@@ -88,7 +88,7 @@ def extract_features(
         UserError: no images, tokens of another length, or a layer that the network has not.
     """
     chosen = _checked_layers(network, layers)
-    _check_tokens(network, tokens)
+    check_tokens(network, tokens)
     device = network.wpe.weight.device
     dtype = compute.choose_dtype(precision, device)
     if batch_size is None:
@@ -97,7 +97,7 @@ def extract_features(
 
     def fill(target: np.ndarray) -> None:
         done = 0
-        batches = _token_batches(network, tokens, batch_size, mask_prob, mask_seed)
+        batches = token_batches(network, tokens, batch_size, mask_prob, mask_seed)
         with torch.inference_mode(), compute.autocast(device, dtype):
             for batch, masked in batches:
                 pooled = pooled_layers(network, batch, masked, layers=chosen, normalised=normalised)
@@ -112,7 +112,7 @@ def extract_features(
         return result
     masks = (mask_prob, mask_seed) if network.objective == "bert" else None
     options = (CACHE_VERSION, shape, chosen, normalised, masks, str(dtype))
-    key = f"{network_digest(network)}/{tokens_digest(tokens)}/{options}"
+    key = f"{weights_digest(network)}/{tokens_digest(tokens)}/{options}"
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     return _kept(runs.cache_folder() / "features" / f"{name}.npy", shape, fill)
 
@@ -162,10 +162,10 @@ def _normalised_mean(network: GPT, layer: int, h: Tensor) -> Tensor:
     scale = torch.rsqrt(square / h.shape[2] + NORM_EPS) / h.shape[1]
     with torch.autocast(h.device.type, enabled=False):
         mean = torch.bmm(scale.unsqueeze(1), h.float()).squeeze(1)  # (B, D)
-    return mean * norm.weight  # type: ignore[no-any-return, union-attr, operator]
+    return mean * norm.weight  # type: ignore[union-attr, operator]
 
 
-def _token_batches(
+def token_batches(
     network: GPT, tokens: TokenSource, batch_size: int, mask_prob: float, mask_seed: int
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """(B, T) int64 tokens and, for BERT, (B, T) bool masks, on the network's device."""
@@ -176,7 +176,9 @@ def _token_batches(
         masked = None
         if network.objective == "bert":
             slots = range(start, start + len(rows))
-            drawn = bert_masks(mask_seed, 0, slots, rows.shape[1], mask_prob)
+            drawn = bert_masks(
+                mask_seed, 0, slots=slots, seq_len=rows.shape[1], mask_prob=mask_prob
+            )
             masked = torch.from_numpy(drawn).to(device)
         yield batch, masked
 
@@ -192,7 +194,7 @@ def _checked_layers(network: GPT, layers: Sequence[int] | None) -> tuple[int, ..
     return chosen
 
 
-def _check_tokens(network: GPT, tokens: TokenSource) -> None:
+def check_tokens(network: GPT, tokens: TokenSource) -> None:
     if len(tokens) == 0:
         raise UserError("there are no images to look at: check the data and the split")
     seq_len = np.asarray(tokens[0:1]).shape[1]
@@ -203,7 +205,7 @@ def _check_tokens(network: GPT, tokens: TokenSource) -> None:
         )
 
 
-def network_digest(network: GPT) -> str:
+def weights_digest(network: GPT) -> str:
     """The sha256 of all weights and what they are called, as hex."""
     digest = hashlib.sha256(repr((network.config, network.objective)).encode())
     for name, value in sorted(network.state_dict().items()):

@@ -1,0 +1,215 @@
+"""How well a model predicts images: nats per token, per image and per pixel, beside simple models.
+
+Autoregressive: the mean of -log p over all T tokens, the first (predicted from `sos` alone) among
+them. BERT: the mean over the masked tokens of each image, then over images, as in training. Losses
+under different palettes are not comparable, so the baselines see the same tokens.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from igpt import compute
+from igpt.config import TrainConfig
+from igpt.errors import UserError
+from igpt.evaluate.features import TokenSource, check_tokens, token_batches
+from igpt.model.gpt import GPT
+from igpt.train.objectives import token_nats
+
+# The logits (B, T, K) are the largest thing in memory: this many numbers of them at a time.
+BATCH_LOGITS = {"cpu": 2**22, "cuda": 2**27}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Likelihood:
+    """Mean loss on one split and, autoregressive only, what it comes to in bits."""
+
+    nats_per_token: float
+    nats_per_token_se: float
+    """Standard error over images."""
+    bits_per_pixel: float | None
+    """None for BERT, whose loss is no likelihood."""
+    bits_per_dim: float | None
+    """Bits per colour value; only for raw tokens, where it means what others mean by it."""
+    unigram_nats_per_token: float
+    bigram_nats_per_token: float
+    n_images: int
+
+
+def token_surprise(
+    network: GPT,
+    tokens: TokenSource,
+    *,
+    mask_prob: float = TrainConfig().mask_prob,
+    mask_seed: int = 0,
+    precision: compute.Precision = "auto",
+    progress: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """-log p of every token, in nats.
+
+    Args:
+        network: on the device to use.
+        tokens: (N, T) integers.
+        mask_prob: BERT only, the share of positions masked, as in training.
+        mask_seed: BERT only, seed of the masks.
+        precision: of the matrix products; the loss itself is float32.
+        progress: called with the number of images done after each batch.
+
+    Returns:
+        (N, T) float32; BERT: nan where a token was not masked and so was not predicted.
+
+    Raises:
+        UserError: no images, or tokens of another length.
+    """
+    check_tokens(network, tokens)
+    device = network.wpe.weight.device
+    dtype = compute.choose_dtype(precision, device)
+    batch_size = max(1, BATCH_LOGITS[device.type] // (network.seq_len * network.n_colors))
+    nats = np.empty((len(tokens), network.seq_len), np.float32)
+    done = 0
+    with torch.inference_mode():
+        for batch, masked in token_batches(network, tokens, batch_size, mask_prob, mask_seed):
+            with compute.autocast(device, dtype):
+                logits = network(batch, masked)
+            part = token_nats(logits, batch)  # (B, T)
+            if masked is not None:
+                part = torch.where(masked, part, math.nan)
+            nats[done : done + len(batch)] = part.cpu().numpy()
+            done += len(batch)
+            if progress is not None:
+                progress(len(batch))
+    return nats
+
+
+def image_nats(nats: np.ndarray) -> np.ndarray:
+    """Nats per token of each image: (N, T), nan where not predicted -> (N,) float64.
+
+    An image of which nothing was predicted (a short one, no position masked) is nan.
+    """
+    predicted = ~np.isnan(nats)
+    count = predicted.sum(axis=1)
+    total = np.where(predicted, nats, 0).sum(axis=1, dtype=np.float64)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def bits_per_dim(nats_per_token: float, *, tokens_per_pixel: int, channels: int = 3) -> float:
+    """Bits per colour value of an image from nats per token.
+
+    With a palette, one token stands for the three colour values of a pixel; as the palette discards
+    some of them, the figure may then not be set beside bits per dimension of 8-bit images.
+    """
+    return bits_per_pixel(nats_per_token, tokens_per_pixel=tokens_per_pixel) / channels
+
+
+def bits_per_pixel(nats_per_token: float, *, tokens_per_pixel: int) -> float:
+    """Bits a pixel from nats per token; a pixel is 1 palette token or 3 raw ones."""
+    return nats_per_token * tokens_per_pixel / math.log(2)
+
+
+def likelihood(
+    network: GPT,
+    tokens: TokenSource,
+    train_tokens: TokenSource,
+    *,
+    tokens_per_pixel: int,
+    mask_prob: float = TrainConfig().mask_prob,
+    precision: compute.Precision = "auto",
+    progress: Callable[[int], None] | None = None,
+) -> Likelihood:
+    """The loss of a split beside a unigram and a bigram model of the same tokens.
+
+    Args:
+        network: on the device to use.
+        tokens: (N, T) integers of the split to judge.
+        train_tokens: (M, T) integers that the simple models count.
+        tokens_per_pixel: 1 for a palette, 3 for raw tokens.
+        mask_prob: BERT only, as in training.
+        precision: of the matrix products.
+        progress: called with the number of images done after each batch.
+    """
+    nats = token_surprise(
+        network, tokens, mask_prob=mask_prob, precision=precision, progress=progress
+    )
+    per_image = image_nats(nats)
+    per_image = per_image[~np.isnan(per_image)]
+    mean = float(per_image.mean())
+    counts = Counts.of(train_tokens, n_colors=network.n_colors, stride=tokens_per_pixel)
+    raw, ar = tokens_per_pixel == 3, network.objective == "ar"
+    return Likelihood(
+        nats_per_token=mean,
+        nats_per_token_se=float(per_image.std() / math.sqrt(len(per_image))),
+        bits_per_pixel=bits_per_pixel(mean, tokens_per_pixel=tokens_per_pixel) if ar else None,
+        bits_per_dim=bits_per_dim(mean, tokens_per_pixel=3) if ar and raw else None,
+        unigram_nats_per_token=counts.unigram_nats(tokens),
+        bigram_nats_per_token=counts.bigram_nats(tokens),
+        n_images=len(per_image),
+    )
+
+
+class Counts:
+    """Colours and pairs of neighbouring colours counted on the training split, each plus one.
+
+    The neighbour is the pixel before in raster order; with raw tokens, the same channel of it. A
+    token without a neighbour is predicted by the unigram.
+
+    Args:
+        single: (K,) int64 counts.
+        pairs: (K, K) int64 counts, row: the neighbour.
+        stride: tokens back to the neighbour.
+    """
+
+    def __init__(self, single: np.ndarray, pairs: np.ndarray, stride: int) -> None:
+        self._stride = stride
+        self._single_nats = -np.log((single + 1) / (single + 1).sum())
+        self._pair_nats = -np.log((pairs + 1) / (pairs + 1).sum(axis=1, keepdims=True))
+
+    @classmethod
+    def of(cls, tokens: TokenSource, *, n_colors: int, stride: int) -> "Counts":
+        """Count (M, T) tokens, some images at a time.
+
+        Raises:
+            UserError: so many colours that the table of pairs would not fit in memory.
+        """
+        if n_colors > 4096:
+            raise UserError(
+                f"a bigram of {n_colors} colours is too large: use at most 4096 colours"
+            )
+        single = np.zeros(n_colors, np.int64)
+        pairs = np.zeros(n_colors**2, np.int64)
+        for rows in _stretches(tokens):
+            single += np.bincount(rows.reshape(-1), minlength=n_colors)
+            flat = rows[:, :-stride] * n_colors + rows[:, stride:]
+            pairs += np.bincount(flat.reshape(-1), minlength=n_colors**2)
+        return cls(single, pairs.reshape(n_colors, n_colors), stride)
+
+    def unigram_nats(self, tokens: TokenSource) -> float:
+        """Mean -log p of (N, T) tokens by the colour counts."""
+        return self._mean(tokens, lambda rows: float(self._single_nats[rows].sum()))
+
+    def bigram_nats(self, tokens: TokenSource) -> float:
+        """Mean -log p of (N, T) tokens, each given its neighbour."""
+
+        def total(rows: np.ndarray) -> float:
+            stride = self._stride
+            first = self._single_nats[rows[:, :stride]].sum()
+            rest = self._pair_nats[rows[:, :-stride], rows[:, stride:]].sum()
+            return float(first + rest)
+
+        return self._mean(tokens, total)
+
+    @staticmethod
+    def _mean(tokens: TokenSource, total: Callable[[np.ndarray], float]) -> float:
+        sums, count = 0.0, 0
+        for rows in _stretches(tokens):
+            sums += total(rows)
+            count += rows.size
+        return sums / count
+
+
+def _stretches(tokens: TokenSource) -> Iterator[np.ndarray]:
+    size = 4096
+    for start in range(0, len(tokens), size):
+        yield np.asarray(tokens[start : start + size]).astype(np.int64)
