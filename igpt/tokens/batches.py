@@ -1,0 +1,265 @@
+"""The stream of training batches: the batch of a step is a function of (seed, step, slot) alone."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igpt import streams
+from igpt.config import Augment
+from igpt.errors import UserError
+from igpt.tokens.order import shuffled
+from igpt.tokens.tokenizer import Tokenizer
+
+MAX_PERIOD = 1_000_000
+
+
+class ImageArray(Protocol):
+    """What is indexed like an array along its first axis, such as a split of a packed set."""
+
+    def __len__(self) -> int:
+        """Images N."""
+
+    def __getitem__(self, ids: Any, /) -> Any:
+        """Images (k, S, S, 3) uint8, or tokens (k, T), of an int array of k ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The images of one step, or those of some of its slots, as tokens."""
+
+    tokens: NDArray[np.int64]
+    """(B, T) int64."""
+    labels: NDArray[np.int64] | None
+    """(B,) class indices, -1 for an image without one; none where no image has one."""
+    step: int
+    """The step it belongs to, from 0."""
+    ids: NDArray[np.int64]
+    """(B,) which images they are; in a mixture the sources are counted through in their order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One set of images in a mixture."""
+
+    images: ImageArray
+    """(N, S, S, 3) uint8, or, where the stream has no tokeniser, tokens (N, T)."""
+    labels: NDArray[np.int64] | None = None
+    """(N,) class indices, or none."""
+    augment: Augment = "none"
+    """Random changes, drawn anew each time an image comes."""
+    weight: float = 1
+    """Its share of the batches, relative to the other sources' weights."""
+    name: str = "train"
+    """Names its random order."""
+
+
+class BatchStream:
+    """Batches in a random order that is new each epoch and holds each image once.
+
+    Nothing is kept between calls: any step, and any slots of it, can be asked for in any order by
+    any number of workers, and entering at step 10^6 costs what step 0 does.
+    """
+
+    def __init__(
+        self,
+        images: ImageArray,
+        labels: NDArray[np.int64] | None,
+        tokenizer: Tokenizer | None,
+        *,
+        batch_size: int,
+        seed: int,
+        augment: Augment = "none",
+        name: str = "train",
+    ) -> None:
+        """Stream one set of images.
+
+        Args:
+            images: (N, S, S, 3) uint8, or tokens (N, T) where there is no tokeniser.
+            labels: (N,) class indices, or none.
+            tokenizer: encodes the images; none where they are tokens already.
+            batch_size: images a step, over all ranks and micro-batches.
+            seed: of the run.
+            augment: random changes to the images.
+            name: of the images; two streams of one seed with different names are independent.
+
+        Raises:
+            UserError: no images, labels of another number, or an augmentation of tokens.
+        """
+        source = Source(images=images, labels=labels, augment=augment, name=name)
+        self._set_up((source,), tokenizer, batch_size, seed)
+
+    @classmethod
+    def mixed(
+        cls,
+        sources: Sequence[Source],
+        tokenizer: Tokenizer | None,
+        *,
+        batch_size: int,
+        seed: int,
+    ) -> Self:
+        """Stream several sets in the exact proportions of their weights, spread evenly.
+
+        Raises:
+            UserError: as for one set; or weights that are not above 0 or not in simple proportions.
+        """
+        stream = cls.__new__(cls)
+        stream._set_up(tuple(sources), tokenizer, batch_size, seed)
+        return stream
+
+    def _set_up(
+        self,
+        sources: tuple[Source, ...],
+        tokenizer: Tokenizer | None,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        for source in sources:
+            n = len(source.images)
+            if n == 0:
+                raise UserError(f"there are no images to draw from in {source.name}")
+            if source.labels is not None and len(source.labels) != n:
+                raise UserError(f"{source.name} has {n} images but {len(source.labels)} labels")
+            if tokenizer is None and source.augment != "none":
+                raise UserError(
+                    f"{source.name} holds tokens, which cannot be augmented: "
+                    "set data.augment to none or prepare it as images"
+                )
+        self.batch_size = batch_size
+        self._sources, self._tokenizer, self._seed = sources, tokenizer, seed
+        self._which, self._rank = _interleaved([source.weight for source in sources])
+        self._first_id = np.cumsum([0, *(len(source.images) for source in sources)])
+
+    def at(self, step: int, slots: slice | None = None) -> Batch:
+        """The batch of a step, or only some slots of it.
+
+        Args:
+            step: from 0.
+            slots: places in the batch, such as those of one rank; none: all of them.
+        """
+        places = np.arange(self.batch_size)[slots or slice(None)]
+        period, offset = np.divmod(step * self.batch_size + places, len(self._which))
+        which = self._which[offset]
+        ids = np.empty(len(places), np.int64)
+        labels = np.full(len(places), -1)
+        parts: list[tuple[NDArray[np.intp], NDArray[np.int64]]] = []
+        for number, source in enumerate(self._sources):
+            mine = np.flatnonzero(which == number)
+            turn = period[mine] * np.count_nonzero(self._which == number)
+            found = self._drawn(source, turn + self._rank[offset[mine]])
+            ids[mine] = self._first_id[number] + found
+            if source.labels is not None:
+                labels[mine] = source.labels[found]
+            parts.append((mine, self._tokens(source, found, step, places[mine])))
+        labelled = any(source.labels is not None for source in self._sources)
+        return Batch(_joined(parts), labels if labelled else None, step, ids)
+
+    def prefetch(
+        self,
+        start_step: int,
+        stop_step: int,
+        slots: slice | None = None,
+        *,
+        threads: int = 1,
+        ahead: int = 4,
+    ) -> Iterator[Batch]:
+        """The batches of steps `start_step` to `stop_step` - 1, made ahead of their use.
+
+        The threads end when the iterator does: used up, closed, or left by an exception. An error
+        in one of them is raised here at its step.
+
+        Args:
+            start_step: the first step.
+            stop_step: the step after the last.
+            slots: as for `at`.
+            threads: that make batches; numpy's loops run outside Python's lock.
+            ahead: batches that wait at most.
+        """
+        with ThreadPoolExecutor(threads, thread_name_prefix="igpt-batches") as pool:
+            waiting: deque[Future[Batch]] = deque()
+            try:
+                for step in range(start_step, stop_step):
+                    waiting.append(pool.submit(self.at, step, slots))
+                    if len(waiting) > ahead:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _drawn(self, source: Source, turns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The images that come at these turns of a source, counted from the run's start."""
+        n = len(source.images)
+        epochs, places = np.divmod(turns, n)
+        found = np.empty(len(turns), np.int64)
+        for epoch in np.unique(epochs).tolist():
+            now = epochs == epoch
+            found[now] = shuffled(places[now], n, seed=self._seed, name=source.name, epoch=epoch)
+        return found
+
+    def _tokens(
+        self, source: Source, ids: NDArray[np.int64], step: int, slots: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Tokens (k, T) int64 of the images `ids` in `slots`."""
+        images = source.images[ids]
+        if self._tokenizer is None:
+            return np.asarray(images).astype(np.int64)
+        if source.augment != "none":
+            rng = streams.stream(self._seed, f"augment/{source.name}", step)
+            images = _augmented(images, source.augment, rng, slots, self.batch_size)
+        return self._tokenizer.encode(images)
+
+
+def _augmented(
+    images: NDArray[np.uint8],
+    augment: Augment,
+    rng: streams.Rng,
+    slots: NDArray[np.int64],
+    batch_size: int,
+) -> NDArray[np.uint8]:
+    if augment != "flip":
+        raise UserError(f"data.augment {augment} is not available for stored images: use flip")
+    # Drawn for the whole batch, so that a slot's draw does not depend on which slots are asked for.
+    flips = rng.random(batch_size)[slots] < 0.5
+    return np.where(flips[:, None, None, None], images[:, :, ::-1], images)
+
+
+def _joined(parts: list[tuple[NDArray[np.intp], NDArray[np.int64]]]) -> NDArray[np.int64]:
+    """One array whose rows `mine` are `part`, for each (mine, part)."""
+    if len(parts) == 1:
+        return parts[0][1]
+    lengths = {part.shape[1] for mine, part in parts if len(mine)}
+    if len(lengths) != 1:
+        raise UserError(f"the sources have images of {sorted(lengths)} tokens: prepare them alike")
+    joined = np.empty((sum(len(mine) for mine, _ in parts), lengths.pop()), np.int64)
+    for mine, part in parts:
+        joined[mine] = part
+    return joined
+
+
+def _interleaved(weights: list[float]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Which source each place of a period belongs to, and which of that source's places it is.
+
+    Returns:
+        two (W,) intp arrays; in every W places source k has exactly its share of them.
+    """
+    shares = [Fraction(str(weight)) for weight in weights]
+    if any(share <= 0 for share in shares):
+        raise UserError(f"the sources' weights are {weights}: each must be above 0")
+    unit = Fraction(1)
+    for share in shares:
+        unit /= (share / unit).denominator
+    whole = [int(share / unit) for share in shares]
+    common = int(np.gcd.reduce(whole))
+    counts = [count // common for count in whole]
+    if sum(counts) > MAX_PERIOD:
+        raise UserError(f"the sources' weights {weights} have no simple ratio: round them")
+    which = np.repeat(np.arange(len(counts)), counts)
+    rank = np.concatenate([np.arange(count) for count in counts])
+    spread = np.argsort((2 * rank + 1) / np.repeat(counts, counts), kind="stable")
+    return which[spread], rank[spread]

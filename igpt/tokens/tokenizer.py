@@ -1,0 +1,76 @@
+"""What turns images into tokens and back: one interface for `Palette` and `RawTokens`."""
+
+from math import isqrt
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igpt.errors import UserError
+
+
+class Tokenizer(Protocol):
+    """Images to tokens in raster order, and back."""
+
+    @property
+    def kind(self) -> Literal["palette", "raw"]:
+        """Which of the two it is, as `data.tokens` names it."""
+
+    @property
+    def n_colors(self) -> int:
+        """Different tokens K."""
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 that changes whenever the tokens of some image would."""
+
+    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Tokens (..., T) int64 of images (..., S, S, 3) uint8."""
+
+    def encode_compact(self, images: NDArray[np.uint8]) -> NDArray[np.uint8] | NDArray[np.uint16]:
+        """The same tokens as `encode` in their smallest unsigned type."""
+
+    def decode(self, tokens: NDArray[np.integer]) -> NDArray[np.uint8]:
+        """Images (..., S, S, 3) uint8 of tokens (..., T)."""
+
+
+def check_images(images: NDArray[np.uint8]) -> None:
+    """Refuse what is not (..., S, S, 3) uint8.
+
+    Raises:
+        UserError: another type or shape.
+    """
+    shape = images.shape
+    if images.dtype != np.uint8:
+        raise UserError(f"images are {images.dtype}, not uint8: give levels from 0 to 255")
+    if len(shape) < 3 or shape[-1] != 3 or shape[-2] != shape[-3]:
+        raise UserError(
+            f"images have shape {shape}, not (..., S, S, 3): crop and resize them first"
+        )
+
+
+def image_side(tokens: NDArray[np.integer], *, n_colors: int, per_pixel: int) -> int:
+    """The side S of the square images that tokens (..., T) stand for.
+
+    Args:
+        tokens: (..., T) integers.
+        n_colors: different tokens K there are.
+        per_pixel: tokens one pixel takes.
+
+    Raises:
+        UserError: T fits no square image, or a token lies outside 0 to K - 1.
+    """
+    if tokens.ndim < 1 or not np.issubdtype(tokens.dtype, np.integer):
+        raise UserError(
+            f"tokens are {tokens.dtype} of shape {tokens.shape}: give integers (..., T)"
+        )
+    seq_len = tokens.shape[-1]
+    side = isqrt(seq_len // per_pixel)
+    if side * side * per_pixel != seq_len:
+        raise UserError(f"{seq_len} tokens make no square image: give all tokens of each image")
+    if tokens.size and (tokens.min() < 0 or tokens.max() >= n_colors):
+        raise UserError(
+            f"tokens reach from {tokens.min()} to {tokens.max()}: "
+            f"they must lie in 0 to {n_colors - 1}"
+        )
+    return side
