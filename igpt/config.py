@@ -214,6 +214,8 @@ class SampleConfig:
 class RunConfig:
     """The whole of a training run."""
 
+    recipe: str | None = None
+    """Named starting values; single options override them."""
     seed: int = 0
     """Seed of every random stream of the run."""
     data: DataConfig = DataConfig()

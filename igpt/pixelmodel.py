@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from igpt import compute
-from igpt.config import ModelConfig, Objective, RunConfig, SampleConfig, Tokenizer as TokenizerKind
+from igpt.config import ModelConfig, Objective, RunConfig, SampleConfig
+from igpt.config import Tokenizer as TokenizerKind
 from igpt.errors import UserError
 from igpt.images.files import read_image
 from igpt.images.resize import area_resize, center_square
@@ -281,7 +282,8 @@ def _square(image: np.ndarray | Image.Image | str | Path, side: int) -> np.ndarr
     array = image if isinstance(image, np.ndarray) else read_image(image)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise UserError(
-            f"an image is {array.shape} {array.dtype}: pass (H, W, 3) uint8 arrays, PIL images or paths"
+            f"an image is {array.shape} {array.dtype}: "
+            "pass (H, W, 3) uint8 arrays, PIL images or paths"
         )
     return array if array.shape[:2] == (side, side) else area_resize(center_square(array), side)
 

@@ -1,5 +1,6 @@
 """Named starting values for a run: `--recipe NAME`; single options override them."""
 
+import dataclasses
 import difflib
 
 from igpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
@@ -63,4 +64,4 @@ def recipe(name: str) -> RunConfig:
         near = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(RECIPES)}"
         raise UserError(f"there is no recipe {name!r}: {hint}")
-    return RECIPES[name]
+    return dataclasses.replace(RECIPES[name], recipe=name)

@@ -137,7 +137,7 @@ def sha256_of(path: Path) -> str:
 
 
 class FolderLock:
-    """Holds a folder for this process; the system frees it when the process ends, however it ends."""
+    """Holds a folder for this process; the system frees it however the process ends."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "lock"

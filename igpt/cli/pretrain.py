@@ -17,7 +17,6 @@ def pretrain(
     run: Run,
     *,
     config: Config,
-    recipe: str | None = None,
     resume: bool = False,
     init_from: str | None = None,
     json: bool = False,
@@ -28,7 +27,6 @@ def pretrain(
         data: a name (cifar10), a packed set, a folder of images, a tar, a parquet or csv file.
         run: folder to write; must be new unless --resume.
         config: every setting of the run.
-        recipe: named starting values; options override them.
         resume: go on from the newest intact checkpoint.
         init_from: a run or model folder whose weights and palette to start from.
         json: print the result as one JSON document.
@@ -66,9 +64,14 @@ def train_run(
     from igpt.progress import say, ticking
     from igpt.runs import FolderLock
     from igpt.train.loop import run_steps
-    from igpt.train.setup import check_resumable, create_run, make_trainer, read_run
+    from igpt.train.setup import (
+        check_resumable,
+        create_run,
+        make_trainer,
+        read_run,
+        tokenizer_of_run,
+    )
     from igpt.train.setup import resume as go_back
-    from igpt.train.setup import tokenizer_of_run
     from igpt.train.tracking import read_metrics
 
     compute.set_threads()

@@ -1,9 +1,9 @@
 """The network: a GPT-2-like Transformer over colour tokens, as the paper's authors released it.
 
-Exact points that differ from GPT-2 (paper §2.1, §3.3): the norm is RMS without centring, nothing has a
-bias, the activation is x * sigmoid(1.702 x), the output head is untied and starts at zero, and the
-autoregressive input is shifted right behind a learned `sos` vector, so that the last token is never
-an input. Shapes: B batch, T tokens, D width, H heads, E = D / H, K colours.
+Exact points that differ from GPT-2 (paper §2.1, §3.3): the norm is RMS without centring, nothing
+has a bias, the activation is x * sigmoid(1.702 x), the output head is untied and starts at zero,
+and the autoregressive input is shifted right behind a learned `sos` vector, so that the last token
+is never an input. Shapes: B batch, T tokens, D width, H heads, E = D / H, K colours.
 """
 
 import math

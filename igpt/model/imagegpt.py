@@ -1,7 +1,7 @@
 """The tensor names and shapes of `transformers`' ImageGPT, and the way to and from ours.
 
-Theirs keeps `sos` as the last row of `wte`, stores linear maps as (in, out) and always has biases in
-the blocks, which are zero in the paper's models (PAPER §D).
+Theirs keeps `sos` as the last row of `wte`, stores linear maps as (in, out) and always has biases
+in the blocks, which are zero in the paper's models (PAPER §D).
 """
 
 import re

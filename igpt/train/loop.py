@@ -52,7 +52,7 @@ class Trainer:
     dtype: torch.dtype
     """Of the matrix products."""
     warmup_steps: int
-    world: World = World()
+    world: World
     step: int = 0
     """Updates made so far."""
     stop_signal: int | None = None
@@ -76,8 +76,13 @@ def loss_of(trainer: Trainer, batch: Batch) -> Tensor:
     tokens = torch.from_numpy(batch.tokens).to(device, non_blocking=True)  # (B, T)
     masked = None
     if train.objective == "bert":
-        shape = (trainer.config.seed, batch.step, range(slots.start, slots.stop))
-        masks = bert_masks(*shape, tokens.shape[1], train.mask_prob)
+        masks = bert_masks(
+            trainer.config.seed,
+            batch.step,
+            slots=range(slots.start, slots.stop),
+            seq_len=tokens.shape[1],
+            mask_prob=train.mask_prob,
+        )
         masked = torch.from_numpy(masks).to(device)  # (B, T)
     local = loss_count(train.objective, tokens, masked)
     count = trainer.world.sum(torch.tensor(local, dtype=torch.float64, device=device)).clamp(min=1)
@@ -147,7 +152,7 @@ def restore(trainer: Trainer, path: Path) -> checkpoint.Checkpoint:
 def _stopping_softly(trainer: Trainer) -> Iterator[None]:
     """Let SIGINT and SIGTERM end the run after the current step; a second one ends it at once."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(number: int, _frame: FrameType | None) -> None:
         if trainer.stop_signal is not None:
             raise KeyboardInterrupt
         trainer.stop_signal = number

@@ -9,6 +9,8 @@ from igpt.tokens.masks import bert_masks
 from igpt.train.objectives import loss_count, loss_sum
 
 BATCH_SIZE = 32
+# Stands for a step in the name of the masks' stream; training steps start at 0.
+VALID_STEP = -1
 
 
 @torch.inference_mode()
@@ -40,7 +42,9 @@ def validation_nats(
         masked = None
         if network.objective == "bert":
             slots = range(start, start + len(part))
-            masks = bert_masks(seed, -1, slots, part.shape[1], mask_prob)
+            masks = bert_masks(
+                seed, VALID_STEP, slots=slots, seq_len=part.shape[1], mask_prob=mask_prob
+            )
             masked = torch.from_numpy(masks).to(device)
         with compute.autocast(device, dtype):
             logits = network(part, masked)

@@ -1,0 +1,41 @@
+# Everything runs in .venv, which `make setup` builds from requirements.lock; needs Python >= 3.11.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+SHELL := /bin/bash
+
+.PHONY: demo test setup checks bench soak docs lock clean
+
+demo: $(READY)
+	$(BIN)/igpt demo --train --resume
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu"
+
+soak: $(READY)
+	$(BIN)/python -m pytest -m "slow" --durations=20
+
+checks: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	for work in train sample data probe; do $(BIN)/igpt bench $$work || exit 1; done
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("igpt needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": run `make PYTHON=python3.12`" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+# Writes the lock anew from what .venv holds; the CPU build's mark is cut so that any build fits.
+lock:
+	$(BIN)/python -m pip freeze --all --exclude pip --exclude igpt | sed 's/+cpu//; /^-e /d; /^# /d' > requirements.lock
+
+clean:
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find igpt tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,84 @@
+import dataclasses
+
+import pytest
+import torch
+
+from igpt.config import TrainConfig
+from igpt.train.optim import Optimizer, clip_gradients, lr_factor_at, warmup_steps_of
+from tests.strategies import lively_gpt, random_tokens
+
+
+def config(**changes):
+    return dataclasses.replace(TrainConfig(), **changes)
+
+
+def test_warm_up_is_one_epoch_but_at_most_a_twentieth():
+    # Paper §3.4: batch 128 on the 1,229,920-image split is 9,609 steps.
+    assert warmup_steps_of(config(), n_images=1_229_920) == 9609
+    assert warmup_steps_of(config(total_steps=1000), n_images=1_229_920) == 50
+    assert warmup_steps_of(config(warmup_steps=7), n_images=10) == 7
+
+
+def test_rate_rises_in_a_line_then_falls_as_a_cosine_to_zero():
+    settings = config(total_steps=110)
+    factors = [lr_factor_at(step, settings, 10) for step in range(110)]
+    assert factors[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
+    assert factors[10] == 1.0
+    assert factors[60] == pytest.approx(0.5)
+    assert 0 < factors[-1] < 0.001
+    assert sorted(factors[10:], reverse=True) == factors[10:]
+
+
+def test_constant_and_linear_schedules():
+    assert lr_factor_at(99, config(total_steps=100, schedule="constant"), 5) == 1.0
+    linear = config(total_steps=100, schedule="linear", decay_fraction=0.5)
+    assert lr_factor_at(49, linear, 0) == 1.0
+    assert lr_factor_at(75, linear, 0) == pytest.approx(0.5)
+
+
+def updates_of(settings, steps=4):
+    network = lively_gpt().train()
+    optimizer = Optimizer(network, settings)
+    for step in range(steps):
+        network(random_tokens(network, 2, seed=step)).square().mean().backward()
+        clip_gradients(network.parameters(), settings.grad_clip_norm)
+        optimizer.step(0.5)
+    return network, optimizer
+
+
+def test_adamw_is_torchs_own_at_the_configured_rate():
+    settings = config(lr=0.01, grad_clip_norm=0.5)
+    ours, _ = updates_of(settings)
+    theirs = lively_gpt().train()
+    adamw = torch.optim.AdamW(theirs.parameters(), lr=0.005, betas=(0.9, 0.95), weight_decay=0)
+    for step in range(4):
+        adamw.zero_grad()
+        theirs(random_tokens(theirs, 2, seed=step)).square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+        adamw.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_state_goes_out_and_in_without_a_trace(optimizer):
+    settings = config(lr=0.01, optimizer=optimizer)
+    network, first = updates_of(settings)
+    copy = lively_gpt().train()
+    copy.load_state_dict(network.state_dict())
+    second = Optimizer(copy, settings)
+    second.load_tensors({name: tensor.clone() for name, tensor in first.tensors().items()})
+    for model, opt in ((network, first), (copy, second)):
+        model(random_tokens(model, 2, seed=9)).square().mean().backward()
+        opt.step(1.0)
+    for a, b in zip(network.parameters(), copy.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_muon_moves_block_matrices_only():
+    settings = config(lr=1e-9, muon_lr=0.01, optimizer="muon")
+    network, _ = updates_of(settings)
+    before = lively_gpt().state_dict()
+    for name, tensor in network.state_dict().items():
+        moved = (tensor - before[name]).abs().max().item() > 1e-5
+        assert moved == (name.startswith("h.") and tensor.ndim == 2), name
