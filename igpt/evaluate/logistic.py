@@ -24,10 +24,10 @@ MAX_STEPS = 1000
 MAX_HALVINGS = 30
 HISTORY = 10
 # Stop where the quadratic model promises less than this share of ln C, twice in a row.
-TOLERANCE = 1e-8
+TOLERANCE = 1e-7
 # Up to this many features the eigenvectors of their covariance pay for themselves.
 MAX_ROTATED = 4096
-CHUNK_BYTES = 2**22
+CHUNK_BYTES = 2**21
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
