@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from igpt import compute
-from igpt.config import ModelConfig, Objective, RunConfig, SampleConfig
+from igpt.config import ModelConfig, Objective, RunConfig, SampleConfig, TrainConfig
 from igpt.config import Tokenizer as TokenizerKind
 from igpt.errors import UserError
 from igpt.images.files import read_image
@@ -49,7 +49,9 @@ class ModelFacts:
     """Side S of the input, pixels."""
     tokens: TokenizerKind
     trained: dict[str, Any]
-    """Where the weights come from: data, steps, command; empty when unknown."""
+    """Where the weights come from: data, seed, steps, command; empty when unknown."""
+    mask_prob: float = TrainConfig().mask_prob
+    """BERT only: the share of positions masked, in training and so wherever it is judged."""
 
 
 class PixelModel:
@@ -217,7 +219,7 @@ class PixelModel:
         config = SampleConfig(temperature=temperature, top_k=top_k, top_p=top_p)
         tokens = self.encode(images)
         per_token = self.token_mask(np.asarray(keep))
-        drawn = complete(self.network, tokens, keep=per_token, n=n, seed=seed, config=config)
+        drawn = complete(self.network, tokens, per_token, n=n, seed=seed, config=config)
         return self.decode(drawn).reshape(len(tokens), n, side, side, 3)
 
     def token_mask(self, mask: np.ndarray) -> np.ndarray:
@@ -360,7 +362,14 @@ def load_run(folder: Path) -> PixelModel:
         config.model, tokenizer.n_colors, config.data.seq_len, config.train.objective
     )
     checkpoint.load_weights(network, held.model, where=str(path / "model.safetensors"))
-    trained = {**facts, "step": held.step, "images": held.step * config.train.batch_size}
+    trained = {
+        **facts,
+        "recipe": config.recipe,
+        "seed": config.seed,
+        "valid_fraction": config.data.valid_fraction,
+        "step": held.step,
+        "images": held.step * config.train.batch_size,
+    }
     return PixelModel(network, tokenizer, _facts_of_run(config, trained), folder=folder / "model")
 
 
@@ -370,6 +379,7 @@ def _facts_of_run(config: RunConfig, trained: dict[str, Any]) -> ModelFacts:
         image_size=config.data.image_size,
         tokens=config.data.tokens,
         trained=trained,
+        mask_prob=config.train.mask_prob,
     )
 
 

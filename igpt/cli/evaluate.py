@@ -1,0 +1,86 @@
+"""`igpt evaluate`."""
+
+import dataclasses
+import json as json_format
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from igpt.cli.arguments import Data, Model
+
+if TYPE_CHECKING:
+    from igpt.evaluate.likelihood import Likelihood
+    from igpt.images.packed import PackedSet
+    from igpt.pixelmodel import PixelModel
+
+
+def evaluate(
+    model: Model,
+    data: Data,
+    *,
+    split: Literal["train", "valid", "test"] = "test",
+    max_images: int | None = None,
+    json: bool = False,
+) -> None:
+    """Likelihood of a split: nats per token over all T tokens, and bits per pixel.
+
+    Args:
+        model: a run, a model folder or a shipped name.
+        data: a name (cifar10), a packed set, a folder of images, a tar, a parquet or csv file.
+        split: which images; train and valid are fixed by the seed of the data.
+        max_images: only the first so many.
+        json: print the result as one JSON document.
+    """
+    from igpt import compute
+    from igpt.cli.opening import open_for, record_place
+    from igpt.evaluate.record import write_record
+    from igpt.pixelmodel import load
+
+    compute.set_threads()
+    loaded = load(model)
+    packed = open_for(loaded, data)
+    result = measure_likelihood(loaded, packed, split=split, max_images=max_images)
+    values = dataclasses.asdict(result)
+    about = {"model": model, "data": packed.source, "split": split}
+    if place := record_place(Path(model)):
+        write_record(place, f"likelihood-{split}", values, **about)
+    if json:
+        print(json_format.dumps({**about, **values}))
+        return
+    print(f"{model} on the {split} split of {data}, {result.n_images} images")
+    spread = f"± {result.nats_per_token_se:.4f} (standard error over images)"
+    print(f"  {result.nats_per_token:.4f} nats per token {spread}")
+    if result.bits_per_pixel is not None:
+        print(f"  {result.bits_per_pixel:.4f} bits per pixel under this palette")
+    if result.bits_per_dim is not None:
+        print(f"  {result.bits_per_dim:.4f} bits per dimension")
+    print(
+        f"  unigram {result.unigram_nats_per_token:.4f}, bigram {result.bigram_nats_per_token:.4f}"
+    )
+
+
+def measure_likelihood(
+    model: "PixelModel", data: "PackedSet", *, split: str, max_images: int | None = None
+) -> "Likelihood":
+    """The likelihood of a split beside unigram and bigram counts of the training split."""
+    from igpt.evaluate.features import EncodedImages
+    from igpt.evaluate.likelihood import likelihood
+    from igpt.progress import ticking
+
+    encode = model.tokenizer.encode
+    images = data.images(split)[:max_images]
+    done = 0
+    with ticking(f"likelihood, {split}") as ticker:
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            ticker.update(done, len(images), "images")
+
+        return likelihood(
+            model.network,
+            EncodedImages(images, encode),
+            EncodedImages(data.images("train"), encode),
+            tokens_per_pixel=model.network.seq_len // model.image_size**2,
+            mask_prob=model.facts.mask_prob,
+            progress=advance,
+        )

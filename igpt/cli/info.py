@@ -1,0 +1,104 @@
+"""`igpt info`."""
+
+import json as json_format
+import platform
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from igpt.errors import UserError
+
+
+def info(
+    path: Positional[Annotated[str | None, arg(metavar="PATH")]] = None, *, json: bool = False
+) -> None:
+    """Versions, device and measured rates; or what a run, model, packed set or palette is.
+
+    Args:
+        path: a run, a model folder, a packed set or a palette file; none: this machine.
+        json: print the result as one JSON document.
+    """
+    facts = _machine() if path is None else _describe(Path(path))
+    if json:
+        print(json_format.dumps(facts))
+        return
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        print(f"{key:<{width}}  {value}")
+
+
+def _machine() -> dict[str, Any]:
+    import torch
+
+    import igpt
+    from igpt import compute, runs
+
+    threads = compute.set_threads()
+    device = compute.default_device()
+    rates = {
+        f"matrix rate, {name}": f"{compute.matrix_rate(device, dtype) / 1e9:,.0f} GFLOP/s"
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+    }
+    return {
+        "igpt": igpt.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": str(device),
+        "threads": threads,
+        **rates,
+        "copy rate": f"{compute.copy_rate(device) / 1e9:,.1f} GB/s",
+        "faster type": str(compute.choose_dtype("auto", device)).removeprefix("torch."),
+        "compiler": "yes" if compute.has_compiler() else "none (training runs uncompiled)",
+        "cache": str(runs.cache_folder()),
+    }
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise UserError(f"{path} does not exist: check the path")
+    if path.suffix == ".npy":
+        return _palette(path)
+    if (path / "manifest.json").is_file():
+        return _packed(path)
+    if (path / "config.json").is_file():
+        return _model(path)
+    raise UserError(f"{path} is no run, model folder, packed set or palette (.npy): check the path")
+
+
+def _palette(path: Path) -> dict[str, Any]:
+    from igpt.tokens.palette import Palette
+
+    palette = Palette.load(path)
+    return {"kind": "palette", "colours": palette.n_colors, "sha256": palette.digest}
+
+
+def _packed(path: Path) -> dict[str, Any]:
+    from igpt.images.packed import PackedSet
+
+    packed = PackedSet.open(path)
+    return {
+        "kind": "packed set",
+        "source": packed.source,
+        "image size": packed.image_size,
+        "classes": "none" if packed.classes is None else len(packed.classes),
+        **{f"{split} images": packed.n(split) for split in ("train", "valid", "test")},
+        "digest": packed.digest,
+    }
+
+
+def _model(path: Path) -> dict[str, Any]:
+    from igpt.pixelmodel import load
+
+    model = load(path)
+    network, config = model.network, model.network.config
+    is_run = (path / "metrics.jsonl").is_file()
+    return {
+        "kind": "run" if is_run else "model folder",
+        "objective": model.facts.objective,
+        "image size": model.image_size,
+        "layers, heads, width": f"{config.n_layer}, {config.n_head}, {config.n_embd}",
+        "tokens": f"{network.seq_len} of {network.n_colors} ({model.facts.tokens})",
+        "parameters": f"{sum(p.numel() for p in network.parameters()):,}",
+        **{f"trained: {key}": value for key, value in model.facts.trained.items()},
+    }

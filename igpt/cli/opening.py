@@ -1,0 +1,26 @@
+"""What commands on a trained model share: its data at its size, and where figures are kept."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from igpt.images.packed import PackedSet
+    from igpt.pixelmodel import PixelModel
+
+
+def open_for(model: "PixelModel", data: str) -> "PackedSet":
+    """DATA at the model's size, split as it was for training."""
+    from igpt.images.prepare import open_data
+
+    trained = model.facts.trained
+    return open_data(
+        data,
+        image_size=model.image_size,
+        seed=trained.get("seed", 0),
+        valid_fraction=trained.get("valid_fraction"),
+    )
+
+
+def record_place(model: Path) -> Path | None:
+    """The run folder that a MODEL argument names, where its figures are kept; else none."""
+    return model if (model / "metrics.jsonl").is_file() else None

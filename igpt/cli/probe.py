@@ -1,0 +1,152 @@
+"""`igpt probe`."""
+
+import dataclasses
+import json as json_format
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from igpt.cli.arguments import Data, Model
+from igpt.errors import UserError
+
+if TYPE_CHECKING:
+    from igpt.images.packed import PackedSet
+    from igpt.pixelmodel import PixelModel
+
+
+def probe(
+    model: Model,
+    data: Data,
+    *,
+    raw_residual: bool = False,
+    raw_pixels: bool = True,
+    json: bool = False,
+) -> None:
+    """Linear probe of every layer (paper §2.4): layer and strength chosen on validation, then test.
+
+    The fitted probe is saved with the model, and `igpt classify` uses it.
+
+    Args:
+        model: a run, a model folder or a shipped name.
+        data: labelled images: a name (cifar10), a packed set, a folder with one folder a class.
+        raw_residual: pool the residual stream itself in place of the paper's normalised features.
+        raw_pixels: treat the pixels themselves the same, for comparison.
+        json: print the result as one JSON document.
+    """
+    from igpt import compute
+    from igpt.cli.opening import open_for, record_place
+    from igpt.evaluate.record import write_record
+    from igpt.pixelmodel import load
+
+    compute.set_threads()
+    loaded = load(model)
+    packed = open_for(loaded, data)
+    result = probe_model(loaded, packed, normalised=not raw_residual, raw_pixels=raw_pixels)
+    about = {"model": model, "data": packed.source, "split": "test"}
+    if place := record_place(Path(model)):
+        write_record(place, "probe", result, **about)
+    if json:
+        print(json_format.dumps({**about, **result}))
+    else:
+        _print_result(result)
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    print("layer  strength  validation accuracy")
+    for score in result["by_layer"]:
+        mark = "  <- chosen" if score["layer"] == result["layer"] else ""
+        print(
+            f"{score['layer']:>5}  {score['strength']:>8g}  {score['valid_accuracy']:>8.2%}{mark}"
+        )
+    spread = f"± {result['test_accuracy_se']:.2%}"
+    print(f"test accuracy of layer {result['layer']}: {result['test_accuracy']:.2%} {spread}")
+    if pixels := result.get("raw_pixels"):
+        print(f"raw pixels, same protocol: {pixels['test_accuracy']:.2%}")
+
+
+def probe_model(
+    model: "PixelModel", data: "PackedSet", *, normalised: bool = True, raw_pixels: bool = True
+) -> dict[str, Any]:
+    """Probe all layers, save the chosen classifier in the model's folder, return the figures.
+
+    Raises:
+        UserError: the images have no labels, or too few of them.
+    """
+    from igpt.evaluate.probe import SavedProbe, probe_layers
+    from igpt.progress import ticking
+
+    if data.labels("train") is None or data.classes is None:
+        raise UserError(f"{data.source} has no labels: give one folder a class, or a labelled set")
+    splits = {name: _features(model, data, name, normalised) for name in SPLITS}
+    layers = range(model.network.config.n_layer + 1)
+    with ticking("probe") as ticker:
+        tick = _Counter(ticker, len(layers))
+        result, weights, biases = probe_layers(
+            splits["train"],
+            splits["valid"],
+            splits["test"],
+            layers=layers,
+            device=model.device,
+            progress=tick,
+        )
+    if model.folder is not None and model.folder.is_dir():
+        SavedProbe(
+            weights=weights,
+            biases=biases,
+            layer=result.layer,
+            normalised=normalised,
+            strength=result.strength,
+            labels=result.labels,
+            classes=tuple(data.classes[label] for label in result.labels),
+            model_digest=model.digest(),
+            protocol=PROTOCOL.format(source=data.source),
+        ).save(model.folder)
+    figures: dict[str, Any] = dataclasses.asdict(result)
+    if raw_pixels:
+        figures["raw_pixels"] = probe_pixels(data)
+    return figures
+
+
+SPLITS = ("train", "valid", "test")
+PROTOCOL = (
+    "Logistic regression on {source}; layer and strength chosen on validation, "
+    "refitted on train and validation, test looked at once."
+)
+
+
+def probe_pixels(data: "PackedSet") -> dict[str, Any]:
+    """The same protocol on the pixels themselves."""
+    from igpt.evaluate.probe import Labelled, pixel_features, probe_layers
+
+    splits = [
+        Labelled(pixel_features(data.images(name)[:])[None], data.labels(name)) for name in SPLITS
+    ]
+    result, _, _ = probe_layers(*splits, layers=[0])
+    return dataclasses.asdict(result)
+
+
+class _Counter:
+    """Turns `n more are done` into a ticker's `k of N`."""
+
+    def __init__(self, ticker: Any, total: int, unit: str = "") -> None:
+        self._ticker, self._total, self._unit, self._done = ticker, total, unit, 0
+
+    def __call__(self, n: int) -> None:
+        self._done += n
+        self._ticker.update(self._done, self._total, self._unit)
+
+
+def _features(model: "PixelModel", data: "PackedSet", split: str, normalised: bool) -> Any:
+    from igpt.evaluate.features import EncodedImages, extract_features
+    from igpt.evaluate.probe import Labelled
+    from igpt.progress import ticking
+
+    images = data.images(split)
+    with ticking(f"features, {split}") as ticker:
+        features = extract_features(
+            model.network,
+            EncodedImages(images, model.tokenizer.encode),
+            normalised=normalised,
+            mask_prob=model.facts.mask_prob,
+            progress=_Counter(ticker, len(images), "images"),
+        )
+    return Labelled(features, data.labels(split))
