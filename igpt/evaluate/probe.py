@@ -62,7 +62,8 @@ class ProbeResult:
     n_valid: int
     n_test: int
     n_features: int
-    n_classes: int
+    labels: tuple[int, ...]
+    """The data set's number of each of the C classes that the classifier tells apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +172,7 @@ def probe_layers(
 
     Returns:
         The result, and the chosen classifier's (C, D) weights and (C,) biases for the features as
-        given; C counts the classes of train and validation in increasing order (`present_labels`).
+        given; its row c is for the class `result.labels[c]`.
 
     Raises:
         UserError: labels are missing, or are of one class only, or there are fewer than classes.
@@ -203,14 +204,14 @@ def probe_layers(
         n_valid=len(valid.labels),
         n_test=len(test.labels),
         n_features=both.shape[1],
-        n_classes=len(present),
+        labels=tuple(present.tolist()),
     )
     return result, weights, biases
 
 
 def pixel_features(images: np.ndarray) -> np.ndarray:
-    """Raw pixels in [-1, 1] as the only layer: (N, S, S, 3) uint8 -> (1, N, S * S * 3) float32."""
-    flat = np.asarray(images).reshape(1, len(images), -1).astype(np.float32)
+    """Raw pixels in [-1, 1] as features: (N, S, S, 3) uint8 -> (N, S * S * 3) float32."""
+    flat = np.asarray(images).reshape(len(images), -1).astype(np.float32)
     flat /= 127.5
     flat -= 1
     return flat

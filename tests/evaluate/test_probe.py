@@ -84,7 +84,8 @@ def test_labels_need_not_be_consecutive() -> None:
     renamed = tuple(Labelled(part.features, names[part.labels]) for part in plain)
     one, _, _ = probe_layers(*plain, layers=[0, 1, 2])
     other, _, _ = probe_layers(*renamed, layers=[0, 1, 2])
-    assert one == other
+    assert other.labels == (3, 7, 8, 40)
+    assert replace(one, labels=()) == replace(other, labels=())
     assert present_labels(renamed[0].labels).tolist() == [3, 7, 8, 40]
 
 
@@ -117,10 +118,10 @@ def test_pixels_lie_between_minus_one_and_one() -> None:
     images = np.zeros((2, 4, 4, 3), np.uint8)
     images[1] = 255
     features = pixel_features(images)
-    assert features.shape == (1, 2, 48)
+    assert features.shape == (2, 48)
     assert features.dtype == np.float32
-    assert (features[0, 0] == -1).all()
-    assert (features[0, 1] == 1).all()
+    assert (features[0] == -1).all()
+    assert (features[1] == 1).all()
 
 
 @pytest.mark.parametrize(("around", "taken"), [(0, 0), (1, 0), (3, 1), (6, 2)])

@@ -1,0 +1,144 @@
+"""Line charts as SVG or PNG, each with the table behind it."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+INK, MUTED, GRID = "#1d2433", "#667085", "#e6e8ee"
+COLORS = ("#1f5fbf", "#d1662b", "#2f8f6b", "#8a4fbf", "#b0892a", "#c23f6b")
+
+STYLE = {
+    "svg.fonttype": "none",  # text stays text: sharp, small, selectable
+    "svg.hashsalt": "igpt",  # the same chart gives the same bytes
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line, or dots where there are few points."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    form: Literal["line", "dots", "both"] = "line"
+    error: Sequence[float] | None = None
+    """Half the height of an error bar at each point."""
+    dashed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A horizontal line to compare with."""
+
+    label: str
+    y: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """All that is needed to draw a chart, or to write its numbers down."""
+
+    series: tuple[Series, ...]
+    levels: tuple[Level, ...] = ()
+    x_label: str
+    y_label: str
+    percent: bool = False
+    """Show y as a percentage."""
+    whole_x: bool = False
+    """Ticks of x at whole numbers only."""
+    y_top: float | None = None
+    """Cut the axis here: what lies above says nothing."""
+
+    def svg(self, *, width_in: float = 6.2, height_in: float = 3.3) -> str:
+        """The chart as an SVG document."""
+        return self._drawn("svg", width_in, height_in).decode()
+
+    def png(self, *, width_in: float = 6.2, height_in: float = 3.3) -> bytes:
+        """The chart as a PNG file of 200 dots an inch."""
+        return self._drawn("png", width_in, height_in)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers, as plain values for JSON."""
+        return {
+            "x": self.x_label,
+            "y": self.y_label,
+            "series": {
+                series.label: {
+                    "x": list(series.x),
+                    "y": list(series.y),
+                    "error": None if series.error is None else list(series.error),
+                }
+                for series in self.series
+            },
+            "levels": {level.label: level.y for level in self.levels},
+        }
+
+    def _drawn(self, form: str, width_in: float, height_in: float) -> bytes:
+        with matplotlib.rc_context(STYLE):
+            figure = Figure(figsize=(width_in, height_in), layout="constrained")
+            axes = figure.add_subplot()
+            self._draw(axes)
+            file = io.BytesIO()
+            metadata = {"Date": None} if form == "svg" else None
+            figure.savefig(file, format=form, dpi=200, metadata=metadata)
+        return file.getvalue()
+
+    def _draw(self, axes: Axes) -> None:
+        for series, color in zip(self.series, COLORS * len(self.series), strict=False):
+            axes.errorbar(
+                series.x,
+                series.y,
+                yerr=series.error,
+                label=series.label,
+                color=color,
+                linestyle="none" if series.form == "dots" else ("--" if series.dashed else "-"),
+                linewidth=1.6,
+                marker="" if series.form == "line" else "o",
+                markersize=4.5,
+                capsize=2.5,
+            )
+        for level in self.levels:
+            axes.axhline(level.y, color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)))
+            axes.annotate(
+                level.label,
+                (0.995, level.y),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="right",
+                color=MUTED,
+                fontsize=8,
+            )
+        self._dress(axes)
+
+    def _dress(self, axes: Axes) -> None:
+        axes.set_xlabel(self.x_label)
+        axes.set_ylabel(self.y_label)
+        axes.grid(axis="y", color=GRID, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(length=0)
+        axes.margins(x=0.02, y=0.12)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=self.whole_x))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        if self.percent:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
+        if self.y_top is not None:
+            axes.set_ylim(top=self.y_top)
+        if len(self.series) > 1:
+            axes.legend(
+                loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0.2
+            )
