@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 INK, MUTED, GRID = "#1d2433", "#667085", "#e6e8ee"
 COLORS = ("#1f5fbf", "#d1662b", "#2f8f6b", "#8a4fbf", "#b0892a", "#c23f6b")
 
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: sharp, small, selectable
     "svg.hashsalt": "igpt",  # the same chart gives the same bytes
     "font.family": "sans-serif",
@@ -121,6 +121,7 @@ class Chart:
                 ha="right",
                 color=MUTED,
                 fontsize=8,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             )
         self._dress(axes)
 
@@ -133,6 +134,7 @@ class Chart:
         axes.tick_params(length=0)
         axes.margins(x=0.02, y=0.12)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=self.whole_x))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=7))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
         if self.percent:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))

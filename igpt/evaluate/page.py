@@ -50,6 +50,7 @@ footer { margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--line
   h1 { font-size: 1.9rem; } h2 { font-size: 1.35rem; margin-top: 2.4rem; }
   .tiles { grid-template-columns: 1fr 1fr; } .tile { padding: .8rem .85rem; }
   .tile b { font-size: 1.35rem; } th, td { padding-right: .6rem; }
+  table:has(th:nth-child(4)) { min-width: 36rem; }
 }
 @media print {
   html { background: none; } body { max-width: none; padding: 0; font-size: 10.5pt; }
