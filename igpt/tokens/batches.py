@@ -1,5 +1,6 @@
 """The stream of training batches: the batch of a step is a function of (seed, step, slot) alone."""
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -248,15 +249,12 @@ def _interleaved(weights: list[float]) -> tuple[NDArray[np.intp], NDArray[np.int
     Returns:
         two (W,) intp arrays; in every W places source k has exactly its share of them.
     """
-    shares = [Fraction(str(weight)) for weight in weights]
-    if any(share <= 0 for share in shares):
+    if not all(0 < weight < math.inf for weight in weights):
         raise UserError(f"the sources' weights are {weights}: each must be above 0")
-    unit = Fraction(1)
-    for share in shares:
-        unit /= (share / unit).denominator
-    whole = [int(share / unit) for share in shares]
-    common = int(np.gcd.reduce(whole))
-    counts = [count // common for count in whole]
+    shares = [Fraction(str(weight)) for weight in weights]  # 0.1 is a tenth, as it was written
+    common = math.lcm(*(share.denominator for share in shares))
+    whole = [int(share * common) for share in shares]
+    counts = [count // math.gcd(*whole) for count in whole]
     if sum(counts) > MAX_PERIOD:
         raise UserError(f"the sources' weights {weights} have no simple ratio: round them")
     which = np.repeat(np.arange(len(counts)), counts)

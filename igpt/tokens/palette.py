@@ -109,7 +109,7 @@ class Palette:
             raise UserError(
                 f"{path} is not a palette: it must be a .npy file with a (K, 3) float32 array"
             ) from error
-        if colors.dtype != np.float32:
+        if colors.dtype.newbyteorder("=") != np.float32:
             raise UserError(f"palette {path} holds {colors.dtype}, not float32: save it as float32")
         try:
             return cls(colors)

@@ -29,7 +29,7 @@ class RawTokens:
     def encode_compact(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The same as uint8: the image's own bytes where they lie in order."""
         check_images(images)
-        return images.reshape(*images.shape[:-3], -1)
+        return images.reshape(*images.shape[:-3], 3 * images.shape[-2] ** 2)
 
     def decode(self, tokens: NDArray[np.integer]) -> NDArray[np.uint8]:
         """The images (..., S, S, 3) uint8 of tokens (..., 3 S S).

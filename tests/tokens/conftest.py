@@ -1,0 +1,37 @@
+"""What the tests of this room share."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from igpt.tokens.palette import Palette
+
+
+@pytest.fixture(scope="session")
+def table_cache(tmp_path_factory):
+    """One cache folder for all tests, so that each table is made once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, table_cache):
+    monkeypatch.setenv("IGPT_CACHE", str(table_cache))
+
+
+@pytest.fixture(scope="session")
+def authors_palette():
+    """The palette that the paper's authors published, where it was lent."""
+    root = Path(__file__).parents[2]
+    for path in (root.parent / "shared", root / "shared"):
+        if (path / "data" / "kmeans_centers.npy").exists():
+            return Palette.load(path / "data" / "kmeans_centers.npy")
+    pytest.skip("the authors' kmeans_centers.npy is not here")
+
+
+@pytest.fixture(scope="session")
+def small_palette():
+    """Eleven colours far apart, so that decoding and encoding again is the identity."""
+    levels = np.random.default_rng(0).permutation(27)[:11]
+    corners = np.stack([levels // 9, levels // 3 % 3, levels % 3], axis=1) - 1.0
+    return Palette(0.9 * corners)
