@@ -138,22 +138,30 @@ def _deferred(function: Callable[..., None]) -> Callable[..., Callable[[], None]
 
 def _in_one_line(box: str) -> str:
     """The message in tyro's framed error, without frame, title, and help below the rule."""
-    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()][1:]
-    message = []
-    for line in lines:
-        if line.startswith("─"):
+    message: list[str] = []
+    for line in box.splitlines()[1:]:
+        text = line.strip("│|╭╮╰╯+ ")
+        is_rule = set(text) <= {"─", "-"}
+        if is_rule and message:
             break
-        message.append(line)
+        if not is_rule:
+            message.append(text)
     return re.sub(r"\s+", " ", " ".join(message)).strip(" .:") or "wrong arguments"
 
 
 def _unknown_argument(function: Callable[..., Any], argument: str, prog: str) -> str:
     if not argument.startswith("-"):
         return f"unexpected argument {argument!r}: see {prog} --help"
-    import tyro
-
-    parser = tyro.extras.get_parser(function, prog=prog)
-    known = [o for action in parser._actions for o in action.option_strings]
+    known = set(re.findall(r"--[a-z][a-z0-9.-]*", _help_of(function)))
     near = difflib.get_close_matches(argument.split("=")[0], known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"see {prog} --help"
     return f"unknown option {argument}: {hint}"
+
+
+def _help_of(function: Callable[..., Any]) -> str:
+    import tyro
+
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        tyro.cli(function, args=["--help"])
+    return text.getvalue()

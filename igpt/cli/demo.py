@@ -1,0 +1,171 @@
+"""`igpt demo`: the whole story on CIFAR-10, ending in a page."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from igpt.config import DataConfig, RunConfig
+from igpt.errors import UserError
+from igpt.recipes import recipe
+
+if TYPE_CHECKING:
+    from igpt.images.packed import PackedSet
+    from igpt.pixelmodel import PixelModel
+
+N_SAMPLES = 64
+N_COMPLETED = 8
+N_COMPLETIONS = 5
+DIGITS_SIZE = 8
+
+
+def demo(*, train: bool = False, resume: bool = False, out: str = "runs/demo") -> None:
+    """The whole story in minutes: data, palette, training, samples, completions, probe, report.
+
+    Args:
+        train: fetch CIFAR-10 and train a small model from nothing (about 10 minutes on two cores).
+        resume: go on with what an earlier demo left, whether it was interrupted or finished.
+        out: run folder to write.
+    """
+    from igpt.cli.pretrain import train_run
+    from igpt.evaluate.report import write_report
+    from igpt.pixelmodel import load
+
+    if not train:
+        raise UserError("no model ships with this version: run `igpt demo --train`")
+    folder = Path(out)
+    start_s = time.monotonic()
+    with _stage("data"):
+        data, config = _data_and_config(folder)
+    with _stage("training"):
+        result = train_run(data, folder, config, resume=resume)
+    model = load(folder)
+    packed = _open(data, config)
+    stages: dict[str, Callable[[PixelModel, PackedSet, Path], Any]] = {
+        "likelihood-test": _likelihood,
+        "samples": lambda model, _, folder: _samples(model, folder),
+        "completions": _completions,
+        "probe": _probe,
+    }
+    for name, stage in stages.items():
+        if not _is_done(folder, name, model):
+            with _stage(name):
+                stage(model, packed, folder)
+    page = write_report(folder)
+    minutes = (time.monotonic() - start_s) / 60
+    _print_summary(folder, result["step"], minutes)
+    print(f"report  {page}")
+
+
+@contextmanager
+def _stage(name: str) -> Iterator[None]:
+    from igpt.progress import say
+
+    start_s = time.monotonic()
+    say(f"== {name}")
+    yield
+    say(f"== {name} took {time.monotonic() - start_s:.0f} s")
+
+
+def _data_and_config(folder: Path) -> tuple[str, RunConfig]:
+    """CIFAR-10 where it can be had, else scikit-learn's digits; an earlier run keeps its own."""
+    from igpt.progress import say
+
+    config = recipe("demo")
+    small = dataclasses.replace(
+        config, data=DataConfig(image_size=DIGITS_SIZE, n_colors=17, augment="none")
+    )
+    if (folder / "config.json").is_file():
+        from igpt.train.setup import read_run
+
+        stored, _ = read_run(folder)
+        return ("digits" if stored.data.image_size == DIGITS_SIZE else "cifar10"), stored
+    try:
+        _open("cifar10", config)
+    except UserError as error:
+        say(f"CIFAR-10 cannot be had ({error}); showing scikit-learn's digits instead")
+        return "digits", small
+    return "cifar10", config
+
+
+def _open(data: str, config: RunConfig) -> "PackedSet":
+    from igpt.images.prepare import open_data
+
+    return open_data(
+        data,
+        image_size=config.data.image_size,
+        seed=config.seed,
+        valid_fraction=config.data.valid_fraction,
+    )
+
+
+def _is_done(folder: Path, name: str, model: "PixelModel") -> bool:
+    from igpt.runs import read_json
+
+    path = folder / "evaluations" / f"{name}.json"
+    return path.is_file() and read_json(path).get("model") == model.digest()
+
+
+def _record(folder: Path, name: str, values: Any, model: "PixelModel", **about: Any) -> None:
+    from igpt.evaluate.record import write_record
+
+    write_record(folder, name, values, model=model.digest(), **about)
+
+
+def _likelihood(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
+    from igpt.cli.evaluate import measure_likelihood
+
+    result = measure_likelihood(model, data, split="test")
+    _record(folder, "likelihood-test", result, model, data=data.source, split="test")
+
+
+def _samples(model: "PixelModel", folder: Path) -> None:
+    from igpt.images.grid import grid, png_bytes
+    from igpt.runs import write_bytes
+
+    images = model.sample(N_SAMPLES, seed=0)
+    write_bytes(folder / "pictures" / "samples.png", png_bytes(grid(images, columns=8)))
+    _record(folder, "samples", {"n": N_SAMPLES, "temperature": 1.0}, model, seed=0)
+
+
+def _completions(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
+    import numpy as np
+
+    from igpt.images.grid import grid, png_bytes
+    from igpt.runs import write_bytes
+
+    originals = data.images("test")[:N_COMPLETED]
+    drawn = model.complete(originals, keep_rows=0.5, n=N_COMPLETIONS, seed=0)
+    given = originals.copy()
+    given[:, model.image_size // 2 :] = 127
+    rows = np.concatenate([given[:, None], drawn, originals[:, None]], axis=1)
+    picture = grid(rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
+    write_bytes(folder / "pictures" / "completions.png", png_bytes(picture))
+    about = {"n": N_COMPLETIONS, "keep_rows": 0.5}
+    _record(folder, "completions", about, model, data=data.source, split="test", seed=0)
+
+
+def _probe(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
+    from igpt.cli.probe import probe_model
+
+    result = probe_model(model, data)
+    _record(folder, "probe", result, model, data=data.source, split="test")
+
+
+def _print_summary(folder: Path, step: int, minutes: float) -> None:
+    from igpt.runs import read_json
+
+    nats = read_json(folder / "evaluations" / "likelihood-test.json")["result"]
+    probe = read_json(folder / "evaluations" / "probe.json")["result"]
+    gain = probe["test_accuracy"] - probe["raw_pixels"]["test_accuracy"]
+    print(f"trained {step} steps; everything took {minutes:.1f} minutes")
+    print(
+        f"test likelihood  {nats['nats_per_token']:.4f} nats per token "
+        f"(bigram {nats['bigram_nats_per_token']:.4f})"
+    )
+    print(
+        f"linear probe     {probe['test_accuracy']:.2%} at layer {probe['layer']}; "
+        f"raw pixels {probe['raw_pixels']['test_accuracy']:.2%} ({gain:+.1%} points)"
+    )

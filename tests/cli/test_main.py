@@ -1,0 +1,106 @@
+import subprocess
+import sys
+
+import pytest
+
+from igpt.cli import main as main_module
+from igpt.cli.main import COMMANDS, main
+from igpt.errors import Interrupted, UserError
+
+
+def run(args, capsys):
+    """Exit status, standard output, standard error of one command, run in this process."""
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    out, err = capsys.readouterr()
+    return stop.value.code, out, err
+
+
+def test_help_names_every_command(capsys):
+    status, out, _ = run(["--help"], capsys)
+    assert status == 0
+    for name, text in COMMANDS.items():
+        assert name in out
+        assert text in out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_explained_arguments(name, capsys):
+    status, out, _ = run([name, "--help"], capsys)
+    assert status == 0
+    assert f"igpt {name}" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["pretian"], "unknown command pretian: did you mean pretrain?"),
+        (["zzz"], "unknown command zzz: igpt --help lists the commands"),
+        (
+            ["pretrain", "a", "b", "--train.lrr", "3"],
+            "unknown option --train.lrr: did you mean --train.lr?",
+        ),
+        (["pretrain", "a", "b", "c"], "unexpected argument 'c': see igpt pretrain --help"),
+        (
+            ["pretrain", "a", "b", "--train.lr", "x"],
+            "Error parsing --train.lr: could not convert string to float: 'x': "
+            "see igpt pretrain --help",
+        ),
+        (["pretrain", "a", "b", "--train.lr", "-1"], "train.lr is -1.0: it must be above 0"),
+        (
+            ["pretrain", "a", "b", "--model.n-head", "3"],
+            "model.n_head 3 does not divide model.n_embd 512: "
+            "choose a width that is a multiple of the heads",
+        ),
+        (
+            ["pretrain", "a", "b", "--recipe", "demoo"],
+            "there is no recipe 'demoo': did you mean demo?",
+        ),
+        (["pretrain", "a", "b", "--recipe"], "--recipe needs a name"),
+        (["info", "/no/such/place"], "/no/such/place does not exist: check the path"),
+        (
+            ["evaluate", "/no/such/place", "cifar10"],
+            "/no/such/place is neither a run nor a model folder: check the path",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_with_what_to_do_and_status_2(args, line, capsys):
+    status, out, err = run(args, capsys)
+    assert (status, out) == (2, "")
+    assert err == f"igpt: error: {line}\n"
+
+
+def test_missing_argument_is_named(capsys):
+    status, _, err = run(["pretrain", "a"], capsys)
+    assert status == 2
+    assert "RUN" in err
+    assert err.count("\n") == 1
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(UserError):
+        main(["zzz", "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(Interrupted("saved", 2), 130), (Interrupted("saved", 15), 143), (KeyboardInterrupt(), 130)],
+)
+def test_signals_give_the_shells_status(error, status, monkeypatch, capsys):
+    def stop(args):
+        raise error
+
+    monkeypatch.setattr(main_module, "_run", stop)
+    assert run(["demo"], capsys)[0] == status
+
+
+def test_help_loads_no_heavy_library():
+    """TARGETS, row start: torch alone takes seconds to import."""
+    code = (
+        "import sys\nimport igpt\nassert 'numpy' not in sys.modules\n"
+        "from igpt.cli.main import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'sklearn', 'PIL', 'tyro', 'matplotlib', 'rich'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
