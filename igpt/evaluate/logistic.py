@@ -86,18 +86,18 @@ def fit_logistic(
 
 @dataclass(frozen=True, slots=True)
 class _Axes:
-    """Features z = (x - mean) @ turn, with variances `variance` and (nearly) no covariance."""
+    """R features z = (x - mean) @ turn, with variances `variance` and (nearly) no covariance."""
 
     mean: Tensor  # (D,)
-    turn: Tensor  # (D, D), or (D,) where only scaled
-    variance: Tensor  # (D,)
+    turn: Tensor  # (D, R), or (D,) where only scaled
+    variance: Tensor  # (R,)
 
     def apply(self, rows: Tensor) -> Tensor:
         centred = rows - self.mean
         return centred @ self.turn if self.turn.ndim == 2 else centred * self.turn
 
     def undo(self, weights: Tensor) -> Tensor:
-        """(…, D) weights on z -> weights on x - mean."""
+        """(…, R) weights on z -> (…, D) weights on x - mean."""
         return weights @ self.turn.T if self.turn.ndim == 2 else weights * self.turn
 
 
@@ -106,28 +106,35 @@ def _principal_axes(features: np.ndarray, standardise: bool, device: torch.devic
     mean = torch.from_numpy(features.mean(axis=0, dtype=np.float64)).to(device)
     if not torch.isfinite(mean).all():
         raise UserError("a feature is not a finite number: the model or its images are damaged")
-    rotated = width <= MAX_ROTATED
-    moment = torch.zeros(
-        (width, width) if rotated else (width,), dtype=torch.float64, device=device
-    )
-    for chunk in _row_chunks(features, device):
-        centred = chunk - mean.float()
-        moment += centred.T @ centred if rotated else centred.square().sum(dim=0)
-    moment /= n
-    variance = moment.diagonal() if rotated else moment
+    centre = mean.float()
+    variance = torch.zeros(width, dtype=torch.float64, device=device)
+    for rows in _row_chunks(features, device):
+        variance += (rows - centre).square().sum(dim=0, dtype=torch.float64)
+    variance /= n
     scale = torch.ones_like(variance)
     if standardise:
         # What varies by rounding only is constant: scaled up, it would be noise.
         varies = variance > 1e-10 * (variance + mean.square())
         scale = torch.where(varies, variance, 1.0).rsqrt()
-    if not rotated:
-        return _Axes(mean.float(), scale.float(), (variance * scale.square()).float())
-    values, vectors = torch.linalg.eigh(moment * scale * scale[:, None])
-    return _Axes(mean.float(), (scale[:, None] * vectors).float(), values.clamp(min=0).float())
+    if min(n, width) > MAX_ROTATED:
+        return _Axes(centre, scale.float(), (variance * scale.square()).float())
+    if n < width:  # the optimum lies in the span of the images: N axes are enough
+        rows = (torch.from_numpy(np.array(features, np.float64)).to(device) - mean) * scale
+        _, spread, turn = torch.linalg.svd(rows, full_matrices=False)
+        return _Axes(centre, (scale[:, None] * turn.T).float(), (spread.square() / n).float())
+    moment = torch.zeros((width, width), dtype=torch.float64, device=device)
+    for rows in _row_chunks(features, device):
+        rows -= centre
+        moment += rows.T @ rows
+    values, vectors = torch.linalg.eigh(moment * scale * scale[:, None] / n)
+    return _Axes(centre, (scale[:, None] * vectors).float(), values.clamp(min=0).float())
 
 
 class _Problem:
-    """The P objectives as functions of points (P, C, D + 1) whose Hessian at 0 is the identity."""
+    """The P objectives as functions of points (P, C, R + 1) whose Hessian at 0 is the identity.
+
+    R is the number of `_Axes`: at most D, at most N.
+    """
 
     def __init__(
         self,
@@ -139,7 +146,7 @@ class _Problem:
         strengths: Sequence[float],
     ) -> None:
         device = axes.mean.device
-        n, width = features.shape
+        n, width = len(features), len(axes.variance)
         self._axes = axes
         self._labels = torch.from_numpy(np.asarray(labels, np.int64)).to(device)
         self._rows = torch.ones(n, width + 1, device=device)  # the last column meets the bias
@@ -150,7 +157,7 @@ class _Problem:
         penalty = 1 / (torch.tensor(strengths, dtype=torch.float64, device=device) * n)
         self._penalty = penalty.float()  # (P,) of 0.5 * ||W||^2, an image
         bias_curvature = torch.full((len(strengths), 1), 1 / n_classes, device=device)
-        curvature = axes.variance / n_classes + self._penalty[:, None]  # (P, D)
+        curvature = axes.variance / n_classes + self._penalty[:, None]  # (P, R)
         self._scale = torch.cat([curvature, bias_curvature], dim=1).rsqrt().unsqueeze(1)
         self.start = torch.zeros(len(strengths), n_classes, width + 1, device=device)
 
@@ -162,7 +169,7 @@ class _Problem:
         return weights.cpu().numpy(), biases.cpu().numpy()
 
     def value_and_gradient(self, points: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the problems `which` (A,) at points (A, C, D + 1): (A,) float64 and (A, C, D + 1)."""
+        """Of the problems `which` (A,) at points (A, C, R + 1): (A,) float64 and (A, C, R + 1)."""
         n_problems, n_classes, width = points.shape
         scale, penalty = self._scale[which], self._penalty[which]
         weights = points * scale
@@ -199,7 +206,7 @@ def _row_chunks(features: np.ndarray, device: torch.device) -> Iterator[Tensor]:
 
 @dataclass(slots=True)
 class _Solution:
-    points: Tensor  # (P, C, D + 1)
+    points: Tensor  # (P, C, R + 1)
     objectives: Tensor  # (P,) float64
     n_steps: Tensor  # (P,) int64
     converged: Tensor  # (P,) bool
@@ -290,7 +297,7 @@ class _Memory:
         self._gamma = None if self._gamma is None else self._gamma[going]
 
     def direction(self, gradients: Tensor) -> Tensor:
-        """Minus the inverse Hessian times gradients (A, C, D + 1), by the two-loop recursion."""
+        """Minus the inverse Hessian times gradients (A, C, R + 1), by the two-loop recursion."""
         q = -gradients
         if self._gamma is None:
             return q
@@ -307,5 +314,5 @@ class _Memory:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """(A, C, D + 1) twice -> (A,) float64."""
+    """(A, C, R + 1) twice -> (A,) float64."""
     return (a * b).sum(dim=(1, 2), dtype=torch.float64)
