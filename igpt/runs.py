@@ -137,10 +137,16 @@ def sha256_of(path: Path) -> str:
 
 
 class FolderLock:
-    """Holds a folder for this process; the system frees it however the process ends."""
+    """Holds a folder for this process; the system frees it however the process ends.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: what to hold.
+        wait: until another process lets go, instead of refusing.
+    """
+
+    def __init__(self, folder: Path, *, wait: bool = False) -> None:
         self._path = folder / "lock"
+        self._wait = wait
         self._handle: int | None = None
 
     def __enter__(self) -> Self:
@@ -152,7 +158,7 @@ class FolderLock:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if self._wait else fcntl.LOCK_NB))
         except OSError as error:
             owner = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
             os.close(handle)
