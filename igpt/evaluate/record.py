@@ -1,43 +1,65 @@
 """The files of `evaluations/` in a run folder: what was measured, on what, by which command."""
 
+import dataclasses
 import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from igpt import runs
+from igpt.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 def write_record(
-    run: Path, name: str, values: Mapping[str, Any], *, model: str, data: str, split: str
+    run: Path,
+    name: str,
+    result: "Mapping[str, Any] | DataclassInstance",
+    *,
+    model: str,
+    data: str | None = None,
+    split: str | None = None,
+    seed: int | None = None,
 ) -> Path:
-    """Write `evaluations/NAME.json` with the command of this process.
+    """Write `evaluations/NAME.json` with the command line of this process.
 
     Args:
         run: folder of the run.
         name: of the evaluation, such as `probe`; an earlier one of that name is replaced.
-        values: the figures, plain values for JSON.
-        model: what was evaluated, as the user named it.
-        data: the set it was evaluated on.
+        result: the figures: a dataclass, or plain values for JSON.
+        model: what was evaluated: its name or digest.
+        data: the set it was evaluated on, if any.
         split: that the figures are from.
+        seed: of the draws, if any.
     """
+    figures = dict(result) if isinstance(result, Mapping) else dataclasses.asdict(result)
+    document = {
+        "model": model,
+        "data": data,
+        "split": split,
+        "seed": seed,
+        "command": shlex.join(["igpt", *sys.argv[1:]]),
+        "result": figures,
+    }
     path = run / "evaluations" / f"{name}.json"
-    command = shlex.join(["igpt", *sys.argv[1:]])
-    about = {"model": model, "data": data, "split": split, "command": command}
-    runs.write_json(path, {**about, **values})
+    runs.write_json(path, document)
     return path
 
 
 def read_records(run: Path) -> dict[str, dict[str, Any]]:
-    """Every evaluation in a run folder by name, in alphabetical order.
+    """Every evaluation in a run folder by name: its figures, with what is said about them.
 
     Raises:
-        UserError: a file is not JSON.
+        UserError: a file is not JSON, or is not a record.
     """
     found = {}
     for path in sorted((run / "evaluations").glob("*.json")):
         document = runs.read_json(path)
-        if isinstance(document, dict):
-            found[path.stem] = document
+        if not isinstance(document, dict) or not isinstance(document.get("result"), dict):
+            raise UserError(f"{path} is not a record of an evaluation: delete it")
+        figures = document.pop("result")
+        found[path.stem] = {**document, **figures}
     return found

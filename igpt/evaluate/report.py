@@ -40,8 +40,8 @@ def write_report(run_folder: Path) -> Path:
     metrics = read_metrics(run_folder)
     parts = [
         _head(config, facts, metrics, records),
-        _samples(run_folder),
-        _completions(run_folder),
+        _samples(run_folder, records.get("samples", {})),
+        _completions(run_folder, records.get("completions", {})),
         _probe(records.get("probe")),
         _learning(config, metrics, _likelihood(records)),
         _palette(run_folder),
@@ -113,23 +113,33 @@ def _tiles(records: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
     return tiles
 
 
-def _samples(run_folder: Path) -> str:
+def _samples(run_folder: Path, record: dict[str, Any]) -> str:
     return _pictures(
         run_folder / "pictures" / "samples.png",
         title="Pictures it makes up",
         alt="A grid of pictures drawn by the model",
         caption="Drawn pixel by pixel, left to right and top to bottom, each from the model's own "
-        "prediction; the first ones drawn, none picked out.",
+        "prediction; the first ones drawn, none picked out." + _how_drawn(record),
     )
 
 
-def _completions(run_folder: Path) -> str:
+def _how_drawn(record: dict[str, Any]) -> str:
+    """What a record says of the draw, as the end of a caption."""
+    known = [
+        f"{name} {record[name]}"
+        for name in ("temperature", "split", "seed")
+        if record.get(name) is not None
+    ]
+    return f" ({', '.join(known)})" if known else ""
+
+
+def _completions(run_folder: Path, record: dict[str, Any]) -> str:
     return _pictures(
         run_folder / "pictures" / "completions.png",
         title="Halves it completes",
         alt="Rows of pictures: what was given, completions, the original",
         caption="In each row: the upper half that was given, completions drawn by the model, and "
-        "last the original, from images that it never trained on.",
+        "last the original, from images that it never trained on." + _how_drawn(record),
     )
 
 

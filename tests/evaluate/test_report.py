@@ -156,6 +156,12 @@ def test_records_come_back_by_name(tmp_path: Path) -> None:
     assert record["command"].startswith("igpt")
 
 
+def test_file_that_is_no_record_is_refused(tmp_path: Path) -> None:
+    runs.write_json(tmp_path / "evaluations" / "mine.json", {"layer": 3})
+    with pytest.raises(UserError, match="is not a record"):
+        read_records(tmp_path)
+
+
 def test_chart_can_be_drawn_and_written_down() -> None:
     chart = Chart(
         series=(Series("ours", [1, 2], [0.1, 0.2], "both", error=[0.01, 0.02]),),
