@@ -1,0 +1,240 @@
+"""Packed sets: images at the input resolution as memory-mapped shards, beside a manifest.
+
+A folder of
+
+- `images-00000.npy` and so on: shards of (n, S, S, 3) uint8, each at most 1 GiB,
+- `labels.npy`: (N,) int32, -1 for an image without a label,
+- `splits.npy`: (N,) uint8, what the source says of each row (`igpt.images.splits`),
+- `rejects.csv`: what was left out, and why,
+- `manifest.json`: sizes, classes, source, and the sha256 of every file; written last.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from igpt.errors import UserError
+from igpt.images.splits import SPLITS, draw_splits
+from igpt.runs import read_json, sha256_of
+
+MANIFEST = "manifest.json"
+FORMAT = "igpt-packed"
+SCHEMA_VERSION = 1
+
+Split = Literal["train", "valid", "test"]
+Index = int | np.integer[Any] | slice | np.ndarray | list[int]
+
+
+class PackedImages:
+    """Images of one split, read from the shards only where they are asked for.
+
+    Indexing with an int gives (S, S, 3) uint8, with a slice or an int array (k, S, S, 3).
+
+    Args:
+        shards: (n, S, S, 3) uint8 each.
+        rows: (N,) int64, which rows of all shards together.
+    """
+
+    def __init__(self, shards: list[np.ndarray], rows: np.ndarray) -> None:
+        self._shards = shards
+        self._rows = rows
+        self._starts = np.cumsum([0, *map(len, shards)])
+        self.shape = (len(rows), *shards[0].shape[1:])
+        self.dtype = np.dtype(np.uint8)
+        self.ndim = 4
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Index) -> np.ndarray:
+        rows = self._rows[index]
+        images = self._gather(np.atleast_1d(rows))
+        one: np.ndarray = images[0]
+        return one if np.ndim(rows) == 0 else images
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        images: np.ndarray = self[:].astype(dtype or self.dtype, copy=False)
+        return images
+
+    def _gather(self, rows: np.ndarray) -> np.ndarray:
+        images: np.ndarray
+        if len(self._shards) == 1:
+            images = self._shards[0][rows]
+            return images
+        held = np.searchsorted(self._starts, rows, side="right") - 1
+        images = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        for shard in np.unique(held):
+            here = held == shard
+            images[here] = self._shards[shard][rows[here] - self._starts[shard]]
+        return images
+
+
+@dataclass(frozen=True)
+class PackedSet:
+    """A packed set that was opened: `PackedSet.open(folder)`."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    seed: int
+    """Of the validation split."""
+    valid_fraction: float
+    """Share of the training images that validate."""
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Self:
+        """Open a packed set; sizes are checked here, checksums by `verify`.
+
+        Raises:
+            UserError: there is none, it is unfinished, or a file is missing or cut.
+        """
+        folder = Path(folder)
+        manifest = _read_manifest(folder)
+        packed = cls(folder, manifest, manifest["seed"], manifest["valid_fraction"])
+        packed._check_files()
+        return packed
+
+    def with_split(self, seed: int, valid_fraction: float) -> Self:
+        """The same images, the validation split drawn anew; a source's own split stands."""
+        return dataclasses.replace(self, seed=seed, valid_fraction=valid_fraction)
+
+    @property
+    def image_size(self) -> int:
+        """Side S of every image, in pixels."""
+        return int(self.manifest["image_size"])
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes, None for a set without labels."""
+        names = self.manifest["classes"]
+        return None if names is None else tuple(names)
+
+    @property
+    def source(self) -> str:
+        """Where the images came from, in words."""
+        return str(self.manifest["source"])
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) of what is in it: every image, label, class name and split."""
+        content = {
+            key: self.manifest[key] for key in ("image_size", "classes", "views", "own_splits")
+        }
+        content["files"] = [entry["sha256"] for entry in self._entries()]
+        content["split"] = [self.seed, self.valid_fraction]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def n(self, split: Split) -> int:
+        """How many images a split has."""
+        return len(self._rows(split))
+
+    def labels(self, split: Split) -> np.ndarray | None:
+        """(n,) int64 class of every image of a split, -1: it has none; None: the set has none."""
+        if self.classes is None:
+            return None
+        labels: np.ndarray = self._labels[self._rows(split)].astype(np.int64)
+        return labels
+
+    def images(self, split: Split) -> PackedImages:
+        """Images of a split, (n, S, S, 3) uint8, read when indexed."""
+        return PackedImages(self._shards, self._rows(split))
+
+    def verify(self) -> None:
+        """Compare every file with its checksum; reads the whole set.
+
+        Raises:
+            UserError: a file was changed.
+        """
+        for entry in self._entries():
+            if sha256_of(self.folder / entry["file"]) != entry["sha256"]:
+                raise UserError(
+                    f"{self.folder / entry['file']} does not match its checksum: prepare it again"
+                )
+
+    @cached_property
+    def _shards(self) -> list[np.ndarray]:
+        return [self._map(entry) for entry in self.manifest["shards"]]
+
+    @cached_property
+    def _labels(self) -> np.ndarray:
+        return self._map(self.manifest["labels"])
+
+    @cached_property
+    def _codes(self) -> np.ndarray:
+        return draw_splits(
+            self._labels,
+            self._map(self.manifest["splits"]),
+            seed=self.seed,
+            valid_fraction=self.valid_fraction,
+            own=frozenset(self.manifest["own_splits"]),
+            views=self.manifest["views"],
+        )
+
+    def _rows(self, split: Split) -> np.ndarray:
+        if split not in SPLITS:
+            raise UserError(f"there is no split {split}: choose from {', '.join(SPLITS)}")
+        return np.flatnonzero(self._codes == SPLITS.index(split))
+
+    def _entries(self) -> list[dict[str, Any]]:
+        return [*self.manifest["shards"], self.manifest["labels"], self.manifest["splits"]]
+
+    def _map(self, entry: dict[str, Any]) -> np.ndarray:
+        return np.asarray(np.load(self.folder / entry["file"], mmap_mode="r"))
+
+    def _check_files(self) -> None:
+        side, n = self.image_size, 0
+        for entry in self._entries():
+            path = self.folder / entry["file"]
+            is_shard = entry in self.manifest["shards"]
+            wanted = (entry["n"], side, side, 3) if is_shard else (entry["n"],)
+            n += entry["n"] if is_shard else 0
+            try:
+                shape = np.load(path, mmap_mode="r").shape
+            except (OSError, ValueError) as error:
+                raise UserError(f"{path} is missing or cut: prepare {self.folder} again") from error
+            if shape != wanted:
+                raise UserError(f"{path} holds {shape}, not {wanted}: prepare it again")
+        if not n == self.manifest["labels"]["n"] == self.manifest["splits"]["n"]:
+            raise UserError(f"{self.folder} has shards, labels and splits of unlike lengths")
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether a folder says that it is a packed set."""
+    return (folder / MANIFEST).is_file() and (folder / "splits.npy").exists()
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder} is not a packed set (no {MANIFEST}): make one with igpt prepare")
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{path} is not of a packed set: make one with igpt prepare")
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(f"{path} is of another igpt version: prepare the images again")
+    try:
+        _check_manifest(manifest)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error!r}): prepare the images again") from error
+    return manifest
+
+
+def _check_manifest(manifest: dict[str, Any]) -> None:
+    entries = [*manifest["shards"], manifest["labels"], manifest["splits"]]
+    for entry in entries:
+        if Path(entry["file"]).name != entry["file"] or type(entry["n"]) is not int:
+            raise ValueError(entry["file"])
+        bytes.fromhex(entry["sha256"])
+    for key in ("image_size", "views", "seed"):
+        if type(manifest[key]) is not int or manifest[key] < 0:
+            raise ValueError(key)
+    if not 0 < manifest["valid_fraction"] < 1 or not manifest["shards"]:
+        raise ValueError("valid_fraction or shards")
+    if manifest["classes"] is not None and not all(isinstance(c, str) for c in manifest["classes"]):
+        raise ValueError("classes")
+    list(map(int, manifest["own_splits"]))

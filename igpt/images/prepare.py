@@ -1,0 +1,253 @@
+"""Preparing: any source to a packed set, decoded in parallel, restartable, in parts."""
+
+import hashlib
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from itertools import chain, islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from igpt.errors import Interrupted, UserError
+from igpt.images.decoding import Packed, Packing, pack_block, start_worker
+from igpt.images.packed import PackedSet, is_packed
+from igpt.images.packing import SHARD_BYTES, PackWriter, check_target
+from igpt.images.sources.find import NAMED, open_source, unknown_data
+from igpt.images.sources.folders import walk_images
+from igpt.images.sources.source import WHOLE, Block, Part, Source
+from igpt.progress import ticking
+from igpt.runs import FolderLock, cache_folder
+
+MAX_BAD = 0.1
+"""Default share of images that may be left out."""
+COMMIT_EVERY_S = 5.0
+# Starting processes takes about as long as decoding this many photographs.
+FEW_IMAGES = 1000
+
+
+def open_data(
+    data: str, *, image_size: int, seed: int = 0, valid_fraction: float | None = None
+) -> PackedSet:
+    """What the command line calls DATA, as a packed set; prepared into the cache where needed.
+
+    Args:
+        data: a name (cifar10), a packed set, a folder of images, a tar, a parquet or csv file.
+        image_size: side S in pixels.
+        seed: of the validation split, where this call prepares the set.
+        valid_fraction: its share of the training images; None: the paper's for this source.
+
+    Returns:
+        The set. A packed set given by path keeps the split it was prepared with.
+
+    Raises:
+        UserError: there is no such data, or it cannot be had at this size.
+    """
+    path = Path(data).expanduser()
+    if is_packed(path):
+        packed = PackedSet.open(path)
+        if packed.image_size == image_size:
+            return packed
+        if packed.image_size < image_size:
+            raise UserError(
+                f"{data} is packed at {packed.image_size} pixels, too small for "
+                f"data.image_size {image_size}: choose at most {packed.image_size}"
+            )
+    folder = cache_folder() / "packed" / f"{_cache_name(data, path)}-{image_size}"
+    if not is_packed(folder):
+        with FolderLock(folder, wait=True):  # ranks of one run all come here at once
+            if not is_packed(folder):
+                _prepare(open_source(data), folder, packing=Packing(image_size=image_size))
+    packed = PackedSet.open(folder)
+    return packed.with_split(
+        seed, packed.valid_fraction if valid_fraction is None else valid_fraction
+    )
+
+
+def _cache_name(data: str, path: Path) -> str:
+    """A name that changes when the files do: of a folder or file, with their sizes and times."""
+    if data in NAMED:
+        return data
+    if not path.exists():
+        raise unknown_data(data)
+    state = hashlib.blake2b(str(path.resolve()).encode(), digest_size=8)
+    for file in walk_images(path) if path.is_dir() else [path]:
+        stat = file.stat()
+        state.update(f"{file}/{stat.st_size}/{stat.st_mtime_ns}".encode())
+    return f"{path.resolve().name}-{state.hexdigest()}"
+
+
+def prepare(
+    source: Source,
+    out: Path,
+    *,
+    packing: Packing,
+    valid_fraction: float | None = None,
+    part: Part = WHOLE,
+    workers: int = 0,
+    max_bad: float = MAX_BAD,
+    shard_bytes: int = SHARD_BYTES,
+) -> PackedSet:
+    """Prepare a source, or go on with a preparation that was cut off.
+
+    Args:
+        source: what to read.
+        out: folder of the packed set to be.
+        packing: what is made of every image.
+        valid_fraction: share for validation; None: the source's own.
+        part: the share of this process.
+        workers: processes; 0: one a core.
+        max_bad: share of images that may be left out.
+        shard_bytes: most bytes of images in a shard.
+
+    Raises:
+        UserError: too many images cannot be used, or `out` cannot be written or holds another set.
+        Interrupted: Ctrl-C; what was done is kept.
+    """
+    check_target(out)
+    with FolderLock(out):
+        _prepare(
+            source,
+            out,
+            packing=packing,
+            valid_fraction=valid_fraction,
+            part=part,
+            workers=workers,
+            max_bad=max_bad,
+            shard_bytes=shard_bytes,
+        )
+    return PackedSet.open(out)
+
+
+def _prepare(
+    source: Source,
+    out: Path,
+    *,
+    packing: Packing,
+    valid_fraction: float | None = None,
+    part: Part = WHOLE,
+    workers: int = 0,
+    max_bad: float = MAX_BAD,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    settings = {"source": source.name, **asdict(packing), "part": [part.index, part.count]}
+    writer = PackWriter(out, packing.image_size, settings=settings, shard_bytes=shard_bytes)
+    try:
+        _fill(writer, source, packing, part=part, workers=workers, max_bad=max_bad)
+        if not writer.n_rows:
+            raise UserError(f"{source.name} gave no usable image: {_reasons(writer)}")
+        writer.finish(_facts(source, packing, valid_fraction, writer))
+    except KeyboardInterrupt:
+        writer.commit()
+        raise Interrupted(
+            f"stopped after {writer.progress.n_read} images: the same command goes on from there",
+            signal.SIGINT,
+        ) from None
+    finally:
+        writer.abandon()
+
+
+def _fill(
+    writer: PackWriter,
+    source: Source,
+    packing: Packing,
+    *,
+    part: Part,
+    workers: int,
+    max_bad: float,
+) -> None:
+    """Append every block that is not done yet."""
+    done = writer.progress
+    blocks = islice(source.blocks(part), done.blocks, None)
+    expected = source.n_images // part.count
+    start_s, start_n, committed_s = time.monotonic(), done.n_read, time.monotonic()
+    with ticking("preparing") as ticker:
+        for packed in _packed(blocks, packing, workers=workers, n_images=expected):
+            writer.append(packed.images, packed.labels, packed.codes)
+            for key, reason in packed.rejects:
+                writer.reject(key, reason)
+            done.blocks += 1
+            done.n_read += packed.n_read
+            check_rejects(writer, max_bad, n_images=max(done.n_read, expected))
+            now_s = time.monotonic()
+            rate = (done.n_read - start_n) / max(now_s - start_s, 1e-3)
+            ticker.update(done.n_read, max(expected, done.n_read), f"{rate:,.0f} images/s")
+            if now_s - committed_s > COMMIT_EVERY_S:
+                writer.commit()
+                committed_s = now_s
+
+
+def _packed(
+    blocks: Iterator[Block], packing: Packing, *, workers: int, n_images: int
+) -> Iterator[Packed]:
+    """Blocks packed in order, by several processes where that pays."""
+    first = next(blocks, None)
+    if first is None:
+        return
+    blocks = chain([first], blocks)
+    workers = workers or len(os.sched_getaffinity(0))
+    # Arrays need no decoding: sending them to a process costs more than reducing them.
+    if workers == 1 or isinstance(first.images, np.ndarray) or 0 < n_images < FEW_IMAGES:
+        yield from (pack_block(block, packing) for block in blocks)
+        return
+    # Not forked: the threads of numpy and torch would not survive it.
+    with ProcessPoolExecutor(workers, get_context("spawn"), start_worker) as pool:
+        pending: deque[Future[Packed]] = deque()
+        try:
+            for block in blocks:
+                pending.append(pool.submit(pack_block, block, packing))
+                if len(pending) > 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process died, perhaps for want of memory: "
+                "the same command goes on from there, with fewer --workers"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def check_rejects(writer: PackWriter, max_bad: float, *, n_images: int) -> None:
+    """Stop when more images were left out than is allowed.
+
+    Raises:
+        UserError: the share is above `max_bad`.
+    """
+    n_bad = sum(writer.progress.reasons.values())
+    if n_bad > max_bad * n_images:
+        writer.commit()
+        raise UserError(
+            f"{n_bad} of {writer.progress.n_read} images cannot be used ({_reasons(writer)}), "
+            f"more than --max-bad {max_bad:g} allows: see {writer.folder / 'rejects.csv'}, "
+            "mend them or raise --max-bad"
+        )
+
+
+def _reasons(writer: PackWriter) -> str:
+    reasons = sorted(writer.progress.reasons.items(), key=lambda item: -item[1])
+    return "; ".join(f"{n} {reason}" for reason, n in reasons) or "it is empty"
+
+
+def _facts(
+    source: Source, packing: Packing, valid_fraction: float | None, writer: PackWriter
+) -> dict[str, Any]:
+    classes = source.classes
+    if classes == ():
+        classes = tuple(map(str, range(writer.largest_label + 1)))
+    return {
+        "source": source.name,
+        "classes": classes,
+        "views": packing.views,
+        "own_splits": sorted(source.own_splits),
+        "seed": packing.seed,
+        "valid_fraction": valid_fraction or source.valid_fraction,
+    }

@@ -1,0 +1,196 @@
+"""Exact area averaging, of whole images or of the paper's crops (§3.1).
+
+Resizing to a shorter side of 224 by area averaging, cropping, and averaging again down to the input
+resolution is the average over the same places of the original, so that is what is taken, at once.
+All weights are whole numbers: the sums are exact and only the last division rounds (to nearest,
+ties to even).
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+CROP_SIZE = 224
+# Sums of uint8 times whole weights are exact in these types below these.
+_EXACT_FLOAT32 = 2**24
+_EXACT_FLOAT64 = 2**53
+# Values converted to floats at once: they stay in the processor's cache.
+_BAND_VALUES = 2**16
+
+
+@dataclass(frozen=True, slots=True)
+class AxisMap:
+    """How the pixels from `start` of one axis become `len(weights)` pixels.
+
+    Args:
+        start: first pixel read.
+        weights: (size, k) int64, of the k pixels from `start`; every row sums to `total`.
+        total: what divides.
+    """
+
+    start: int
+    weights: np.ndarray
+    total: int
+
+
+@lru_cache(64)
+def axis_map(
+    n: int, size: int, *, resized: int = 0, start: int = 0, crop: int = 0, scale: int = 1
+) -> AxisMap:
+    """Area averaging along one axis: resize to `resized`, keep `crop` from `start`, then `size`.
+
+    Args:
+        n: pixels of the full axis.
+        size: pixels of the result; more than there are makes blocks of them.
+        resized: pixels after the first resize; 0: n.
+        start: first pixel kept of those.
+        crop: how many are kept; 0: all.
+        scale: the map reads an axis of ceil(n / scale) pixels, each standing for `scale`.
+    """
+    resized = resized or n
+    crop = crop or resized
+    # Everything in units of 1 / (size * resized) of a pixel of the full axis.
+    edges = (start * size + np.arange(size + 1) * crop) * n
+    unit = size * resized
+    first = int(edges[0]) // (unit * scale)
+    stop = -(-int(edges[-1]) // (unit * scale))
+    pixels = np.minimum(np.arange(first, stop + 1) * scale, n) * unit
+    left = np.maximum(edges[:-1, None], pixels[:-1])
+    right = np.minimum(edges[1:, None], pixels[1:])
+    weights = np.maximum(right - left, 0)
+    weights //= np.gcd.reduce(weights, axis=None)
+    return AxisMap(first, weights, int(weights[0].sum()))
+
+
+def apply_maps(images: np.ndarray, rows: AxisMap, columns: AxisMap) -> np.ndarray:
+    """Both axes averaged: (N, H, W, 3) uint8 -> (N, h, w, 3) uint8."""
+    largest = 255 * rows.total * columns.total
+    assert largest < _EXACT_FLOAT64, "sums would round"
+    dtype = np.float32 if largest < _EXACT_FLOAT32 else np.float64
+    across = columns.weights.T.astype(dtype)  # (W, w)
+    W, width = across.shape
+    height, H = rows.weights.shape
+    images = images[:, rows.start : rows.start + H, columns.start : columns.start + W]
+    N, _, _, C = images.shape
+    result = np.empty((N, height, width, C), np.uint8)
+    batch = max(1, _BAND_VALUES // (H * W * C))
+    step = height if batch > 1 else max(1, height * _BAND_VALUES // (H * W * C))
+    for j in range(0, height, step):
+        part = rows.weights[j : j + step]
+        used = np.flatnonzero(part.any(0))
+        i, stop = int(used[0]), int(used[-1]) + 1
+        down: np.ndarray = part[:, i:stop].astype(dtype)
+        for begin in range(0, N, batch):
+            band: np.ndarray = images[begin : begin + batch, i:stop].astype(dtype)
+            band = down @ band.reshape(len(band), stop - i, W * C)  # (n, step, W * 3)
+            band = band.reshape(len(band), len(part), W, C).swapaxes(2, 3)
+            sums = (band.reshape(-1, W) @ across).astype(np.float64)  # (n * step * 3, w)
+            means = np.rint(sums / (rows.total * columns.total))
+            out = result[begin : begin + batch, j : j + step]
+            out[:] = means.reshape(len(out), len(part), C, width).swapaxes(2, 3)
+    return result
+
+
+def area_resize(images: np.ndarray, size: int) -> np.ndarray:
+    """Images at another size by exact area averaging, rounded to nearest.
+
+    Args:
+        images: (..., H, W, 3) uint8.
+        size: pixels a side of the result; above H or W, pixels become blocks.
+
+    Returns:
+        (..., size, size, 3) uint8; the images themselves where they have this size.
+    """
+    *lead, H, W, C = images.shape
+    if H == W == size:
+        return images
+    flat = images.reshape(-1, H, W, C)
+    return apply_maps(flat, axis_map(H, size), axis_map(W, size)).reshape(*lead, size, size, C)
+
+
+def center_square(image: np.ndarray) -> np.ndarray:
+    """The largest square in the middle: (H, W, 3) -> (n, n, 3), a view."""
+    H, W = image.shape[:2]
+    side = min(H, W)
+    top, left = (H - side) // 2, (W - side) // 2
+    return image[top : top + side, left : left + side]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crop:
+    """A square of an image: the image resized, then `side` x `side` pixels from (top, left)."""
+
+    height: int
+    """Of the full image, in pixels."""
+    width: int
+    """Of the full image, in pixels."""
+    resized: tuple[int, int]
+    """Height and width after the first resize."""
+    top: int
+    """First row kept of those."""
+    left: int
+    """First column kept of those."""
+    side: int
+    """Rows and columns kept."""
+
+
+def _resized(height: int, width: int, shorter: int) -> tuple[int, int]:
+    least = min(height, width)
+    return round(height * shorter / least), round(width * shorter / least)
+
+
+def center_crop(height: int, width: int) -> Crop:
+    """Evaluation's crop: shorter side 224, the 224 x 224 in the middle (paper §3.1).
+
+    An image smaller than that keeps its whole centre square.
+    """
+    side = min(height, width, CROP_SIZE)
+    tall, wide = _resized(height, width, side)
+    return Crop(
+        height=height,
+        width=width,
+        resized=(tall, wide),
+        top=(tall - side) // 2,
+        left=(wide - side) // 2,
+        side=side,
+    )
+
+
+def random_crop(height: int, width: int, rng: np.random.Generator) -> Crop:
+    """Training's crop: shorter side random in [256, 384], a random 224 x 224 (paper §3.1)."""
+    tall, wide = _resized(height, width, int(rng.integers(256, 385)))
+    return Crop(
+        height=height,
+        width=width,
+        resized=(tall, wide),
+        top=int(rng.integers(tall - CROP_SIZE + 1)),
+        left=int(rng.integers(wide - CROP_SIZE + 1)),
+        side=CROP_SIZE,
+    )
+
+
+def crop_resize(image: np.ndarray, crop: Crop, size: int, *, scale: int = 1) -> np.ndarray:
+    """One crop of an image, area-averaged to the input resolution.
+
+    Args:
+        image: (H, W, 3) uint8, possibly decoded at a reduced scale.
+        crop: the square, in terms of the full image.
+        size: pixels a side of the result.
+        scale: pixels of the full image, along an axis, that one of `image` stands for.
+
+    Returns:
+        (size, size, 3) uint8.
+    """
+    square: np.ndarray = apply_maps(image[None], *crop_maps(crop, size, scale=scale))[0]
+    return square
+
+
+def crop_maps(crop: Crop, size: int, *, scale: int = 1) -> tuple[AxisMap, AxisMap]:
+    """The maps of rows and of columns that take a crop to `size` pixels a side."""
+    tall, wide = crop.resized
+    side = crop.side
+    return (
+        axis_map(crop.height, size, resized=tall, start=crop.top, crop=side, scale=scale),
+        axis_map(crop.width, size, resized=wide, start=crop.left, crop=side, scale=scale),
+    )

@@ -1,0 +1,1 @@
+"""Readers of data sets and image collections, each behind the one interface of `source`."""

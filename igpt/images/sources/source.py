@@ -1,0 +1,112 @@
+"""What every reader gives: blocks of images, encoded or as arrays, with labels and names."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from igpt.errors import UserError
+from igpt.images.splits import TRAIN, VALID_FRACTION
+
+# Images in a block: large enough that sending it costs nothing, small enough to lose when killed.
+BLOCK_IMAGES = 256
+# A file above this is no photograph.
+MAX_FILE_BYTES = 2**28
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """An encoded image: a file, or `size` bytes of one from `start`."""
+
+    path: Path
+    start: int = 0
+    size: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Some images of one split, in the source's order."""
+
+    images: np.ndarray | Sequence[Span | bytes]
+    """(k, H, W, 3) uint8, or k encoded images."""
+    keys: Sequence[str]
+    """k names, for the table of rejects and the random views."""
+    labels: Sequence[int] | np.ndarray | None = None
+    """k classes, -1 for none; None: no labels at all."""
+    code: int = TRAIN
+    """Which split, as in `igpt.images.splits`."""
+    rejects: Sequence[tuple[str, str]] = ()
+    """Name and reason of what the reader itself left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The share of one among several processes or machines."""
+
+    index: int = 1
+    """From 1."""
+    count: int = 1
+    """How many there are."""
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """`"3/16"` is the third of sixteen.
+
+        Raises:
+            UserError: it is not of this form.
+        """
+        index, _, count = text.partition("/")
+        if index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count):
+            return cls(int(index), int(count))
+        raise UserError(f"--part {text} is not a part: write it as 3/16, from 1/16 to 16/16")
+
+    def share(self, items: Iterable[T]) -> Iterator[T]:
+        """Every count-th item."""
+        return islice(items, self.index - 1, None, self.count)
+
+
+WHOLE = Part()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A collection of images that can be read from the start, always in the same order."""
+
+    name: str
+    """What it is, for people."""
+    blocks: Callable[[Part], Iterator[Block]]
+    """Reads a share of it."""
+    classes: tuple[str, ...] | None = None
+    """Class names; None: no labels; empty: labels are numbers, and their own names."""
+    own_splits: frozenset[int] = field(default=frozenset({TRAIN}))
+    """Codes of the splits that it brings itself."""
+    n_images: int = 0
+    """How many it has, about; 0: not known."""
+    valid_fraction: float = VALID_FRACTION
+    """Share of the training images that the paper sets aside for validation."""
+
+
+def array_blocks(
+    images: np.ndarray, labels: np.ndarray | None, *, code: int = TRAIN, name: str
+) -> Iterator[Block]:
+    """Blocks of an array of images.
+
+    Args:
+        images: (N, H, W, 3) uint8.
+        labels: (N,) int or None.
+        code: which split.
+        name: before each image's number, in its key.
+    """
+    for start in range(0, len(images), BLOCK_IMAGES):
+        stop = min(start + BLOCK_IMAGES, len(images))
+        yield Block(
+            images=np.ascontiguousarray(images[start:stop]),
+            labels=None if labels is None else labels[start:stop],
+            keys=[f"{name}/{i}" for i in range(start, stop)],
+            code=code,
+        )

@@ -1,0 +1,83 @@
+"""Which images train, validate and test: drawn by seed, the same share of every class."""
+
+import numpy as np
+
+from igpt.streams import stream
+
+SPLITS = ("train", "valid", "test")
+TRAIN, VALID, TEST, UNUSED = range(4)
+VALID_FRACTION = 0.1
+"""The paper's share for every set but ImageNet (§3.1)."""
+IMAGENET_VALID_FRACTION = 0.04
+
+
+def stratified(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """A seeded choice of round(fraction * n) images that takes its share of every class.
+
+    Args:
+        labels: (n,) int, any values; equal ones are a class.
+        fraction: share of all images, 0 to 1.
+        rng: what draws.
+
+    Returns:
+        (n,) bool. A class of m images gives fraction * m, rounded up or down.
+    """
+    n = len(labels)
+    order = rng.permutation(n)
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    _, first, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
+    quotas = np.floor(fraction * sizes).astype(np.int64)
+    missing = round(fraction * n) - int(quotas.sum())
+    # The classes that lost most by rounding down give one more.
+    remainders = fraction * sizes - quotas
+    quotas[np.argsort(-remainders, kind="stable")[: max(0, missing)]] += 1
+    rank = np.arange(n) - np.repeat(first, sizes)
+    chosen = np.zeros(n, bool)
+    chosen[by_class[rank < np.repeat(quotas, sizes)]] = True
+    return chosen
+
+
+def draw_splits(
+    labels: np.ndarray,
+    codes: np.ndarray,
+    *,
+    seed: int,
+    valid_fraction: float,
+    own: frozenset[int],
+    views: int,
+) -> np.ndarray:
+    """The split of every stored row: a source's own splits stand, what it lacks is drawn.
+
+    Validation is drawn from the training images by seed. A labelled source without a test split
+    gives up the same share for one, the same whatever the seed. Where `views` random crops of
+    each training image are stored behind its centre crop, training gets the crops, validation the
+    centre, and all rows of an image stay together.
+
+    Args:
+        labels: (n,) int, -1 where there is none.
+        codes: (n,) uint8, `TRAIN`, `VALID` or `TEST` as the source says.
+        seed: of the validation draw.
+        valid_fraction: share of the training images.
+        own: codes of the splits that the source brings itself.
+        views: random crops stored of each training image.
+
+    Returns:
+        (n,) uint8, `UNUSED` for rows that are in no split.
+    """
+    rows = np.flatnonzero(codes == TRAIN)[:: 1 + views]
+    image_codes = np.full(len(rows), TRAIN, np.uint8)
+    if TEST not in own and (labels >= 0).any():
+        test = stratified(labels[rows], valid_fraction, stream(0, "split/test"))
+        image_codes[test] = TEST
+    if VALID not in own:
+        pool = np.flatnonzero(image_codes == TRAIN)
+        valid = stratified(labels[rows[pool]], valid_fraction, stream(seed, "split/valid"))
+        image_codes[pool[valid]] = VALID
+    result = codes.copy()
+    result[rows] = image_codes
+    if views:
+        trains = image_codes == TRAIN
+        result[rows[trains]] = UNUSED
+        for view in range(1, views + 1):
+            result[rows + view] = np.where(trains, TRAIN, UNUSED)
+    return result
