@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,19 +15,9 @@ from igpt import streams
 from igpt.config import Augment
 from igpt.errors import UserError
 from igpt.tokens.order import shuffled
-from igpt.tokens.tokenizer import Tokenizer
+from igpt.tokens.tokenizer import ImageArray, Tokenizer
 
 MAX_PERIOD = 1_000_000
-
-
-class ImageArray(Protocol):
-    """What is indexed like an array along its first axis, such as a split of a packed set."""
-
-    def __len__(self) -> int:
-        """Images N."""
-
-    def __getitem__(self, ids: Any, /) -> Any:
-        """Images (k, S, S, 3) uint8, or tokens (k, T), of an int array of k ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +217,8 @@ def _augmented(
         raise UserError(f"data.augment {augment} is not available for stored images: use flip")
     # Drawn for the whole batch, so that a slot's draw does not depend on which slots are asked for.
     flips = rng.random(batch_size)[slots] < 0.5
-    return np.where(flips[:, None, None, None], images[:, :, ::-1], images)
+    images[flips] = images[flips][:, :, ::-1]
+    return images
 
 
 def _joined(parts: list[tuple[NDArray[np.intp], NDArray[np.int64]]]) -> NDArray[np.int64]:

@@ -1,7 +1,6 @@
 """Fit a palette: k-means over the colours of any number of pixels (paper §3.2)."""
 
 import warnings
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 from igpt import streams
 from igpt.errors import UserError
 from igpt.tokens.nearest import CHUNK_PX, N_RGB, rgb_index
-from igpt.tokens.tokenizer import check_images
+from igpt.tokens.tokenizer import ImageArray, check_images
 
 _MOST_POINTS = 1 << 18
 _MAX_ITER = 30
@@ -18,7 +17,7 @@ _IMAGES_AT_ONCE = 1024
 Points = tuple[NDArray[np.float64], NDArray[np.float64]]  # (n, 3) in [-1, 1], (n,) weights
 
 
-def fit_colors(images: Any, n_colors: int, *, seed: int) -> NDArray[np.float32]:
+def fit_colors(images: ImageArray, n_colors: int, *, seed: int) -> NDArray[np.float32]:
     """The k-means centres of all pixels' colours.
 
     Each distinct colour counts as often as it occurs; where there are more than 2^18 of them, the
@@ -57,7 +56,7 @@ def fit_colors(images: Any, n_colors: int, *, seed: int) -> NDArray[np.float32]:
     return _k_means(points, coarse if len(coarse[0]) >= n_colors else points, n_colors, seed)
 
 
-def count_colors(images: Any) -> NDArray[np.int64]:
+def count_colors(images: ImageArray) -> NDArray[np.int64]:
     """How often each RGB value occurs: (2^24,) int64, at r + 256 g + 65536 b.
 
     Args:

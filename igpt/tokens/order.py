@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from igpt import streams
 
 _ROUNDS = 4
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, odd
+_HALF = np.uint64(32)
 
 
 def shuffled(
@@ -29,8 +31,8 @@ def shuffled(
     Returns:
         (B,) int64, 0 to n - 1.
     """
-    a = isqrt(n - 1) + 1
-    b = -(-n // a)
+    side = isqrt(n - 1) + 1
+    a, b = np.uint64(side), np.uint64(-(-n // side))
     rng = streams.stream(seed, f"order/{name}", epoch)
     keys = rng.integers(0, 2**64, (_ROUNDS, 2), np.uint64)
     images = _permuted(places.astype(np.uint64), a, b, keys)
@@ -40,20 +42,23 @@ def shuffled(
 
 
 def _permuted(
-    values: NDArray[np.uint64], a: int, b: int, keys: NDArray[np.uint64]
+    values: NDArray[np.uint64], a: np.uint64, b: np.uint64, keys: NDArray[np.uint64]
 ) -> NDArray[np.uint64]:
     """A permutation of 0 to a * b - 1: each half is shifted by a hash of the other, in turns."""
-    left, right = np.divmod(values, np.uint64(b))
+    left, right = np.divmod(values, b)
     for left_key, right_key in keys:
-        left = (left + _hashed(right, left_key, below=a)) % np.uint64(a)
-        right = (right + _hashed(left, right_key, below=b)) % np.uint64(b)
-    return left * np.uint64(b) + right
+        left = (left + _hashed(right, left_key, a)) % a
+        right = (right + _hashed(left, right_key, b)) % b
+    return left * b + right
 
 
-def _hashed(values: NDArray[np.uint64], key: np.uint64, *, below: int) -> NDArray[np.uint64]:
-    """A hash of (value, key) from 0 to `below` - 1 (at most 2^32): splitmix64's last steps."""
-    mixed = values * np.uint64(0x9E3779B97F4A7C15) + key  # wraps, as it should
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    high: NDArray[np.uint64] = (mixed ^ (mixed >> np.uint64(31))) >> np.uint64(32)
-    return (high * np.uint64(below)) >> np.uint64(32)
+def _hashed(values: NDArray[np.uint64], key: np.uint64, below: np.uint64) -> NDArray[np.uint64]:
+    """A hash of (value, key) from 0 to `below` - 1; `below` is at most 2^32."""
+    mixed = values + key  # this and the products wrap, as they should
+    mixed *= _MULTIPLIER
+    mixed ^= mixed >> _HALF
+    mixed *= _MULTIPLIER
+    mixed >>= _HALF
+    mixed *= below
+    mixed >>= _HALF
+    return mixed

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from igpt import runs
 from igpt.errors import UserError
 from igpt.tokens.nearest import CHUNK_PX, N_RGB, nearest_table, rgb_index
-from igpt.tokens.tokenizer import check_images, image_side
+from igpt.tokens.tokenizer import ImageArray, check_images, image_side
 
 MAX_COLORS = 65536
 
@@ -72,7 +72,7 @@ class Palette:
         return len(self.colors)
 
     @classmethod
-    def fit(cls, images: NDArray[np.uint8], n_colors: int = 512, seed: int = 0) -> Self:
+    def fit(cls, images: ImageArray, n_colors: int = 512, seed: int = 0) -> Self:
         """The k-means colours of all pixels; see `igpt.tokens.fit.fit_colors`.
 
         Args:
@@ -178,7 +178,7 @@ class Palette:
         """The colours as pixels: (K, 3) uint8."""
         return np.rint(127.5 * (self.colors.astype(np.float64) + 1)).astype(np.uint8)
 
-    def error(self, images: NDArray[np.uint8]) -> PaletteError:
+    def error(self, images: ImageArray) -> PaletteError:
         """What encoding and decoding loses on these images.
 
         Args:

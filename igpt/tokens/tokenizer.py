@@ -1,12 +1,22 @@
 """What turns images into tokens and back: one interface for `Palette` and `RawTokens`."""
 
 from math import isqrt
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from igpt.errors import UserError
+
+
+class ImageArray(Protocol):
+    """What is indexed like an array along its first axis, such as a split of a packed set."""
+
+    def __len__(self) -> int:
+        """Images N."""
+
+    def __getitem__(self, ids: Any, /) -> Any:
+        """Images (k, S, S, 3) uint8, or tokens (k, T), of a slice or an int array of k ids."""
 
 
 class Tokenizer(Protocol):
