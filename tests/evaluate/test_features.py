@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from igpt import compute
 from igpt.config import ModelConfig, Objective
 from igpt.errors import UserError
 from igpt.evaluate import features as features_module
@@ -87,6 +88,18 @@ def test_batch_size_changes_nothing() -> None:
     one = extract_features(model, tokens(), precision="fp32", batch_size=1, keep=False)
     all_at_once = extract_features(model, tokens(), precision="fp32", batch_size=N, keep=False)
     assert np.abs(one - all_at_once).max() < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.skipif(not compute.has_compiler(), reason="needs a C++ compiler")
+def test_compiled_blocks_give_the_same_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    plain = extract_features(model, tokens(), precision="fp32", batch_size=4, keep=False)
+    monkeypatch.setattr(features_module, "COMPILE_FROM_TOKENS", 0)
+    fast = extract_features(model, tokens(), precision="fp32", batch_size=4, keep=False)
+    assert np.abs(plain - fast).max() < 1e-4
+    assert not any(block._compiled_call_impl for block in model.h)
 
 
 def test_some_layers_are_those_of_all_and_later_blocks_are_not_run() -> None:
