@@ -85,9 +85,15 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     return torch.autocast(device.type, dtype=dtype)
 
 
+def cpp_compiler() -> str | None:
+    """The path of a C++ compiler: `CXX`, else g++, else clang++; none where there is none."""
+    names = (os.environ.get("CXX", "g++"), "g++", "clang++")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
 def has_compiler() -> bool:
-    """Whether `torch.compile` can build for the CPU here: a C++ compiler on the path."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+    """Whether `torch.compile` can build for the CPU here."""
+    return cpp_compiler() is not None
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -9,10 +9,10 @@ from igpt.model.gpt import GPT
 
 
 def network(
-    *, n_layer=2, n_head=2, n_embd=12, n_colors=7, seq_len=16, objective="ar", scale=1.5
+    *, bias=False, n_layer=2, n_head=2, n_embd=12, n_colors=7, seq_len=16, objective="ar", scale=1.5
 ) -> GPT:
     """Random weights whose logits spread as a trained network's do."""
-    config = ModelConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+    config = ModelConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd, bias=bias)
     model = GPT(config, n_colors=n_colors, seq_len=seq_len, objective=objective)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

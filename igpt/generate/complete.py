@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from igpt.compute import Precision, autocast
 from igpt.config import SampleConfig
 from igpt.errors import UserError
 from igpt.generate.draw import draw, uniforms
@@ -54,11 +55,12 @@ def complete(
     seed: int = 0,
     config: SampleConfig = DEFAULT,
     batch_size: int | None = None,
+    precision: Precision = "auto",
 ) -> np.ndarray:
     """Fill what is not kept: in raster order (ar), or in rounds, most certain first (bert).
 
-    Completion j of image i is the same for any `n` and `batch_size`, as far as the logits are (see
-    `sample`). An autoregressive network sees, at each pixel, only what stands before it.
+    Completion j of image i is the same for any `n` and `batch_size`, as `sample` has it. An
+    autoregressive network sees, at each pixel, only what stands before it.
 
     Args:
         model: network of either objective.
@@ -68,6 +70,7 @@ def complete(
         seed: other seeds give other completions.
         config: temperature, top-k and top-p.
         batch_size: images side by side; none: as many as memory and speed allow.
+        precision: of the matrix products; auto: as `sample` (ar), fp32 (bert).
 
     Returns:
         (N, n, T) int64 in [0, K).
@@ -75,7 +78,16 @@ def complete(
     Raises:
         UserError: n below 1, or a mask that keeps everything or nothing.
     """
-    steps = completing(model, tokens, keep, n=n, seed=seed, config=config, batch_size=batch_size)
+    steps = completing(
+        model,
+        tokens,
+        keep,
+        n=n,
+        seed=seed,
+        config=config,
+        batch_size=batch_size,
+        precision=precision,
+    )
     return last(steps).tokens.reshape(len(tokens), n, -1)
 
 
@@ -88,6 +100,7 @@ def completing(
     seed: int = 0,
     config: SampleConfig = DEFAULT,
     batch_size: int | None = None,
+    precision: Precision = "auto",
 ) -> Iterator[Progress]:
     """`complete`, one step at a time; (N * n, T), completions of one picture side by side."""
     if n < 1:
@@ -97,7 +110,15 @@ def completing(
     known = np.repeat(tokens, n, axis=0)  # (N * n, T)
     uniform = uniforms(seed, "complete", slots=slots, seq_len=model.seq_len)
     fill = draw_in_order if model.objective == "ar" else _draw_in_rounds
-    yield from fill(model, known, keep=keep, uniform=uniform, config=config, batch_size=batch_size)
+    yield from fill(
+        model,
+        known,
+        keep=keep,
+        uniform=uniform,
+        config=config,
+        batch_size=batch_size,
+        precision=precision,
+    )
 
 
 def _check_mask(keep: np.ndarray) -> None:
@@ -115,16 +136,22 @@ def _draw_in_rounds(
     uniform: np.ndarray,
     config: SampleConfig,
     batch_size: int | None = None,
+    precision: Precision = "auto",
 ) -> Iterator[Progress]:
     """Fill with a BERT network what is not kept; arguments as for `draw_in_order`."""
     tokens = np.where(keep, known, 0)
     drawn = np.broadcast_to(keep, tokens.shape).copy()
     progress = Progress(tokens=tokens, drawn=drawn)
-    size = batch_size or default_batch_size(model)
+    device = model.wte.weight.device
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    numbers = 4 * model.n_colors + 16 * model.config.n_embd  # a token's, at the widest point
+    size = batch_size or default_batch_size(4 * model.seq_len * numbers, device)
     for start in range(0, len(tokens), size):
         rows = slice(start, start + size)
-        for _ in _fill_batch_in_rounds(model, tokens[rows], drawn[rows], uniform[rows], config):
-            yield progress
+        steps = _fill_batch_in_rounds(model, tokens[rows], drawn[rows], uniform[rows], config)
+        with autocast(device, dtype):
+            for _ in steps:
+                yield progress
 
 
 @torch.inference_mode()

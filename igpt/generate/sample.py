@@ -1,6 +1,5 @@
 """Draw images token by token from an autoregressive network, with the key/value cache."""
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,14 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from igpt.compute import Precision, free_memory_bytes
 from igpt.config import SampleConfig
 from igpt.errors import UserError
 from igpt.generate.draw import draw, uniforms
-from igpt.model.cache import KVCache
+from igpt.model.decoder import Decoder, cache_bytes, open_decoder
 from igpt.model.gpt import GPT
 
 DEFAULT = SampleConfig()
-# Side by side, more images share each read of the weights; beyond this the gain is gone.
+# Images side by side share each read of the weights; with more than this the gain is gone.
 LARGEST_BATCH = 64
 
 
@@ -42,11 +42,13 @@ def sample(
     first: int = 0,
     config: SampleConfig = DEFAULT,
     batch_size: int | None = None,
+    precision: Precision = "auto",
 ) -> np.ndarray:
     """Draw images (paper, Samples): temperature 1 and every colour unless told otherwise.
 
-    Image i of a seed is the same for any `n`, `first` and `batch_size`, as far as the logits are:
-    their last bits differ between batch sizes, which changes a token about once in 10^6 draws.
+    Image i of a seed is the same for any `n`, `first` and `batch_size`, bit for bit with the
+    compiled decoder. Elsewhere the last bits of logits differ between batch sizes, which in float32
+    changes a token about once in 10^6 draws, in bfloat16 often.
 
     Args:
         model: autoregressive network.
@@ -55,6 +57,8 @@ def sample(
         first: number of the first image.
         config: temperature, top-k and top-p.
         batch_size: images drawn side by side; none: as many as memory and speed allow.
+        precision: of the matrix products; auto: bf16 where the processor has it, see
+            `open_decoder`. fp32 gives the same images on any machine, up to rounding.
 
     Returns:
         (n, T) int64 in [0, K).
@@ -62,7 +66,9 @@ def sample(
     Raises:
         UserError: a BERT network, n below 1, or logits that are not finite.
     """
-    steps = sampling(model, n, seed=seed, first=first, config=config, batch_size=batch_size)
+    steps = sampling(
+        model, n, seed=seed, first=first, config=config, batch_size=batch_size, precision=precision
+    )
     return last(steps).tokens
 
 
@@ -80,6 +86,7 @@ def sampling(
     first: int = 0,
     config: SampleConfig = DEFAULT,
     batch_size: int | None = None,
+    precision: Precision = "auto",
 ) -> Iterator[Progress]:
     """`sample`, one step at a time; what is yielded last is the whole."""
     if n < 1:
@@ -92,6 +99,7 @@ def sampling(
         uniform=uniforms(seed, "sample", slots=[(0, first + i) for i in range(n)], seq_len=T),
         config=config,
         batch_size=batch_size,
+        precision=precision,
     )
 
 
@@ -103,6 +111,7 @@ def draw_in_order(
     uniform: np.ndarray,
     config: SampleConfig,
     batch_size: int | None = None,
+    precision: Precision = "auto",
 ) -> Iterator[Progress]:
     """Fill in raster order what is not kept.
 
@@ -113,6 +122,7 @@ def draw_in_order(
         uniform: (n, T) float64 in [0, 1), decides each token.
         config: temperature, top-k and top-p.
         batch_size: images side by side; none: `default_batch_size`.
+        precision: as `open_decoder` takes it.
 
     Yields:
         the same `Progress` after every position of every batch.
@@ -125,52 +135,43 @@ def draw_in_order(
     tokens = np.where(keep, known, 0)
     drawn = np.broadcast_to(keep, tokens.shape).copy()
     progress = Progress(tokens=tokens, drawn=drawn)
-    size = batch_size or default_batch_size(model)
+    decoder = open_decoder(model, precision=precision)
+    each = cache_bytes(model, decoder.dtype)
+    size = batch_size or default_batch_size(each, model.wte.weight.device)
     for start in range(0, len(tokens), size):
         rows = slice(start, start + size)
-        for _ in _fill_batch(model, tokens[rows], drawn[rows], uniform[rows], config):
+        for _ in _fill_batch(decoder, tokens[rows], drawn[rows], uniform[rows], config):
             yield progress
 
 
 @torch.inference_mode()
 def _fill_batch(
-    model: GPT,
+    decoder: Decoder,
     tokens: np.ndarray,
     drawn: np.ndarray,
     uniform: np.ndarray,
     config: SampleConfig,
 ) -> Iterator[None]:
     """Fill (B, T) `tokens` where not `drawn`, in place; `drawn` is the same in every row."""
-    device = model.wte.weight.device
-    B, T = tokens.shape
+    device = decoder.model.wte.weight.device
     given = int(np.argmin(drawn[0]))  # leading kept tokens; some token is not kept
     number = torch.from_numpy(uniform).to(device)  # (B, T)
     context = torch.from_numpy(tokens).to(device)  # (B, T)
-    cache = KVCache(model.config, batch_size=B, seq_len=T, device=device)
-    logits = model.extend(context[:, :given], cache)  # (B, K)
+    logits = decoder.start(context[:, :given])  # (B, K)
     if not torch.isfinite(logits).all():
         raise UserError(
             "the network's logits are not finite: its training diverged; use an earlier checkpoint"
         )
-    for t in range(given, T):
+    for t in range(given, tokens.shape[1]):
+        if t > given:
+            logits = decoder.step(context[:, t - 1])
         if not drawn[0, t]:
             context[:, t] = draw(logits, number[:, t], config)
             tokens[:, t] = context[:, t].cpu().numpy()
             drawn[:, t] = True
         yield
-        if t + 1 < T:
-            logits = model.extend(context[:, t : t + 1], cache)
 
 
-def default_batch_size(model: GPT) -> int:
-    """Images whose caches fit into half of the free memory, at most `LARGEST_BATCH`."""
-    cache_bytes = 2 * model.config.n_layer * model.seq_len * model.config.n_embd * 4
-    free = free_bytes(model.wte.weight.device)
-    return max(1, min(LARGEST_BATCH, free // 2 // cache_bytes))
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that can still be had on a device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def default_batch_size(bytes_each: int, device: torch.device) -> int:
+    """Images side by side that take half of the free memory, at most `LARGEST_BATCH`."""
+    return max(1, min(LARGEST_BATCH, free_memory_bytes(device) // 2 // bytes_each))

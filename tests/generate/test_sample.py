@@ -6,7 +6,6 @@ from igpt.config import SampleConfig
 from igpt.errors import UserError
 from igpt.generate.draw import draw, kept_probabilities, uniforms
 from igpt.generate.sample import sample, sampling
-from igpt.model.cache import KVCache
 from tests.networks import drawn_without_cache, network
 
 
@@ -53,11 +52,14 @@ def test_samples_equal_those_of_the_whole_network_run_for_every_token(config):
     model = network()
     uniform = uniforms(5, "sample", slots=[(0, i) for i in range(4)], seq_len=16)
     expected = drawn_without_cache(model, uniform, config)
-    np.testing.assert_array_equal(sample(model, 4, seed=5, config=config), expected)
+    np.testing.assert_array_equal(
+        sample(model, 4, seed=5, config=config, precision="fp32"), expected
+    )
 
 
-def test_an_image_is_the_same_alone_and_in_any_batch():
-    model = network()
+@pytest.mark.parametrize("n_colors", [7, 512])
+def test_an_image_is_the_same_alone_and_in_any_batch(n_colors):
+    model = network(n_colors=n_colors, n_embd=32)
     together = sample(model, 7, seed=1)
     np.testing.assert_array_equal(sample(model, 7, seed=1, batch_size=3), together)
     for i in range(7):
@@ -72,10 +74,9 @@ def test_progress_shows_one_more_token_of_every_image_at_each_step():
 
 def test_no_global_generator_is_touched():
     model = network()
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    before = torch.get_rng_state()
     sample(model, 2)
-    assert torch.equal(torch.get_rng_state(), before[0])
-    np.testing.assert_array_equal(np.random.get_state()[1], before[1])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_sampling_from_a_bert_network_is_refused():
@@ -102,19 +103,3 @@ def test_logits_that_are_not_finite_are_refused():
 def test_impossible_settings_are_refused(setting, value):
     with pytest.raises(UserError, match=f"{setting} is {value}"):
         SampleConfig(**{setting: value})
-
-
-@pytest.mark.parametrize(("n_head", "n_embd"), [(1, 9), (1, 24), (3, 9), (3, 24)])
-def test_cached_logits_equal_uncached(n_head, n_embd):
-    model = network(n_head=n_head, n_embd=n_embd, n_layer=3, seq_len=25)
-    tokens = torch.randint(0, 7, (3, 25), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        expected = model(tokens)
-        assert expected.std() >= 1
-        for prefix in (0, 1, 10):
-            cache = KVCache(model.config, batch_size=3, seq_len=25)
-            found = [model.extend(tokens[:, :prefix], cache)]
-            found += [model.extend(tokens[:, t : t + 1], cache) for t in range(prefix, 24)]
-            torch.testing.assert_close(
-                torch.stack(found, 1), expected[:, prefix:], atol=1e-4, rtol=0
-            )

@@ -1,0 +1,185 @@
+"""Token by token through an autoregressive network: the fastest way that this machine has."""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from igpt.compute import Precision, autocast
+from igpt.model import native
+from igpt.model.cache import KVCache
+from igpt.model.gpt import GPT, Block
+
+LANES = 16
+PANEL = 64
+
+
+class PlainDecoder:
+    """PyTorch's operators, on any device; sums depend on the batch size in their last bits."""
+
+    def __init__(self, model: GPT, *, dtype: torch.dtype = torch.float32) -> None:
+        self.model = model
+        self.dtype = dtype
+        self.device = model.wte.weight.device
+
+    def start(self, prefix: Tensor) -> Tensor:
+        """Begin B sequences anew: (B, n) int64, n from 0, to logits (B, K) of the next token."""
+        config, T = self.model.config, self.model.seq_len
+        self.cache = KVCache(
+            config, batch_size=len(prefix), seq_len=T, dtype=self.dtype, device=self.device
+        )
+        return self._extend(prefix)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """One more token of every sequence: (B,) int64 to logits (B, K) of the one after."""
+        return self._extend(tokens.unsqueeze(1))
+
+    def _extend(self, tokens: Tensor) -> Tensor:
+        with autocast(self.device, self.dtype):
+            return self.model.extend(tokens, self.cache).float()
+
+
+class NativeDecoder:
+    """`decode.cpp`: several times faster, and the same bit for bit at any batch size.
+
+    Args:
+        model: autoregressive network on the CPU; its weights are copied as they are now.
+        dtype: float32, or bfloat16 for the matrices and the cache (heads of even width).
+    """
+
+    def __init__(self, model: GPT, *, dtype: torch.dtype = torch.float32) -> None:
+        library = native.library()
+        assert library is not None
+        self.model = model
+        self.dtype = dtype
+        self.decode = library.decode_float32 if dtype == torch.float32 else library.decode_bfloat16
+        self.held: list[Tensor] = []  # what the structures point to
+        self.network = native.Network(
+            n_layer=model.config.n_layer,
+            n_head=model.config.n_head,
+            width=model.config.n_embd,
+            n_colors=model.n_colors,
+            seq_len=model.seq_len,
+            token_table=self._hold(model.wte.weight),
+            position_table=self._hold(model.wpe.weight),
+            norm_f=self._hold(padded(model.ln_f.weight)),
+            head=self._matrix(model.head),
+        )
+        self.blocks = (native.Block * model.config.n_layer)(
+            *(
+                native.Block(
+                    norm_1=self._hold(padded(block.ln_1.weight)),
+                    norm_2=self._hold(padded(block.ln_2.weight)),
+                    c_attn=self._matrix(block.attn.c_attn),
+                    c_proj=self._matrix(block.attn.c_proj),
+                    c_fc=self._matrix(block.mlp.c_fc),
+                    mlp_proj=self._matrix(block.mlp.c_proj),
+                )
+                for block in cast(list[Block], model.h)
+            )
+        )
+        self.network.blocks = self.blocks
+
+    def _hold(self, tensor: Tensor) -> int:
+        self.held.append(tensor.detach().contiguous())
+        return self.held[-1].data_ptr()
+
+    def _matrix(self, linear: nn.Linear) -> native.Matrix:
+        bias = torch.zeros(linear.out_features) if linear.bias is None else linear.bias
+        return native.Matrix(
+            panels=self._hold(as_panels(linear.weight.detach(), self.dtype)),
+            bias=self._hold(padded(bias)),
+        )
+
+    def start(self, prefix: Tensor) -> Tensor:
+        """Begin B sequences anew: (B, n) int64, n from 0, to logits (B, K) of the next token."""
+        self._allocate(len(prefix))
+        logits = torch.empty(len(prefix), self.model.n_colors)
+        done = torch.zeros(len(prefix), dtype=torch.bool)
+        for i in range(len(prefix)):
+            if not done[i]:  # one at a time, so that nothing depends on what else there is
+                same = (prefix == prefix[i]).all(1)
+                logits[same] = self._fill(prefix[i : i + 1], same)
+                done |= same
+        self.position = prefix.shape[1] + 1
+        return logits
+
+    def _allocate(self, batch_size: int) -> None:
+        """A cache of zeros in the layout of decode.cpp; the system lends each page when used."""
+        config, per_word = self.model.config, 4 // self.dtype.itemsize
+        E, B, H = config.n_embd // config.n_head, batch_size, config.n_head
+        panels, channels = -(-self.model.seq_len // PANEL), -(-E // LANES) * LANES
+        self.keys, self.values = [], []
+        for block in self.blocks:
+            keys = torch.zeros(B, H, panels, E // per_word, PANEL, per_word, dtype=self.dtype)
+            words = panels * PANEL // per_word
+            values = torch.zeros(B, H, words, channels, per_word, dtype=self.dtype)
+            block.keys, block.values = keys.data_ptr(), values.data_ptr()
+            self.keys.append(keys)
+            self.values.append(values)
+        self.network.batch_size = batch_size
+        self.network.n_threads = torch.get_num_threads()
+
+    def _fill(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """Run (1, n) tokens into `rows`, (B,) bool, of the cache: logits (1, K)."""
+        filled = tokens.shape[1] + 1  # `sos` stands first
+        cache = KVCache(self.model.config, batch_size=1, seq_len=filled)
+        logits = self.model.extend(tokens, cache)
+        per_word = 4 // self.dtype.itemsize
+        for layer, keys, values in zip(cache.layers, self.keys, self.values, strict=True):
+            panels = as_panels(layer.keys[0], self.dtype)  # (H, T / 64, E / n, 64, n)
+            keys[rows, :, : panels.shape[1]] = panels
+            H, _, E = layer.values[0].shape
+            whole = F.pad(layer.values[0], (0, 0, 0, -filled % per_word)).to(self.dtype)
+            words = whole.view(H, -1, per_word, E).transpose(2, 3)  # (H, T / n, E, n)
+            values[rows, :, : words.shape[1], :E] = words
+        return logits
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """One more token of every sequence: (B,) int64 to logits (B, K) of the one after."""
+        assert self.position < self.model.seq_len
+        tokens = tokens.contiguous()
+        logits = torch.empty(len(tokens), self.model.n_colors)
+        self.decode(self.network, self.position, tokens.data_ptr(), logits.data_ptr())
+        self.position += 1
+        return logits
+
+
+Decoder = PlainDecoder | NativeDecoder
+
+
+def open_decoder(model: GPT, *, precision: Precision = "auto") -> Decoder:
+    """The compiled decoder on a CPU with a compiler, else the plain one.
+
+    Args:
+        model: autoregressive network.
+        precision: auto takes bfloat16 where the processor multiplies it itself. That depends on the
+            machine alone, not on a measurement, so that a seed gives the same images every time.
+    """
+    device = model.wte.weight.device
+    library = native.library() if device.type == "cpu" else None
+    even = model.config.n_embd // model.config.n_head % 2 == 0
+    fast_bf16 = device.type == "cuda" if library is None else bool(library.has_bfloat16())
+    wanted = precision == "bf16" or (precision == "auto" and fast_bf16)
+    if library is None:
+        return PlainDecoder(model, dtype=torch.bfloat16 if wanted else torch.float32)
+    return NativeDecoder(model, dtype=torch.bfloat16 if wanted and even else torch.float32)
+
+
+def cache_bytes(model: GPT, dtype: torch.dtype) -> int:
+    """Bytes of one image's keys and values."""
+    return 2 * model.config.n_layer * model.seq_len * model.config.n_embd * dtype.itemsize
+
+
+def as_panels(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """(..., rows, columns) as (..., rows / 64, columns / n, 64, n), n numbers being 32 bits."""
+    missing, n = -matrix.shape[-2] % PANEL, 4 // dtype.itemsize
+    rows = F.pad(matrix, (0, 0, 0, missing)).to(dtype)
+    split = rows.view(*rows.shape[:-2], -1, PANEL, rows.shape[-1] // n, n)
+    return split.transpose(-3, -2).contiguous()
+
+
+def padded(vector: Tensor) -> Tensor:
+    """A vector with zeros up to a whole panel."""
+    return F.pad(vector.detach(), (0, -len(vector) % PANEL))

@@ -1,0 +1,102 @@
+"""`decode.cpp`, built once by the machine's C++ compiler, and the structures that it reads."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import subprocess
+from ctypes import POINTER, Structure, c_int64, c_void_p
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+from igpt.compute import cpp_compiler
+from igpt.errors import UserError
+from igpt.runs import cache_folder, writing
+
+SOURCE = Path(__file__).with_name("decode.cpp")
+# The casts between vectors of floats and words break the language's strict aliasing rule.
+FLAGS = [
+    *("-std=c++17", "-O3", "-march=native", "-fno-strict-aliasing"),
+    *("-fopenmp", "-shared", "-fPIC"),
+]
+
+
+class Matrix(Structure):
+    """A linear map; both addresses, of panels and of a bias padded with zeros."""
+
+    _fields_: ClassVar = [("panels", c_void_p), ("bias", c_void_p)]
+
+
+class Block(Structure):
+    """Addresses of one block's weights and of its part of the cache."""
+
+    _fields_: ClassVar = [
+        ("norm_1", c_void_p),
+        ("norm_2", c_void_p),
+        ("c_attn", Matrix),
+        ("c_proj", Matrix),
+        ("c_fc", Matrix),
+        ("mlp_proj", Matrix),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+    ]
+
+
+class Network(Structure):
+    """All that a step reads."""
+
+    _fields_: ClassVar = [
+        ("n_layer", c_int64),
+        ("n_head", c_int64),
+        ("width", c_int64),
+        ("n_colors", c_int64),
+        ("seq_len", c_int64),
+        ("batch_size", c_int64),
+        ("n_threads", c_int64),
+        ("token_table", c_void_p),
+        ("position_table", c_void_p),
+        ("norm_f", c_void_p),
+        ("head", Matrix),
+        ("blocks", POINTER(Block)),
+    ]
+
+
+@lru_cache
+def library() -> ctypes.CDLL | None:
+    """The compiled decoder; none where no compiler can build it, or `IGPT_NATIVE` is 0.
+
+    It is kept in the cache folder, under a name that stands for everything it was made from.
+    """
+    compiler = cpp_compiler()
+    if compiler is None or os.environ.get("IGPT_NATIVE") == "0":
+        return None
+    made_from = repr((SOURCE.read_bytes(), compiler, FLAGS, platform.machine(), _cpu_flags()))
+    digest = hashlib.sha256(made_from.encode()).hexdigest()
+    target = cache_folder() / f"decode-{digest[:16]}.so"
+    try:
+        if not target.exists():
+            with writing(target) as part:
+                command = [compiler, *FLAGS, "-o", str(part), str(SOURCE)]
+                subprocess.run(command, capture_output=True, check=True, timeout=120)
+        return load(target)
+    except (UserError, OSError, subprocess.SubprocessError):
+        return None  # no OpenMP, or no place to write: PyTorch's operators do the same, slower
+
+
+def _cpu_flags() -> str:
+    """What this processor can do: a cache folder may be shared by different machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """A compiled `decode.cpp` with the types of its functions."""
+    loaded = ctypes.CDLL(str(path))
+    for decode in (loaded.decode_float32, loaded.decode_bfloat16):
+        decode.argtypes = [POINTER(Network), c_int64, c_void_p, c_void_p]
+        decode.restype = None
+    return loaded

@@ -1,0 +1,128 @@
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from igpt.model import native
+from igpt.model.decoder import NativeDecoder, PlainDecoder, open_decoder
+from tests.networks import network
+
+needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+DECODERS = [PlainDecoder, pytest.param(NativeDecoder, marks=needs_compiler)]
+# Heads of width 12, 9, 10, 40 and 64: no perfect squares, odd ones, several lanes.
+SHAPES = [
+    {"n_head": 1, "n_embd": 12},
+    {"n_head": 3, "n_embd": 27, "n_layer": 3, "seq_len": 25},
+    {"n_head": 3, "n_embd": 30, "n_colors": 70},
+    {"n_head": 2, "n_embd": 80, "seq_len": 100, "bias": True},
+    {"n_head": 1, "n_embd": 64, "seq_len": 150, "n_colors": 512},
+]
+
+
+def logits_of(decoder, tokens, given):
+    """Logits of the tokens from `given` on, (B, T - given, K), one by one."""
+    logits = [decoder.start(tokens[:, :given])]
+    logits += [decoder.step(tokens[:, t]) for t in range(given, tokens.shape[1] - 1)]
+    return torch.stack(logits, 1)
+
+
+def case(shape, n=5):
+    model = network(**shape)
+    generator = torch.Generator().manual_seed(1)
+    return model, torch.randint(0, model.n_colors, (n, model.seq_len), generator=generator)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("given", [0, 1, 13])
+def test_cached_logits_equal_uncached(decoder, shape, given):
+    model, tokens = case(shape)
+    expected = model(tokens)
+    assert expected.std() >= 1
+    found = logits_of(decoder(model), tokens, given)
+    torch.testing.assert_close(found, expected[:, given:], atol=1e-4, rtol=0)
+
+
+@needs_compiler
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("given", [0, 13])
+def test_the_native_decoder_gives_the_same_bits_at_any_batch_size(dtype, given):
+    model, tokens = case({"n_head": 2, "n_embd": 80, "n_colors": 70, "seq_len": 100}, n=23)
+    tokens[:, :5] = tokens[:1, :5]
+    together = logits_of(NativeDecoder(model, dtype=dtype), tokens, given)
+    for rows in (slice(0, 1), slice(22, 23), slice(3, 9), slice(4, 21)):
+        alone = logits_of(NativeDecoder(model, dtype=dtype), tokens[rows], given)
+        assert torch.equal(alone, together[rows])
+
+
+@needs_compiler
+@torch.no_grad()
+def test_the_native_decoder_gives_the_same_bits_with_any_number_of_threads():
+    model, tokens = case({"n_head": 2, "n_embd": 80, "seq_len": 30})
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            found.append(logits_of(NativeDecoder(model), tokens, 0))
+    finally:
+        torch.set_num_threads(threads)
+    # The first logits come from PyTorch's operators.
+    assert torch.equal(found[0][:, 1:], found[1][:, 1:])
+    assert torch.equal(found[0][:, 1:], found[2][:, 1:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_bfloat16_stays_near_float32(decoder):
+    model, tokens = case({"n_head": 2, "n_embd": 80, "seq_len": 100, "bias": True})
+    found = logits_of(decoder(model, dtype=torch.bfloat16), tokens, 0)
+    expected = model(tokens)
+    assert (found - expected).square().mean().sqrt() < 0.03 * expected.std()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_decoder_can_begin_anew_with_another_batch(decoder):
+    model, tokens = case({"n_embd": 12})
+    used = decoder(model)
+    logits_of(used, tokens, 0)
+    torch.testing.assert_close(
+        logits_of(used, tokens[:2], 3), logits_of(decoder(model), tokens[:2], 3)
+    )
+
+
+def test_without_a_compiler_the_plain_decoder_is_used(monkeypatch):
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert isinstance(open_decoder(network()), PlainDecoder)
+
+
+@needs_compiler
+def test_heads_of_odd_width_are_decoded_in_float32():
+    assert open_decoder(network(n_head=1, n_embd=9), precision="bf16").dtype == torch.float32
+    assert open_decoder(network(), precision="bf16").dtype == torch.bfloat16
+    assert open_decoder(network(), precision="fp32").dtype == torch.float32
+
+
+@needs_compiler
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize("march", ["x86-64", "x86-64-v3"])
+def test_processors_without_wide_registers_give_the_same_logits(march, tmp_path, monkeypatch):
+    flags = [f"-march={march}" if "march" in flag else flag for flag in native.FLAGS]
+    path = tmp_path / "decode.so"
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++")
+    command = [compiler, *flags, "-Wno-psabi", "-o", str(path), str(native.SOURCE)]
+    if subprocess.run(command, check=False).returncode != 0:
+        pytest.skip("another kind of processor")
+    monkeypatch.setattr(native, "library", lambda: native.load(path))
+    model, tokens = case({"n_head": 2, "n_embd": 80, "seq_len": 100, "bias": True})
+    found = logits_of(NativeDecoder(model), tokens, 3)
+    torch.testing.assert_close(found, model(tokens)[:, 3:], atol=1e-4, rtol=0)
+    rounded = logits_of(NativeDecoder(model, dtype=torch.bfloat16), tokens, 3)
+    assert (rounded - found).square().mean().sqrt() < 0.03 * found.std()
