@@ -15,6 +15,7 @@ from igpt.tokens.nearest import CHUNK_PX, N_RGB, nearest_table, rgb_index
 from igpt.tokens.tokenizer import ImageArray, check_images, image_side
 
 MAX_COLORS = 65536
+KEPT_TABLES = 16  # 32 MiB each
 
 Table = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -229,6 +230,9 @@ def _cached_table(colors: NDArray[np.float32], digest: str) -> Table:
         with runs.writing(path) as part, part.open("wb") as file:
             file.write(table.data)
             file.write(hashlib.sha256(table.data).digest())
-    except UserError:
+        kept = sorted(path.parent.glob("*.bin"), key=lambda table_path: table_path.stat().st_mtime)
+        for oldest in kept[:-KEPT_TABLES]:
+            oldest.unlink(missing_ok=True)
+    except (UserError, OSError):
         pass  # a cache that cannot be written costs two seconds next time, no more
     return table

@@ -1,11 +1,16 @@
 """What the tests of this room share."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from igpt import runs
+from igpt.images.prepare import open_data
 from igpt.tokens.palette import Palette
+
+_USERS_CACHE = os.environ.get("IGPT_CACHE")
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +22,18 @@ def table_cache(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch, table_cache):
     monkeypatch.setenv("IGPT_CACHE", str(table_cache))
+
+
+@pytest.fixture
+def cifar10(monkeypatch):
+    """CIFAR-10 where it was fetched before."""
+    if _USERS_CACHE is None:
+        monkeypatch.delenv("IGPT_CACHE")
+    else:
+        monkeypatch.setenv("IGPT_CACHE", _USERS_CACHE)
+    if not (runs.cache_folder() / "packed" / "cifar10-32").exists():
+        pytest.skip("CIFAR-10 was not fetched before: igpt pretrain cifar10, or igpt demo, does")
+    return open_data("cifar10", image_size=32)
 
 
 @pytest.fixture(scope="session")

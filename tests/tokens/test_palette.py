@@ -60,6 +60,30 @@ def test_compact_tokens_are_the_same_tokens(small_palette):
     np.testing.assert_array_equal(compact, small_palette.encode(images))
 
 
+@pytest.mark.data
+def test_cifar10_tokens_are_the_known_ones(authors_palette, cifar10):
+    """The sha256 of the test images' tokens that was found with float64 brute force."""
+    tokens = authors_palette.encode(cifar10.images("test")[:]).astype("<u2")
+    assert hashlib.sha256(tokens.tobytes()).hexdigest() == (
+        "6bf9ceaf6fdf8fbb2d324f2ec4c935c79a823be89e2a46c991455afdcbb688cb"
+    )
+
+
+@pytest.mark.data
+def test_error_on_cifar10_is_the_known_one(authors_palette, cifar10):
+    error = authors_palette.error(cifar10.images("test"))
+    assert round(error.rms, 2) == 4.94
+    assert round(error.entropy_nats, 3) == 6.009
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_every_colour_of_cifar10_gets_its_nearest(authors_palette, cifar10):
+    pixels = np.unique(cifar10.images("test")[:].reshape(-1, 3), axis=0)
+    tokens = authors_palette.encode(pixels[:, None, None])[:, 0]
+    np.testing.assert_array_equal(tokens, nearest_color(pixels, authors_palette.colors))
+
+
 def test_levels_are_rounded(small_palette):
     palette = Palette([[-1, 0, 1], [0.25, -0.5, 0.999]])
     np.testing.assert_array_equal(palette.levels(), [[0, 128, 255], [159, 64, 255]])
@@ -207,6 +231,17 @@ def test_damaged_table_is_made_again(table_cache, damage):
     kept.write_bytes(broken)
     np.testing.assert_array_equal(Palette(palette.colors).encode(images), tokens)
     assert kept.read_bytes() == whole
+
+
+def test_oldest_tables_are_dropped_from_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("IGPT_CACHE", str(tmp_path))
+    monkeypatch.setattr(palette_module, "KEPT_TABLES", 2)
+    palettes = [Palette([[-1, -1, -1], [1, 1, red]]) for red in (0, 0.5, 1)]
+    for age, palette in enumerate(palettes):
+        palette.encode(np.zeros((1, 1, 3), np.uint8))
+        os.utime(tmp_path / "tables" / f"{palette.digest}.bin", (age, age))
+    kept = {path.stem for path in (tmp_path / "tables").iterdir()}
+    assert kept == {palette.digest for palette in palettes[1:]}
 
 
 def test_encode_works_where_the_cache_cannot_be_written(monkeypatch, tmp_path):
