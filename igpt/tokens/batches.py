@@ -1,11 +1,9 @@
 """The stream of training batches: the batch of a step is a function of (seed, step, slot) alone."""
 
-import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Self
 
 import numpy as np
@@ -14,10 +12,9 @@ from numpy.typing import NDArray
 from igpt import streams
 from igpt.config import Augment
 from igpt.errors import UserError
+from igpt.tokens.mixture import Mixture
 from igpt.tokens.order import shuffled
 from igpt.tokens.tokenizer import ImageArray, Tokenizer
-
-MAX_PERIOD = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +44,7 @@ class Source:
     weight: float = 1
     """Its share of the batches, relative to the other sources' weights."""
     name: str = "train"
-    """Names its random order."""
+    """Names its random order; each source of a mixture has another."""
 
 
 class BatchStream:
@@ -97,8 +94,11 @@ class BatchStream:
         """Stream several sets in the exact proportions of their weights, spread evenly.
 
         Raises:
-            UserError: as for one set; or weights that are not above 0 or not in simple proportions.
+            UserError: as for one set; or names that are not different, or weights that are not
+                above 0 or not in simple proportions.
         """
+        if not sources:
+            raise UserError("there are no sources to mix")
         stream = cls.__new__(cls)
         stream._set_up(tuple(sources), tokenizer, batch_size, seed)
         return stream
@@ -110,6 +110,9 @@ class BatchStream:
         batch_size: int,
         seed: int,
     ) -> None:
+        names = [source.name for source in sources]
+        if len(set(names)) < len(names):
+            raise UserError(f"the sources are named {names}: give each a name of its own")
         for source in sources:
             n = len(source.images)
             if n == 0:
@@ -123,7 +126,8 @@ class BatchStream:
                 )
         self.batch_size = batch_size
         self._sources, self._tokenizer, self._seed = sources, tokenizer, seed
-        self._which, self._rank = _interleaved([source.weight for source in sources])
+        self._mixture = Mixture([source.weight for source in sources])
+        self._labelled = any(source.labels is not None for source in sources)
         self._first_id = np.cumsum([0, *(len(source.images) for source in sources)])
 
     def at(self, step: int, slots: slice | None = None) -> Batch:
@@ -134,21 +138,18 @@ class BatchStream:
             slots: places in the batch, such as those of one rank; none: all of them.
         """
         places = np.arange(self.batch_size)[slots or slice(None)]
-        period, offset = np.divmod(step * self.batch_size + places, len(self._which))
-        which = self._which[offset]
+        which, turns = self._mixture.dealt(step * self.batch_size + places)
         ids = np.empty(len(places), np.int64)
         labels = np.full(len(places), -1)
         parts: list[tuple[NDArray[np.intp], NDArray[np.int64]]] = []
         for number, source in enumerate(self._sources):
             mine = np.flatnonzero(which == number)
-            turn = period[mine] * np.count_nonzero(self._which == number)
-            found = self._drawn(source, turn + self._rank[offset[mine]])
+            found = self._drawn(source, turns[mine])
             ids[mine] = self._first_id[number] + found
             if source.labels is not None:
                 labels[mine] = source.labels[found]
             parts.append((mine, self._tokens(source, found, step, places[mine])))
-        labelled = any(source.labels is not None for source in self._sources)
-        return Batch(_joined(parts), labels if labelled else None, step, ids)
+        return Batch(_joined(parts), labels if self._labelled else None, step, ids)
 
     def prefetch(
         self,
@@ -232,23 +233,3 @@ def _joined(parts: list[tuple[NDArray[np.intp], NDArray[np.int64]]]) -> NDArray[
     for mine, part in parts:
         joined[mine] = part
     return joined
-
-
-def _interleaved(weights: list[float]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Which source each place of a period belongs to, and which of that source's places it is.
-
-    Returns:
-        two (W,) intp arrays; in every W places source k has exactly its share of them.
-    """
-    if not all(0 < weight < math.inf for weight in weights):
-        raise UserError(f"the sources' weights are {weights}: each must be above 0")
-    shares = [Fraction(str(weight)) for weight in weights]  # 0.1 is a tenth, as it was written
-    common = math.lcm(*(share.denominator for share in shares))
-    whole = [int(share * common) for share in shares]
-    counts = [count // math.gcd(*whole) for count in whole]
-    if sum(counts) > MAX_PERIOD:
-        raise UserError(f"the sources' weights {weights} have no simple ratio: round them")
-    which = np.repeat(np.arange(len(counts)), counts)
-    rank = np.concatenate([np.arange(count) for count in counts])
-    spread = np.argsort((2 * rank + 1) / np.repeat(counts, counts), kind="stable")
-    return which[spread], rank[spread]

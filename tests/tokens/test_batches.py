@@ -199,13 +199,18 @@ def test_each_source_has_its_own_augmentation():
     ],
 )
 def test_weights_are_checked(weights, message):
-    sources = [Source(images=numbered(5), weight=weight) for weight in weights]
+    sources = [Source(images=numbered(5), weight=weight, name=str(weight)) for weight in weights]
     with pytest.raises(UserError, match=message):
         BatchStream.mixed(sources, RAW, batch_size=8, seed=0)
 
 
+def test_sources_need_different_names():
+    with pytest.raises(UserError, match="give each a name of its own"):
+        BatchStream.mixed([Source(images=numbered(5))] * 2, RAW, batch_size=8, seed=0)
+
+
 def test_sources_of_different_sizes_are_refused():
-    sources = [Source(images=numbered(5)), Source(images=numbered(5, side=3))]
+    sources = [Source(images=numbered(5)), Source(images=numbered(5, side=3), name="b")]
     with pytest.raises(UserError, match=r"images of \[12, 27\] tokens"):
         BatchStream.mixed(sources, RAW, batch_size=8, seed=0).at(0)
 
