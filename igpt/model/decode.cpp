@@ -5,9 +5,9 @@
 // number is summed in one order, whatever the batch and the thread count: an image comes out the
 // same, bit for bit, alone or in a batch.
 //
-// All products have one form: 16 results at a time grow side by side, so no sum goes across lanes,
+// All products have one form: as many results as a register has lanes grow side by side,
 //     result[lane] = sum over k of matrix[k][lane] * x[k],
-// and memory is read from front to back. A word of 32 bits is one float32, or two consecutive k in
+// so that no sum goes across lanes and memory is read from front to back. A word of 32 bits is one float32, or two consecutive k in
 // bfloat16. Weights lie in panels of 64 outputs, [outputs / 64][k][64], cached keys in panels of 64
 // positions, [T / 64][k][64], and cached values whole, [k][channels], k being positions there.
 
@@ -22,19 +22,24 @@
 
 namespace {
 
-constexpr int64_t LANES = 16;
-constexpr int64_t PANEL = 64;
-#ifdef __AVX512F__
-constexpr int SUMS = 16;  // sums of 16 lanes that are held in registers
+#if defined(__AVX512F__)
+constexpr int64_t LANES = 16;  // floats in a register
+constexpr int SUMS = 16;       // registers that hold sums
+#elif defined(__AVX2__)
+constexpr int64_t LANES = 8;
+constexpr int SUMS = 8;
 #else
-constexpr int SUMS = 4;
+constexpr int64_t LANES = 4;
+constexpr int SUMS = 8;
 #endif
+constexpr int64_t PANEL = 64;
+constexpr int64_t CHANNELS = 16;  // cached values are padded to a multiple of this
 constexpr float NORM_EPS = 1e-5f;
 
-typedef float Lanes __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
+typedef float Lanes __attribute__((vector_size(LANES * 4)));
+typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
+typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
+typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
 
 template <class To, class From>
 To bits_of(From value) {
@@ -113,7 +118,7 @@ void store(Lanes x, int64_t count, typename Type::Number *out) {
     std::memcpy(out, &numbers, count * sizeof(*out));
 }
 
-// sums[c][r]: 16 columns from 16 c on, times row r of x; a row of the matrix is `stride` words.
+// sums[c][r]: the columns of register c times row r of x; `stride` words lie between rows k.
 template <class Type, int C, int R>
 inline __attribute__((always_inline)) void multiply(
     Lanes (&sums)[C][R], const uint32_t *matrix, int64_t stride, const uint32_t *x, int64_t n_words
@@ -128,7 +133,7 @@ inline __attribute__((always_inline)) void multiply(
         }
 }
 
-// emit(row, first column, 16 sums) for 16 C columns and every row.
+// emit(row, first column, sums) for C registers of columns and every row.
 template <class Type, int C, class Emit>
 void multiply_rows(
     const uint32_t *matrix, int64_t stride, int64_t column, const uint32_t *x, int64_t n_rows,
@@ -149,18 +154,16 @@ void multiply_rows(
     }
 }
 
-// The same for all columns from `column` to before `end`, which are multiples of 16.
+// The same for all columns from `column` to before `end`, which are multiples of LANES.
 template <class Type, class Emit>
 void multiply_columns(
     const uint32_t *matrix, int64_t stride, int64_t column, int64_t end, const uint32_t *x,
     int64_t n_rows, int64_t n_words, Emit emit
 ) {
-    if (SUMS >= 16 || n_rows == 1) {
-        for (; column + 4 * LANES <= end; column += 4 * LANES)
-            multiply_rows<Type, 4>(matrix, stride, column, x, n_rows, n_words, emit);
-        for (; column + 2 * LANES <= end; column += 2 * LANES)
-            multiply_rows<Type, 2>(matrix, stride, column, x, n_rows, n_words, emit);
-    }
+    for (; column + 4 * LANES <= end; column += 4 * LANES)
+        multiply_rows<Type, 4>(matrix, stride, column, x, n_rows, n_words, emit);
+    for (; column + 2 * LANES <= end; column += 2 * LANES)
+        multiply_rows<Type, 2>(matrix, stride, column, x, n_rows, n_words, emit);
     for (; column < end; column += LANES)
         multiply_rows<Type, 1>(matrix, stride, column, x, n_rows, n_words, emit);
 }
@@ -169,7 +172,7 @@ void multiply_columns(
 
 extern "C" {
 
-// The structures and their order are those of decoder.py; rows of floats are padded to 16 with 0.
+// The structures and their order are those of decoder.py; rows of floats are padded with 0 to 64.
 struct Matrix {
     const uint32_t *panels;
     const float *bias;
@@ -211,7 +214,7 @@ struct Step {
 
     static const uint32_t *words(const Number *x) { return reinterpret_cast<const uint32_t *>(x); }
 
-    // emit(row, first output, 16 outputs) for all rows of x, (B, n_in).
+    // emit(row, first output, outputs) for all rows of x, (B, n_in).
     template <class Emit>
     void linear(
         const Matrix &matrix, int64_t n_out, int64_t n_in, const std::vector<Number> &x, Emit emit
@@ -258,7 +261,7 @@ struct Step {
     // One head of one sequence: keep its key and value, then look at every position so far.
     void attend(const Block &block, int64_t row, int64_t head, Lanes *scores) {
         int64_t pair = row * net.n_head + head, length = position + 1;
-        int64_t time = up(net.seq_len, PANEL) * PANEL, channels = up(E, LANES) * LANES;
+        int64_t time = up(net.seq_len, PANEL) * PANEL, channels = up(E, CHANNELS) * CHANNELS;
         Number *keys = reinterpret_cast<Number *>(block.keys) + pair * time * E;
         Number *values = reinterpret_cast<Number *>(block.values) + pair * time * channels;
         const Number *q = &qkv[row * 3 * D + head * E], *k = q + D, *v = k + D;
@@ -296,7 +299,9 @@ struct Step {
         multiply_columns<Type>(
             words(values), channels, 0, channels, words(weights), 1, up(length, PER_WORD),
             [&](int64_t, int64_t e, Lanes sums) {
-                store<Type>(sums / divisor, std::min(LANES, E - e), &narrow[row * D + head * E + e]);
+                if (e < E)
+                    store<Type>(
+                        sums / divisor, std::min(LANES, E - e), &narrow[row * D + head * E + e]);
             });
     }
 

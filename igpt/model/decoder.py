@@ -11,8 +11,9 @@ from igpt.model import native
 from igpt.model.cache import KVCache
 from igpt.model.gpt import GPT, Block
 
-LANES = 16
+# The layout of decode.cpp.
 PANEL = 64
+CHANNELS = 16
 
 
 class PlainDecoder:
@@ -109,7 +110,7 @@ class NativeDecoder:
         """A cache of zeros in the layout of decode.cpp; the system lends each page when used."""
         config, per_word = self.model.config, 4 // self.dtype.itemsize
         E, B, H = config.n_embd // config.n_head, batch_size, config.n_head
-        panels, channels = -(-self.model.seq_len // PANEL), -(-E // LANES) * LANES
+        panels, channels = -(-self.model.seq_len // PANEL), -(-E // CHANNELS) * CHANNELS
         self.keys, self.values = [], []
         for block in self.blocks:
             keys = torch.zeros(B, H, panels, E // per_word, PANEL, per_word, dtype=self.dtype)

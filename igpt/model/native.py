@@ -71,10 +71,10 @@ def library() -> ctypes.CDLL | None:
     compiler = cpp_compiler()
     if compiler is None or os.environ.get("IGPT_NATIVE") == "0":
         return None
-    made_from = repr((SOURCE.read_bytes(), compiler, FLAGS, platform.machine(), _cpu_flags()))
-    digest = hashlib.sha256(made_from.encode()).hexdigest()
-    target = cache_folder() / f"decode-{digest[:16]}.so"
     try:
+        made_from = repr((SOURCE.read_bytes(), compiler, FLAGS, platform.machine(), _cpu_flags()))
+        digest = hashlib.sha256(made_from.encode()).hexdigest()
+        target = cache_folder() / f"decode-{digest[:16]}.so"
         if not target.exists():
             with writing(target) as part:
                 command = [compiler, *FLAGS, "-o", str(part), str(SOURCE)]
