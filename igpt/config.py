@@ -211,6 +211,44 @@ class SampleConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneConfig:
+    """How a classifier is trained with all weights (paper §2.3, §3.4)."""
+
+    joint: bool = True
+    """Keep the generative loss beside the classification loss, both with weight 1."""
+    layer: int | None = None
+    """Layer whose features the classifier reads; none: the last."""
+    lr: float = 0.0003
+    """Learning rate, constant throughout."""
+    total_steps: int = 2000
+    """Most optimiser updates."""
+    batch_size: int = 128
+    """Images an update."""
+    micro_batch: int = 32
+    """Images a forward pass."""
+    valid_every: int = 100
+    """Steps between looks at validation accuracy."""
+    patience: int = 5
+    """Looks without a better accuracy before training ends; the best weights are kept."""
+    augment: bool = True
+    """Reflect, crop and mirror the training images as the paper does on CIFAR."""
+    grad_clip_norm: float = 1.0
+    """Largest norm of the gradient; 0 turns clipping off."""
+    betas: tuple[float, float] = TrainConfig().betas
+    """Adam's averaging of the gradient and of its square."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Type of the matrix products."""
+    seed: int = 0
+    """Of the order of images, their augmentation and masks."""
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "batch_size", "micro_batch", "valid_every", "patience"):
+            value = getattr(self, name)
+            _require(value >= 1, f"finetune.{name} is {value}: it must be at least 1")
+        _require(self.lr > 0, f"finetune.lr is {self.lr}: it must be above 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """The whole of a training run."""
 

@@ -15,6 +15,7 @@ import torch
 
 from igpt import streams
 from igpt.errors import UserError
+from igpt.evaluate.finetune import LabelledImages
 from igpt.evaluate.probe import STRENGTHS, Labelled, fit_standardised, log_softmax, present_labels
 
 N_FOLDS = 4
@@ -173,3 +174,31 @@ def choose_inside(
                 losses[row, column] -= right.sum()
     best_row, best_column = divmod(int(losses.argmin()), len(strengths))
     return best_row, strengths[best_column]
+
+
+def evaluate_supervised(
+    train: LabelledImages,
+    test: LabelledImages,
+    *,
+    fit: Callable[[LabelledImages, int], Callable[[np.ndarray], np.ndarray]],
+    labels_per_class: int,
+    n_subsets: int = 5,
+    seed: int = 0,
+) -> FewLabelResult:
+    """A baseline that is trained on the same subsets as the probe and on nothing else.
+
+    Args:
+        train: images that subsets are drawn from; labels from 0 to C - 1.
+        test: to score on.
+        fit: takes a subset and its number, returns what classifies (N, S, S, 3) uint8 images.
+        labels_per_class: images a class in a subset.
+        n_subsets: random subsets.
+        seed: of the subsets.
+    """
+    accuracies = []
+    for subset in range(n_subsets):
+        rows = subset_rows(train.labels, labels_per_class, seed=seed, subset=subset)
+        few = LabelledImages(np.asarray(train.images[rows]), train.labels[rows])
+        codes = fit(few, subset)(test.images)
+        accuracies.append(float((codes == test.labels).mean()))
+    return FewLabelResult.of(accuracies, labels_per_class=labels_per_class, n_test=len(test.labels))

@@ -84,8 +84,9 @@ def _head(
     side = config.data.image_size
     text = (
         f"A Transformer of {config.model.n_layer} blocks, {config.model.n_embd} wide "
-        f"({_short(parameters)} parameters), looked at {seen:,} pictures of {side} \u00d7 {side} pixels "
-        f"from {facts.get('data', 'a data set')} and learned one thing only: to {task}. "
+        f"({_short(parameters)} parameters), looked at {seen:,} pictures of "
+        f"{side} \u00d7 {side} pixels from {facts.get('data', 'a data set')} "
+        f"and learned one thing only: to {task}. "
         "Nobody told it what is on them."
     )
     return (

@@ -1,0 +1,394 @@
+"""Fine-tuning: every weight learns to classify, the generative loss kept beside it (paper §2.3).
+
+One forward pass gives both losses, so with BERT the classifier too sees masked images. The learning
+rate is constant (paper §3.4); the weights kept are those of the best validation accuracy.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from igpt import compute, streams
+from igpt.config import FinetuneConfig
+from igpt.errors import UserError
+from igpt.evaluate.vote import modal_vote
+from igpt.images.augment import crop_and_flip
+from igpt.model.gpt import GPT
+from igpt.tokens.batches import BatchStream
+from igpt.tokens.masks import bert_masks
+from igpt.train.objectives import loss_count, loss_sum
+from igpt.train.optim import clip_gradients
+
+Encode = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImages:
+    """One split: images and the class of each, numbered from 0 to C - 1."""
+
+    images: np.ndarray
+    """(N, S, S, 3) uint8, indexed by slices or integer arrays."""
+    labels: np.ndarray
+    """(N,) int64."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetunePoint:
+    """One look at the validation split."""
+
+    step: int
+    class_nats: float
+    """Classification loss on the training batches since the last look."""
+    token_nats: float | None
+    """Generative loss on the same; none where it was not trained on."""
+    valid_accuracy: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneResult:
+    """The best of a run by validation accuracy, and that one's test accuracy."""
+
+    lr: float
+    step: int
+    """At which validation accuracy was best."""
+    valid_accuracy: float
+    test_accuracy: float
+    test_accuracy_se: float
+    """Standard error of a share counted on n_test images."""
+    n_train: int
+    n_valid: int
+    n_test: int
+    curve: tuple[FinetunePoint, ...]
+
+
+class Classifier(nn.Module):
+    """A network with a linear head on the pooled features of one layer; the head starts at zero.
+
+    Args:
+        network: is trained along.
+        n_classes: C.
+        layer: whose features are read; none: the last.
+
+    Raises:
+        UserError: the network has no such layer.
+    """
+
+    def __init__(self, network: GPT, n_classes: int, *, layer: int | None = None) -> None:
+        super().__init__()
+        last = network.config.n_layer
+        if layer is not None and not 0 <= layer <= last:
+            raise UserError(f"layer {layer} does not exist: choose from 0 to {last}")
+        self.network = network
+        self.layer = last if layer is None else layer
+        self.head = nn.Linear(network.config.n_embd, n_classes, bias=False)
+        nn.init.zeros_(self.head.weight)  # so the first class loss is exactly ln C
+        self.head.to(network.wpe.weight.device)
+
+    def forward(
+        self, tokens: Tensor, masked: Tensor | None = None, *, generate: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Class scores and, where asked for, logits of every token, in one pass.
+
+        Args:
+            tokens: (B, T) int64.
+            masked: (B, T) bool, BERT only.
+            generate: whether logits are wanted; without, nothing past the head's layer is run.
+
+        Returns:
+            (B, C) float, and (B, T, K) float or none.
+        """
+        network = self.network
+        for layer, h in enumerate(network.hidden(tokens, masked)):
+            if layer == self.layer:
+                scores = self.head(network.normalised(layer, h).mean(dim=1))
+                if not generate:
+                    return scores, None
+        return scores, network.head(network.ln_f(h))
+
+
+def finetune(
+    network: GPT,
+    train: LabelledImages,
+    valid: LabelledImages | None,
+    *,
+    encode: Encode,
+    n_classes: int,
+    mask_prob: float,
+    config: FinetuneConfig,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Classifier, tuple[FinetunePoint, ...]]:
+    """Train a copy of the network to classify.
+
+    Args:
+        network: pre-trained, or freshly drawn for the baseline from scratch; it is not changed.
+        train: to learn from.
+        valid: to stop by; none: all steps are made and the last weights kept.
+        encode: (n, S, S, 3) uint8 -> (n, T) int64.
+        n_classes: C.
+        mask_prob: BERT only, as in pre-training.
+        config: how.
+        progress: called with 1 after each step.
+
+    Returns:
+        The classifier with its best weights, and what was seen of it on validation.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    classifier = Classifier(copy.deepcopy(network), n_classes, layer=config.layer).train()
+    device = classifier.head.weight.device
+    trainer = _Trainer(
+        classifier=classifier,
+        optimizer=torch.optim.AdamW(
+            classifier.parameters(), config.lr, betas=config.betas, weight_decay=0.0, fused=True
+        ),
+        config=config,
+        mask_prob=mask_prob,
+        dtype=compute.choose_dtype(config.precision, device),
+    )
+    points: list[FinetunePoint] = []
+    best = {name: value.clone() for name, value in classifier.state_dict().items()}
+    losses: list[tuple[float, float | None]] = []
+    for step, (tokens, labels) in enumerate(_batches(train, encode, config), start=1):
+        losses.append(trainer.step(tokens, labels, step))
+        if progress is not None:
+            progress(1)
+        if valid is None or (step % config.valid_every and step != config.total_steps):
+            continue
+        codes = predict(classifier, valid.images, encode=encode, mask_prob=mask_prob)
+        points.append(_point(step, losses, float((codes == valid.labels).mean())))
+        losses.clear()
+        since_best = len(points) - 1 - _best_of(points)
+        if since_best == 0:
+            best = {name: value.clone() for name, value in classifier.state_dict().items()}
+        if since_best >= config.patience:
+            break
+    if valid is not None:
+        classifier.load_state_dict(best)
+    return classifier.eval(), tuple(points)
+
+
+def finetune_and_test(
+    network: GPT,
+    train: LabelledImages,
+    valid: LabelledImages,
+    test: LabelledImages,
+    *,
+    encode: Encode,
+    n_classes: int,
+    mask_prob: float,
+    config: FinetuneConfig,
+    rates: Sequence[float] = (),
+    n_masks: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Classifier, FinetuneResult]:
+    """Fine-tune, with a search over learning rates if asked for, and look at test once.
+
+    Args:
+        network: to start from.
+        train: to learn from.
+        valid: to choose step and rate by.
+        test: to report on.
+        encode: (n, S, S, 3) uint8 -> (n, T) int64.
+        n_classes: C.
+        mask_prob: BERT only, as in pre-training.
+        config: how.
+        rates: tried in turn until validation accuracy falls (paper §3.4); none: `config.lr` only.
+        n_masks: BERT only, masks an image whose answers vote on test.
+        progress: called with 1 after each step.
+    """
+    found: tuple[Classifier, tuple[FinetunePoint, ...], float] | None = None
+    for lr in rates or (config.lr,):
+        classifier, points = finetune(
+            network,
+            train,
+            valid,
+            encode=encode,
+            n_classes=n_classes,
+            mask_prob=mask_prob,
+            config=replace(config, lr=lr),
+            progress=progress,
+        )
+        accuracy = points[_best_of(points)].valid_accuracy
+        if found is not None and accuracy < found[1][_best_of(found[1])].valid_accuracy:
+            break
+        found = classifier, points, lr
+    assert found is not None
+    classifier, points, lr = found
+    codes = predict(classifier, test.images, encode=encode, mask_prob=mask_prob, n_masks=n_masks)
+    accuracy = float((codes == test.labels).mean())
+    best = points[_best_of(points)]
+    return classifier, FinetuneResult(
+        lr=lr,
+        step=best.step,
+        valid_accuracy=best.valid_accuracy,
+        test_accuracy=accuracy,
+        test_accuracy_se=math.sqrt(accuracy * (1 - accuracy) / len(test.labels)),
+        n_train=len(train.labels),
+        n_valid=len(valid.labels),
+        n_test=len(test.labels),
+        curve=points,
+    )
+
+
+@torch.inference_mode()
+def predict(
+    classifier: Classifier,
+    images: np.ndarray,
+    *,
+    encode: Encode,
+    mask_prob: float,
+    n_masks: int = 1,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """The likeliest class of each image: (N, S, S, 3) uint8 -> (N,) int64 from 0 to C - 1.
+
+    BERT models see masked images, as in training; of several masks the modal answer counts.
+    """
+    device = classifier.head.weight.device
+    dtype = compute.choose_dtype("auto", device)
+    bert = classifier.network.objective == "bert"
+    votes = np.empty((n_masks if bert else 1, len(images)), np.int64)
+    for start in range(0, len(images), batch_size):
+        part = encode(np.asarray(images[start : start + batch_size]))
+        tokens = torch.from_numpy(part).to(device)
+        slots = range(start, start + len(part))
+        for row, vote in enumerate(votes):
+            masked = _masks(classifier.network, seed, -1 - row, slots, mask_prob)
+            with compute.autocast(device, dtype):
+                scores, _ = classifier(tokens, masked)
+            vote[start : start + len(part)] = scores.argmax(dim=1).cpu().numpy()
+    return modal_vote(votes, n_classes=classifier.head.out_features, seed=seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trainer:
+    classifier: Classifier
+    optimizer: torch.optim.Optimizer
+    config: FinetuneConfig
+    mask_prob: float
+    dtype: torch.dtype
+
+    def step(self, tokens: np.ndarray, labels: np.ndarray, step: int) -> tuple[float, float | None]:
+        """One update on (B, T) tokens and (B,) labels: both mean losses, in nats."""
+        classifier, config = self.classifier, self.config
+        network = classifier.network
+        device = classifier.head.weight.device
+        batch = torch.from_numpy(tokens).to(device)
+        codes = torch.from_numpy(labels).to(device)
+        masked = _masks(network, config.seed, step, range(len(batch)), self.mask_prob)
+        count = max(1, loss_count(network.objective, batch, masked))
+        class_nats, token_nats = 0.0, 0.0
+        for start in range(0, len(batch), config.micro_batch):
+            part = slice(start, start + config.micro_batch)
+            part_masked = None if masked is None else masked[part]
+            with compute.autocast(device, self.dtype):
+                scores, logits = classifier(batch[part], part_masked, generate=config.joint)
+            loss = F.cross_entropy(scores.float(), codes[part], reduction="sum") / len(batch)
+            class_nats += float(loss.detach())
+            if logits is not None:
+                generative = loss_sum(logits, batch[part], part_masked) / count
+                token_nats += float(generative.detach())
+                loss = loss + generative
+            loss.backward()  # type: ignore[no-untyped-call]
+        if not math.isfinite(class_nats + token_nats):
+            raise UserError(
+                f"the loss is not finite at step {step} of fine-tuning: lower finetune.lr "
+                f"({config.lr:g})"
+            )
+        clip_gradients(classifier.parameters(), config.grad_clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return class_nats, token_nats if config.joint else None
+
+
+def _masks(network: GPT, seed: int, step: int, slots: range, mask_prob: float) -> Tensor | None:
+    """(B, T) bool on the network's device; none for an autoregressive network."""
+    if network.objective == "ar":
+        return None
+    drawn = bert_masks(seed, step, slots=slots, seq_len=network.seq_len, mask_prob=mask_prob)
+    return torch.from_numpy(drawn).to(network.wpe.weight.device)
+
+
+def _batches(
+    train: LabelledImages, encode: Encode, config: FinetuneConfig
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(B, T) tokens and (B,) labels of each step, each image once an epoch."""
+    rows = np.arange(len(train.labels))[:, None]
+    size = min(config.batch_size, len(rows))
+    order = BatchStream(rows, None, None, batch_size=size, seed=config.seed, name="finetune")
+    for step in range(config.total_steps):
+        chosen = np.sort(order.at(step).ids)  # sorted: images on disk are read in their order
+        images = np.asarray(train.images[chosen])
+        if config.augment:
+            images = crop_and_flip(images, streams.stream(config.seed, "finetune-augment", step))
+        yield encode(images), train.labels[chosen]
+
+
+def _point(
+    step: int, losses: Sequence[tuple[float, float | None]], accuracy: float
+) -> FinetunePoint:
+    class_nats = [class_nats for class_nats, _ in losses]
+    token_nats = [nats for _, nats in losses if nats is not None]
+    return FinetunePoint(
+        step=step,
+        class_nats=sum(class_nats) / len(class_nats),
+        token_nats=sum(token_nats) / len(token_nats) if token_nats else None,
+        valid_accuracy=accuracy,
+    )
+
+
+def _best_of(points: Sequence[FinetunePoint]) -> int:
+    """Index of the best validation accuracy, the earliest of equals."""
+    accuracies = [point.valid_accuracy for point in points]
+    return accuracies.index(max(accuracies))
+
+
+def from_scratch(network: GPT, *, seed: int) -> GPT:
+    """A network of the same shape with fresh weights: the supervised baseline."""
+    fresh = GPT(
+        network.config,
+        n_colors=network.n_colors,
+        seq_len=network.seq_len,
+        objective=network.objective,
+    )
+    generator = torch.Generator().manual_seed(streams.torch_seed(seed, "init"))
+    fresh.init_weights(generator)
+    return fresh.to(network.wpe.weight.device)
+
+
+def resampled(network: GPT, *, image_size: int, new_image_size: int) -> GPT:
+    """The same network for images of another size: position embeddings are interpolated.
+
+    Args:
+        network: reads `image_size`.
+        image_size: side S of its images, pixels.
+        new_image_size: side wanted, pixels.
+
+    Raises:
+        UserError: the network does not read images of `image_size`.
+    """
+    per_pixel, rest = divmod(network.seq_len, image_size**2)
+    if rest:
+        raise UserError(f"the network's {network.seq_len} tokens are no {image_size} px image")
+    state = dict(network.state_dict())
+    width = network.config.n_embd
+    grid = state["wpe.weight"].view(1, image_size, image_size, per_pixel * width)
+    size = (new_image_size, new_image_size)
+    moved = F.interpolate(
+        grid.permute(0, 3, 1, 2), size, mode="bicubic", align_corners=False, antialias=True
+    )
+    seq_len = new_image_size**2 * per_pixel
+    state["wpe.weight"] = moved.permute(0, 2, 3, 1).reshape(seq_len, width)
+    made = GPT(
+        network.config, n_colors=network.n_colors, seq_len=seq_len, objective=network.objective
+    )
+    made.load_state_dict(state)
+    return made.to(network.wpe.weight.device)

@@ -1,0 +1,24 @@
+"""The modal answer of several looks at an image: BERT with several masks (paper §4.6)."""
+
+import numpy as np
+
+from igpt import streams
+
+
+def modal_vote(votes: np.ndarray, *, n_classes: int, seed: int) -> np.ndarray:
+    """The most frequent answer of each image, ties broken at random.
+
+    Args:
+        votes: (V, N) int64 classes from 0 to n_classes - 1, one row a mask.
+        n_classes: C.
+        seed: of the ties.
+
+    Returns:
+        (N,) int64.
+    """
+    counts = np.zeros((votes.shape[1], n_classes))
+    for vote in votes:
+        counts[np.arange(len(vote)), vote] += 1
+    if len(votes) > 1:
+        counts += 0.5 * streams.stream(seed, "vote").random(counts.shape)
+    return counts.argmax(axis=1)  # type: ignore[no-any-return]

@@ -1,0 +1,48 @@
+"""The CIFAR augmentation against cutting by hand."""
+
+import numpy as np
+
+from igpt.images.augment import crop_and_flip
+from igpt.streams import stream
+
+
+def all_cuts(image: np.ndarray, margin: int) -> set[bytes]:
+    """Every cut of the reflected image and of its mirror image."""
+    side = len(image)
+    padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
+    found = set()
+    for top in range(2 * margin + 1):
+        for left in range(2 * margin + 1):
+            cut = padded[top : top + side, left : left + side]
+            found |= {cut.tobytes(), cut[:, ::-1].tobytes()}
+    return found
+
+
+def test_result_is_a_cut_of_the_reflected_image_or_its_mirror() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3)).astype(np.uint8)
+    made = crop_and_flip(images, stream(0, "test"))
+    assert made.shape == images.shape
+    assert made.dtype == np.uint8
+    for image, cut in zip(images, made, strict=True):
+        assert cut.tobytes() in all_cuts(image, 2)
+
+
+def test_every_cut_comes_up() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    made = crop_and_flip(np.stack([image] * 1000), stream(0, "test"))
+    assert {cut.tobytes() for cut in made} == all_cuts(image, 2)
+
+
+def test_same_stream_gives_the_same_images_and_leaves_the_input() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3)).astype(np.uint8)
+    before = images.copy()
+    one, other = (crop_and_flip(images, stream(3, "test")) for _ in range(2))
+    assert np.array_equal(one, other)
+    assert np.array_equal(images, before)
+
+
+def test_tiny_images_are_only_mirrored() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3)).astype(np.uint8)
+    made = crop_and_flip(images, stream(0, "test"))
+    for image, cut in zip(images, made, strict=True):
+        assert np.array_equal(cut, image) or np.array_equal(cut, image[:, ::-1])
