@@ -100,18 +100,13 @@ def extract_features(
     shape = (len(chosen), len(tokens), network.config.n_embd)
 
     def fill(target: np.ndarray) -> None:
-        done = 0
         model = _compiled(network) if _pays_to_compile(tokens, network) else network
         batches = token_batches(network, tokens, batch_size, mask_prob, mask_seed)
         with torch.inference_mode(), compute.autocast(device, dtype):
-            for batch, masked in batches:
-                n = len(batch)
-                if done and n < batch_size:  # one shape only: another would be compiled anew
-                    batch = _padded(batch, batch_size)
-                    masked = None if masked is None else _padded(masked, batch_size)
+            for rows, batch, masked in _same_shape(batches, batch_size):
                 pooled = pooled_layers(model, batch, masked, layers=chosen, normalised=normalised)
-                target[:, done : done + n] = pooled[:, :n].cpu().numpy()
-                done += n
+                n = rows.stop - rows.start
+                target[:, rows] = pooled[:, :n].cpu().numpy()
                 if progress is not None:
                     progress(n)
 
@@ -121,8 +116,7 @@ def extract_features(
         return result
     masks = (mask_prob, mask_seed) if network.objective == "bert" else None
     options = (CACHE_VERSION, shape, chosen, normalised, masks, str(dtype))
-    key = f"{weights_digest(network)}/{tokens_digest(tokens)}/{options}"
-    name = hashlib.sha256(key.encode()).hexdigest()[:32]
+    name = _digest(weights_digest(network), tokens_digest(tokens), *options)
     return _kept(runs.cache_folder() / "features" / f"{name}.npy", shape, fill)
 
 
@@ -167,6 +161,22 @@ def _compiled(network: GPT) -> GPT:
     for block in copied.h:
         block.compile()
     return copied
+
+
+def _same_shape(
+    batches: Iterator[tuple[Tensor, Tensor | None]], size: int
+) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """Batches and where they belong; a last, smaller one is filled up.
+
+    Compiled blocks would be compiled anew for another shape.
+    """
+    done = 0
+    for batch, masked in batches:
+        n = len(batch)
+        if done and n < size:
+            batch, masked = _padded(batch, size), None if masked is None else _padded(masked, size)
+        yield slice(done, done + n), batch, masked
+        done += n
 
 
 def _padded(rows: Tensor, size: int) -> Tensor:
@@ -231,6 +241,10 @@ def check_tokens(network: GPT, tokens: TokenSource) -> None:
             f"an image here has {seq_len} tokens, the network reads {network.seq_len}: "
             "resize the images to the model's size and use its own tokens"
         )
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 def weights_digest(network: GPT) -> str:

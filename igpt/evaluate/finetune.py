@@ -164,7 +164,7 @@ def finetune(
         codes = predict(classifier, valid.images, encode=encode, mask_prob=mask_prob)
         points.append(_point(step, losses, float((codes == valid.labels).mean())))
         losses.clear()
-        since_best = len(points) - 1 - _best_of(points)
+        since_best = len(points) - 1 - points.index(_best(points))
         if since_best == 0:
             best = {name: value.clone() for name, value in classifier.state_dict().items()}
         if since_best >= config.patience:
@@ -203,9 +203,9 @@ def finetune_and_test(
         n_masks: BERT only, masks an image whose answers vote on test.
         progress: called with 1 after each step.
     """
-    found: tuple[Classifier, tuple[FinetunePoint, ...], float] | None = None
-    for lr in rates or (config.lr,):
-        classifier, points = finetune(
+
+    def tune(lr: float) -> tuple[Classifier, tuple[FinetunePoint, ...]]:
+        return finetune(
             network,
             train,
             valid,
@@ -215,15 +215,11 @@ def finetune_and_test(
             config=replace(config, lr=lr),
             progress=progress,
         )
-        accuracy = points[_best_of(points)].valid_accuracy
-        if found is not None and accuracy < found[1][_best_of(found[1])].valid_accuracy:
-            break
-        found = classifier, points, lr
-    assert found is not None
-    classifier, points, lr = found
+
+    lr, classifier, points = _searched(tune, rates or (config.lr,))
     codes = predict(classifier, test.images, encode=encode, mask_prob=mask_prob, n_masks=n_masks)
     accuracy = float((codes == test.labels).mean())
-    best = points[_best_of(points)]
+    best = _best(points)
     return classifier, FinetuneResult(
         lr=lr,
         step=best.step,
@@ -235,6 +231,20 @@ def finetune_and_test(
         n_test=len(test.labels),
         curve=points,
     )
+
+
+def _searched(
+    tune: Callable[[float], tuple[Classifier, tuple[FinetunePoint, ...]]], rates: Sequence[float]
+) -> tuple[float, Classifier, tuple[FinetunePoint, ...]]:
+    """The rate before the first one that does worse on validation, with what it led to."""
+    lr = rates[0]
+    classifier, points = tune(lr)
+    for next_lr in rates[1:]:
+        next_classifier, next_points = tune(next_lr)
+        if _best(next_points).valid_accuracy < _best(points).valid_accuracy:
+            break
+        lr, classifier, points = next_lr, next_classifier, next_points
+    return lr, classifier, points
 
 
 @torch.inference_mode()
@@ -345,10 +355,9 @@ def _point(
     )
 
 
-def _best_of(points: Sequence[FinetunePoint]) -> int:
-    """Index of the best validation accuracy, the earliest of equals."""
-    accuracies = [point.valid_accuracy for point in points]
-    return accuracies.index(max(accuracies))
+def _best(points: Sequence[FinetunePoint]) -> FinetunePoint:
+    """The best validation accuracy, the earliest of equals."""
+    return max(points, key=lambda point: point.valid_accuracy)
 
 
 def from_scratch(network: GPT, *, seed: int) -> GPT:

@@ -143,17 +143,17 @@ def train_wide_resnet(
             progress(1)
     network.eval()
 
-    @torch.inference_mode()
-    def classify(images: np.ndarray) -> np.ndarray:
-        codes = []
-        for start in range(0, len(images), 256):
-            part = np.asarray(images[start : start + 256])
-            with compute.autocast(torch.device(device), dtype):
-                scores = network(_as_tensor(part, mean, spread, device))
-            codes.append(scores.argmax(dim=1).cpu().numpy())
-        return np.concatenate(codes)
+    def scores_of(part: np.ndarray) -> Tensor:
+        with torch.inference_mode(), compute.autocast(torch.device(device), dtype):
+            return network(_as_tensor(part, mean, spread, device))  # type: ignore[no-any-return]
 
-    return classify
+    return lambda images: _likeliest(scores_of, images)
+
+
+def _likeliest(scores_of: Callable[[np.ndarray], Tensor], images: np.ndarray) -> np.ndarray:
+    """(N, S, S, 3) uint8 -> (N,) int64, some images at a time."""
+    parts = (np.asarray(images[start : start + 256]) for start in range(0, len(images), 256))
+    return np.concatenate([scores_of(part).argmax(dim=1).cpu().numpy() for part in parts])
 
 
 def _colour_scale(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
