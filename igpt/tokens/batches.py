@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from igpt import streams
 from igpt.config import Augment
 from igpt.errors import UserError
+from igpt.images.augment import N_DRAWS, cropped, flipped
 from igpt.tokens.mixture import Mixture
 from igpt.tokens.order import shuffled
 from igpt.tokens.tokenizer import ImageArray, Tokenizer
@@ -119,6 +120,11 @@ class BatchStream:
                 raise UserError(f"there are no images to draw from in {source.name}")
             if source.labels is not None and len(source.labels) != n:
                 raise UserError(f"{source.name} has {n} images but {len(source.labels)} labels")
+            if source.augment == "imagenet":
+                raise UserError(
+                    f"the random crops of data.augment imagenet are no longer in {source.name}: "
+                    "store them with igpt prepare --views and set data.augment to none"
+                )
             if tokenizer is None and source.augment != "none":
                 raise UserError(
                     f"{source.name} holds tokens, which cannot be augmented: "
@@ -202,24 +208,11 @@ class BatchStream:
         if self._tokenizer is None:
             return np.asarray(images).astype(np.int64)
         if source.augment != "none":
+            # Drawn for all slots, so that one's draws do not depend on which others are asked for.
             rng = streams.stream(self._seed, f"augment/{source.name}", step)
-            images = _augmented(images, source.augment, rng, slots, self.batch_size)
+            draws = rng.random((self.batch_size, N_DRAWS))[slots]
+            images = (flipped if source.augment == "flip" else cropped)(images, draws)
         return self._tokenizer.encode(images)
-
-
-def _augmented(
-    images: NDArray[np.uint8],
-    augment: Augment,
-    rng: streams.Rng,
-    slots: NDArray[np.int64],
-    batch_size: int,
-) -> NDArray[np.uint8]:
-    if augment != "flip":
-        raise UserError(f"data.augment {augment} is not available for stored images: use flip")
-    # Drawn for the whole batch, so that a slot's draw does not depend on which slots are asked for.
-    flips = rng.random(batch_size)[slots] < 0.5
-    images[flips] = images[flips][:, :, ::-1]
-    return images
 
 
 def _joined(parts: list[tuple[NDArray[np.intp], NDArray[np.int64]]]) -> NDArray[np.int64]:

@@ -8,11 +8,10 @@ from numpy.typing import NDArray
 from igpt import streams
 from igpt.errors import UserError
 from igpt.tokens.nearest import CHUNK_PX, N_RGB, rgb_index
-from igpt.tokens.tokenizer import ImageArray, check_images
+from igpt.tokens.tokenizer import ImageArray, image_chunks
 
 _MOST_POINTS = 1 << 18
 _MAX_ITER = 30
-_IMAGES_AT_ONCE = 1024
 
 Points = tuple[NDArray[np.float64], NDArray[np.float64]]  # (n, 3) in [-1, 1], (n,) weights
 
@@ -67,9 +66,7 @@ def count_colors(images: ImageArray) -> NDArray[np.int64]:
     """
     counts = np.zeros(N_RGB, np.int64)
     index = np.empty(CHUNK_PX, np.intp)
-    for start in range(0, len(images), _IMAGES_AT_ONCE):
-        some = np.ascontiguousarray(images[start : start + _IMAGES_AT_ONCE])
-        check_images(some)
+    for some in image_chunks(images):
         levels = some.reshape(-1)
         for first in range(0, levels.size, 3 * CHUNK_PX):
             part = levels[first : first + 3 * CHUNK_PX]

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from igpt import runs
 from igpt.errors import UserError
 from igpt.tokens.nearest import CHUNK_PX, N_RGB, nearest_table, rgb_index
-from igpt.tokens.tokenizer import ImageArray, check_images, image_side
+from igpt.tokens.tokenizer import ImageArray, check_images, image_chunks, image_side
 
 MAX_COLORS = 65536
 KEPT_TABLES = 16  # 32 MiB each
@@ -192,8 +192,7 @@ class Palette:
             raise UserError("there are no images to measure a palette on")
         levels = self.levels().astype(np.int64)
         squares, used = np.zeros(3, np.int64), np.zeros(self.n_colors, np.int64)
-        for start in range(0, len(images), 256):
-            some = np.asarray(images[start : start + 256])
+        for some in image_chunks(images):
             tokens = self.encode(some).reshape(-1)
             gap = levels[tokens] - some.reshape(-1, 3)
             squares += (gap**2).sum(axis=0)

@@ -1,5 +1,6 @@
 """What turns images into tokens and back: one interface for `Palette` and `RawTokens`."""
 
+from collections.abc import Iterator
 from math import isqrt
 from typing import Any, Literal, Protocol
 
@@ -7,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igpt.errors import UserError
+
+_CHUNK_BYTES = 3 << 20
 
 
 class ImageArray(Protocol):
@@ -57,6 +60,24 @@ def check_images(images: NDArray[np.uint8]) -> None:
         raise UserError(
             f"images have shape {shape}, not (..., S, S, 3): crop and resize them first"
         )
+
+
+def image_chunks(images: ImageArray) -> Iterator[NDArray[np.uint8]]:
+    """All images in order, about a million pixels at a time, so that memory stays bounded.
+
+    Yields:
+        (n, S, S, 3) uint8, contiguous.
+
+    Raises:
+        UserError: images of another type or shape.
+    """
+    first = np.asarray(images[0:1])
+    check_images(first)
+    at_once = max(1, _CHUNK_BYTES // max(1, first.nbytes))
+    for start in range(0, len(images), at_once):
+        chunk = np.ascontiguousarray(images[start : start + at_once])
+        check_images(chunk)
+        yield chunk
 
 
 def image_side(tokens: NDArray[np.integer], *, n_colors: int, per_pixel: int) -> int:

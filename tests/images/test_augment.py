@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from igpt.images.augment import crop_and_flip
+from igpt.images.augment import crop_and_flip, cropped, flipped
 from igpt.streams import stream
 
 
@@ -46,3 +46,26 @@ def test_tiny_images_are_only_mirrored() -> None:
     made = crop_and_flip(images, stream(0, "test"))
     for image, cut in zip(images, made, strict=True):
         assert np.array_equal(cut, image) or np.array_equal(cut, image[:, ::-1])
+
+
+def test_each_image_depends_on_its_own_draws() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (12, 16, 16, 3)).astype(np.uint8)
+    draws = rng.random((12, 3))
+    for change in (cropped, flipped):
+        whole = change(images, draws)
+        part = change(images[2:7], draws[2:7])
+        np.testing.assert_array_equal(part, whole[2:7])
+        np.testing.assert_array_equal(change(images[:0], draws[:0]), whole[:0])
+
+
+def test_half_of_the_images_are_mirrored() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (12, 5, 5, 3)).astype(np.uint8)
+    draws = rng.random((12, 3))
+    before = images.copy()
+    made = flipped(images, draws)
+    for i in range(12):
+        expected = images[i, :, ::-1] if draws[i, 2] < 0.5 else images[i]
+        np.testing.assert_array_equal(made[i], expected)
+    np.testing.assert_array_equal(images, before)

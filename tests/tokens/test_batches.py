@@ -63,7 +63,7 @@ def test_tokens_labels_and_ids_belong_together(n, step):
     step=st.integers(0, 10**6),
     start=st.integers(0, 16),
     n=st.integers(0, 16),
-    augment=st.sampled_from(["none", "flip"]),
+    augment=st.sampled_from(["none", "flip", "cifar"]),
 )
 def test_slots_of_a_step_are_the_same_alone(step, start, n, augment):
     stream = BatchStream(textured(37), np.arange(37), RAW, batch_size=16, seed=1, augment=augment)
@@ -120,10 +120,25 @@ def test_flip_turns_half_of_the_images_left_to_right():
     assert (again != seen).any()
 
 
-def test_images_are_left_as_they_are():
+def test_cifar_augmentation_cuts_each_image_anew():
+    images = textured(3, side=16)
+    batch = BatchStream(images, None, RAW, batch_size=600, seed=0, augment="cifar").at(0)
+    seen = {}
+    for image_id, image in zip(batch.ids, RAW.decode(batch.tokens), strict=True):
+        seen.setdefault(int(image_id), set()).add(image.tobytes())
+    for image_id, image in enumerate(images):
+        padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="reflect")
+        cuts = [padded[top : top + 16, left : left + 16] for top in range(5) for left in range(5)]
+        possible = {cut.tobytes() for cut in [*cuts, *(cut[:, ::-1] for cut in cuts)]}
+        assert seen[image_id] <= possible
+        assert len(seen[image_id]) > 35
+
+
+@pytest.mark.parametrize("augment", ["flip", "cifar"])
+def test_images_are_left_as_they_are(augment):
     images = textured(10)
     before = images.copy()
-    BatchStream(images, None, RAW, batch_size=500, seed=0, augment="flip").at(0)
+    BatchStream(images, None, RAW, batch_size=500, seed=0, augment=augment).at(0)
     np.testing.assert_array_equal(images, before)
 
 
@@ -223,6 +238,10 @@ def test_sources_of_different_sizes_are_refused():
         (
             {"images": np.zeros((3, 4)), "labels": None, "tokenizer": None, "augment": "flip"},
             "cannot be augmented",
+        ),
+        (
+            {"images": numbered(3), "labels": None, "tokenizer": RAW, "augment": "imagenet"},
+            "store them with igpt prepare --views",
         ),
     ],
 )
