@@ -1,0 +1,128 @@
+"""`igpt complete`."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from igpt.cli.arguments import Model
+from igpt.cli.outputs import Outputs, watch
+from igpt.config import SampleConfig
+from igpt.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DEFAULT = SampleConfig()
+KEEP_ROWS = 0.5
+MAX_IMAGES = 256
+
+
+def complete(
+    model: Model,
+    images: Positional[Annotated[tuple[str, ...], arg(metavar="IMAGES")]],
+    *,
+    keep_rows: float | None = None,
+    mask: str | None = None,
+    n: int = 4,
+    seed: int = 0,
+    temperature: float = DEFAULT.temperature,
+    top_k: int | None = DEFAULT.top_k,
+    top_p: float | None = DEFAULT.top_p,
+    out: str = "completions.png",
+    gif: str | None = None,
+    tokens: str | None = None,
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    force: bool = False,
+    json: bool = False,
+) -> None:
+    """Draw the missing part of images, several times, beside the originals.
+
+    An ar model sees, at each pixel, what stands above it and to its left; a bert model sees all.
+
+    Args:
+        model: a run, a model folder or a shipped name.
+        images: image files, or folders of them; each is cut to its central square and resized.
+        keep_rows: share of the rows that is given, from the top; 0.5 unless a mask is given.
+        mask: picture of what to draw anew: white is predicted, black is given.
+        n: completions of each image.
+        seed: other seeds give other completions.
+        temperature: divides the logits; 1 is the paper's, 0 always takes the likeliest colour.
+        top_k: draw among the k likeliest colours only.
+        top_p: draw among the likeliest colours that hold this share of the probability.
+        out: picture to write, .png: a row for each image.
+        gif: animation of the drawing to write, .gif or .webp.
+        tokens: tokens to write, .npz: tokens (images, n, T), keep (T,).
+        precision: type of the matrix products; auto: bf16 where the processor has it (ar).
+        force: replace files that exist.
+        json: print the result as one JSON document.
+    """
+    outputs = Outputs.checked(out=out, gif=gif, tokens=tokens, force=force)
+    config = SampleConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+    files = _image_files(images)
+
+    from igpt import compute
+    from igpt.generate.complete import completing
+    from igpt.generate.pictures import sheet
+    from igpt.images.files import read_image
+    from igpt.pixelmodel import load
+
+    compute.set_threads()
+    loaded = load(model)
+    keep = _keep(loaded.image_size, keep_rows, mask)  # (S, S) bool
+    originals = [read_image(file) for file in files]
+    inputs = loaded.pixels(originals)
+    kept, given = loaded.token_mask(keep), loaded.encode(inputs)
+    start_s = time.monotonic()
+    steps = completing(
+        loaded.network, given, kept, n=n, seed=seed, config=config, precision=precision
+    )
+    last, looks = watch(steps, loaded.decode, label="complete", record=gif is not None)
+    seconds = time.monotonic() - start_s
+    drawn = [images.reshape(len(files), n, *images.shape[1:]) for images in looks]
+    result = last.tokens.reshape(len(files), n, -1)
+    outputs.write(
+        sheet(originals, inputs, keep, loaded.decode(result)),
+        [sheet(originals, inputs, keep, completions) for completions in drawn],
+        tokens=result,
+        keep=kept,
+    )
+    facts = {"model": model, "images": files, "n": n, "seed": seed, **dataclasses.asdict(config)}
+    outputs.report({**facts, "seconds": round(seconds, 3)}, json=json)
+
+
+def _image_files(names: tuple[str, ...]) -> list[str]:
+    """The named files, and the images in the named folders, sorted."""
+    from igpt.images.files import SUFFIXES
+
+    files: list[str] = []
+    for name in names:
+        if not Path(name).is_dir():
+            files.append(name)
+            continue
+        inside = sorted(p for p in Path(name).iterdir() if p.suffix.lower() in SUFFIXES)
+        if not inside:
+            raise UserError(f"{name} holds no images: name image files or a folder of them")
+        files += map(str, inside)
+    if not files:
+        raise UserError("no images are given: name image files or a folder of them")
+    if len(files) > MAX_IMAGES:
+        raise UserError(f"{len(files)} images are given: at most {MAX_IMAGES} fit on one sheet")
+    return files
+
+
+def _keep(image_size: int, keep_rows: float | None, mask: str | None) -> "np.ndarray":
+    """What is given: (S, S) bool. A mask is cut and resized just as the images are."""
+    from igpt.generate.complete import rows_kept
+    from igpt.images.files import read_image
+    from igpt.images.resize import area_resize, center_square
+
+    if mask is None:
+        return rows_kept(image_size, KEEP_ROWS if keep_rows is None else keep_rows)
+    if keep_rows is not None:
+        raise UserError("both --mask and --keep-rows are given: choose one")
+    white = area_resize(center_square(read_image(mask)), image_size).mean(-1) > 127
+    keep: np.ndarray = ~white
+    return keep

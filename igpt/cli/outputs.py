@@ -1,0 +1,94 @@
+"""The files that `sample` and `complete` write, at places that their user names."""
+
+import json as json_format
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from igpt.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+    from igpt.generate.pictures import Decode
+    from igpt.generate.sample import Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """Where the results go; what is none is not written."""
+
+    picture: Path
+    animation: Path | None
+    tokens: Path | None
+
+    @classmethod
+    def checked(cls, *, out: str, gif: str | None, tokens: str | None, force: bool) -> Self:
+        """The files that were asked for, refused before any work is done if they cannot be.
+
+        Raises:
+            UserError: an ending that says no kind that can be written, a folder, or, without
+                `force`, a file that exists.
+        """
+        return cls(
+            picture=_checked(out, "--out", (".png",), force=force),
+            animation=_checked(gif, "--gif", (".gif", ".webp"), force=force) if gif else None,
+            tokens=_checked(tokens, "--tokens", (".npz",), force=force) if tokens else None,
+        )
+
+    def write(
+        self, picture: "np.ndarray", animation: list["np.ndarray"], **tokens: "np.ndarray"
+    ) -> None:
+        """Write the picture, (H, W, 3) uint8, and what else was asked for."""
+        from igpt.generate.pictures import save_animation, save_tokens
+        from igpt.images.grid import to_png_bytes
+        from igpt.runs import write_bytes
+
+        write_bytes(self.picture, to_png_bytes(picture))
+        if self.animation:
+            save_animation(self.animation, animation)
+        if self.tokens:
+            save_tokens(self.tokens, **tokens)
+
+    def report(self, facts: dict[str, Any], *, json: bool) -> None:
+        """Say what was drawn and where it lies."""
+        named = {"picture": self.picture, "animation": self.animation, "tokens": self.tokens}
+        files = {name: str(path) for name, path in named.items() if path}
+        if json:
+            print(json_format.dumps({**facts, **files}))
+            return
+        for name, path in files.items():
+            print(f"{name:<10}{path}")
+
+
+def _checked(name: str, option: str, suffixes: tuple[str, ...], *, force: bool) -> Path:
+    path = Path(name)
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{option} {name}: choose a name that ends in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise UserError(f"{option} {name} is a folder: choose a file name")
+    if path.exists() and not force:
+        raise UserError(f"{option} {name} exists: choose another name, or replace it with --force")
+    return path
+
+
+def watch(
+    steps: "Iterator[Progress]", decode: "Decode", *, label: str, record: bool
+) -> "tuple[Progress, list[np.ndarray]]":
+    """Draw to the end under a progress bar.
+
+    Returns:
+        the last progress and, if `record`, some looks on the way, (n, S, S, 3) uint8 each.
+    """
+    from igpt.generate.pictures import look, some
+    from igpt.progress import ticking
+
+    recorded: list[np.ndarray] = []
+    with ticking(label) as ticker:
+        for progress in some(steps):
+            ticker.update(int(progress.drawn.sum()), progress.drawn.size, "tokens")
+            if record:
+                recorded.append(look(progress, decode))
+    return progress, recorded

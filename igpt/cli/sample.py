@@ -1,0 +1,70 @@
+"""`igpt sample`."""
+
+import dataclasses
+import time
+from typing import Literal
+
+from igpt.cli.arguments import Model
+from igpt.cli.outputs import Outputs, watch
+from igpt.config import SampleConfig
+from igpt.errors import UserError
+
+DEFAULT = SampleConfig()
+
+
+def sample(
+    model: Model,
+    *,
+    n: int = 64,
+    seed: int = 0,
+    temperature: float = DEFAULT.temperature,
+    top_k: int | None = DEFAULT.top_k,
+    top_p: float | None = DEFAULT.top_p,
+    out: str = "samples.png",
+    gif: str | None = None,
+    tokens: str | None = None,
+    enlarge: int = 4,
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    force: bool = False,
+    json: bool = False,
+) -> None:
+    """Draw new images, pixel by pixel.
+
+    Args:
+        model: a run, a model folder or a shipped name, trained with the ar objective.
+        n: how many.
+        seed: the same seed gives the same images, alone or together.
+        temperature: divides the logits; 1 is the paper's, 0 always takes the likeliest colour.
+        top_k: draw among the k likeliest colours only.
+        top_p: draw among the likeliest colours that hold this share of the probability.
+        out: picture to write, .png.
+        gif: animation of the drawing to write, .gif or .webp.
+        tokens: tokens to write, .npz.
+        enlarge: every pixel becomes this many a side.
+        precision: type of the matrix products; auto: bf16 where the processor has it.
+        force: replace files that exist.
+        json: print the result as one JSON document.
+    """
+    outputs = Outputs.checked(out=out, gif=gif, tokens=tokens, force=force)
+    config = SampleConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+    if not 1 <= enlarge <= 64:
+        raise UserError(f"--enlarge is {enlarge}: choose from 1 to 64")
+
+    from igpt import compute
+    from igpt.generate.sample import sampling
+    from igpt.images.grid import tile
+    from igpt.pixelmodel import load
+
+    compute.set_threads()
+    loaded = load(model)
+    start_s = time.monotonic()
+    steps = sampling(loaded.network, n, seed=seed, config=config, precision=precision)
+    last, looks = watch(steps, loaded.decode, label="sample", record=gif is not None)
+    seconds = time.monotonic() - start_s
+    outputs.write(
+        tile(loaded.decode(last.tokens), enlarge=enlarge),
+        [tile(images, enlarge=enlarge) for images in looks],
+        tokens=last.tokens,
+    )
+    facts = {"model": model, "n": n, "seed": seed, **dataclasses.asdict(config)}
+    outputs.report({**facts, "seconds": round(seconds, 3)}, json=json)
