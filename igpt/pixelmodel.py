@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
@@ -96,7 +97,7 @@ class PixelModel:
             raise UserError("there are no images: pass at least one")
         return np.stack(arrays)
 
-    def encode(self, images: Images) -> np.ndarray:
+    def encode(self, images: Images) -> NDArray[np.int64]:
         """Tokens of images: (N, T) int64."""
         return self.tokenizer.encode(self.pixels(images))
 
@@ -122,7 +123,8 @@ class PixelModel:
         from igpt.evaluate.features import extract_features
 
         chosen = self.best_layer() if layer == "best" else _layer_number(layer, self.network)
-        return extract_features(self.network, self.encode(images), layers=[chosen], keep=False)[0]
+        found = extract_features(self.network, self.encode(images), layers=[chosen], keep=False)
+        return cast(np.ndarray, found[0])
 
     def best_layer(self) -> int:
         """The saved probe's layer; where none is saved, the middle one (paper §4.1)."""
@@ -156,7 +158,7 @@ class PixelModel:
 
     def nats(self, images: Images) -> np.ndarray:
         """Nats per token of each image, over all T tokens: (N,) float64."""
-        return self.surprise(images).mean((1, 2))
+        return cast(np.ndarray, self.surprise(images).mean((1, 2)))
 
     def surprise(self, images: Images) -> np.ndarray:
         """-log p of each pixel (raw tokens: summed over its channels), nats: (N, S, S) float64."""
@@ -164,7 +166,7 @@ class PixelModel:
 
         nats = token_surprise(self.network, self.encode(images))  # (N, T)
         side = self.image_size
-        return nats.reshape(len(nats), side, side, -1).sum(-1)
+        return cast(np.ndarray, nats.reshape(len(nats), side, side, -1).sum(-1))
 
     def sample(
         self,

@@ -19,6 +19,7 @@ N_SAMPLES = 64
 N_COMPLETED = 8
 N_COMPLETIONS = 5
 DIGITS_SIZE = 8
+ENLARGE = 4
 
 
 def demo(*, train: bool = False, resume: bool = False, out: str = "runs/demo") -> None:
@@ -108,32 +109,33 @@ def _is_done(folder: Path, name: str, model: "PixelModel") -> bool:
     return path.is_file() and read_json(path).get("model") == model.digest()
 
 
-def _record(folder: Path, name: str, values: Any, model: "PixelModel", **about: Any) -> None:
-    from igpt.evaluate.record import write_record
-
-    write_record(folder, name, values, model=model.digest(), **about)
-
-
 def _likelihood(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
     from igpt.cli.evaluate import measure_likelihood
+    from igpt.evaluate.record import write_record
 
     result = measure_likelihood(model, data, split="test")
-    _record(folder, "likelihood-test", result, model, data=data.source, split="test")
+    write_record(
+        folder, "likelihood-test", result, model=model.digest(), data=data.source, split="test"
+    )
 
 
 def _samples(model: "PixelModel", folder: Path) -> None:
-    from igpt.images.grid import grid, png_bytes
+    from igpt.evaluate.record import write_record
+    from igpt.images.grid import tile, to_png_bytes
     from igpt.runs import write_bytes
 
     images = model.sample(N_SAMPLES, seed=0)
-    write_bytes(folder / "pictures" / "samples.png", png_bytes(grid(images, columns=8)))
-    _record(folder, "samples", {"n": N_SAMPLES, "temperature": 1.0}, model, seed=0)
+    picture = tile(images, columns=16, enlarge=ENLARGE)
+    write_bytes(folder / "pictures" / "samples.png", to_png_bytes(picture))
+    about = {"n": N_SAMPLES, "temperature": 1.0}
+    write_record(folder, "samples", about, model=model.digest(), seed=0)
 
 
 def _completions(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
     import numpy as np
 
-    from igpt.images.grid import grid, png_bytes
+    from igpt.evaluate.record import write_record
+    from igpt.images.grid import tile, to_png_bytes
     from igpt.runs import write_bytes
 
     originals = data.images("test")[:N_COMPLETED]
@@ -141,17 +143,27 @@ def _completions(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
     given = originals.copy()
     given[:, model.image_size // 2 :] = 127
     rows = np.concatenate([given[:, None], drawn, originals[:, None]], axis=1)
-    picture = grid(rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
-    write_bytes(folder / "pictures" / "completions.png", png_bytes(picture))
+    flat = rows.reshape(-1, *rows.shape[2:])
+    picture = tile(flat, columns=rows.shape[1], enlarge=ENLARGE)
+    write_bytes(folder / "pictures" / "completions.png", to_png_bytes(picture))
     about = {"n": N_COMPLETIONS, "keep_rows": 0.5}
-    _record(folder, "completions", about, model, data=data.source, split="test", seed=0)
+    write_record(
+        folder,
+        "completions",
+        about,
+        model=model.digest(),
+        data=data.source,
+        split="test",
+        seed=0,
+    )
 
 
 def _probe(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
     from igpt.cli.probe import probe_model
+    from igpt.evaluate.record import write_record
 
     result = probe_model(model, data)
-    _record(folder, "probe", result, model, data=data.source, split="test")
+    write_record(folder, "probe", result, model=model.digest(), data=data.source, split="test")
 
 
 def _print_summary(folder: Path, step: int, minutes: float) -> None:

@@ -9,7 +9,7 @@ from igpt.cli.arguments import Data, Model
 
 if TYPE_CHECKING:
     from igpt.evaluate.likelihood import Likelihood
-    from igpt.images.packed import PackedSet
+    from igpt.images.packed import PackedSet, Split
     from igpt.pixelmodel import PixelModel
 
 
@@ -39,12 +39,12 @@ def evaluate(
     loaded = load(model)
     packed = open_for(loaded, data)
     result = measure_likelihood(loaded, packed, split=split, max_images=max_images)
-    values = dataclasses.asdict(result)
-    about = {"model": model, "data": packed.source, "split": split}
     if place := record_place(Path(model)):
-        write_record(place, f"likelihood-{split}", values, **about)
+        name = f"likelihood-{split}"
+        write_record(place, name, result, model=loaded.digest(), data=packed.source, split=split)
     if json:
-        print(json_format.dumps({**about, **values}))
+        about = {"model": model, "data": packed.source, "split": split}
+        print(json_format.dumps({**about, **dataclasses.asdict(result)}))
         return
     print(f"{model} on the {split} split of {data}, {result.n_images} images")
     spread = f"± {result.nats_per_token_se:.4f} (standard error over images)"
@@ -59,7 +59,7 @@ def evaluate(
 
 
 def measure_likelihood(
-    model: "PixelModel", data: "PackedSet", *, split: str, max_images: int | None = None
+    model: "PixelModel", data: "PackedSet", *, split: "Split", max_images: int | None = None
 ) -> "Likelihood":
     """The likelihood of a split beside unigram and bigram counts of the training split."""
     from igpt.evaluate.features import EncodedImages

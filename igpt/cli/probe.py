@@ -9,7 +9,10 @@ from igpt.cli.arguments import Data, Model
 from igpt.errors import UserError
 
 if TYPE_CHECKING:
-    from igpt.images.packed import PackedSet
+    import numpy as np
+
+    from igpt.evaluate.probe import Labelled
+    from igpt.images.packed import PackedSet, Split
     from igpt.pixelmodel import PixelModel
 
 
@@ -41,10 +44,11 @@ def probe(
     loaded = load(model)
     packed = open_for(loaded, data)
     result = probe_model(loaded, packed, normalised=not raw_residual, raw_pixels=raw_pixels)
-    about = {"model": model, "data": packed.source, "split": "test"}
     if place := record_place(Path(model)):
-        write_record(place, "probe", result, **about)
+        digest = loaded.digest()
+        write_record(place, "probe", result, model=digest, data=packed.source, split="test")
     if json:
+        about = {"model": model, "data": packed.source, "split": "test"}
         print(json_format.dumps({**about, **result}))
     else:
         _print_result(result)
@@ -74,16 +78,16 @@ def probe_model(
     from igpt.evaluate.probe import SavedProbe, probe_layers
     from igpt.progress import ticking
 
-    if data.labels("train") is None or data.classes is None:
-        raise UserError(f"{data.source} has no labels: give one folder a class, or a labelled set")
-    splits = {name: _features(model, data, name, normalised) for name in SPLITS}
+    _labels(data, "train")
+    assert data.classes is not None
+    train, valid, test = (_features(model, data, name, normalised) for name in SPLITS)
     layers = range(model.network.config.n_layer + 1)
     with ticking("probe") as ticker:
         tick = _Counter(ticker, len(layers))
         result, weights, biases = probe_layers(
-            splits["train"],
-            splits["valid"],
-            splits["test"],
+            train,
+            valid,
+            test,
             layers=layers,
             device=model.device,
             progress=tick,
@@ -106,7 +110,7 @@ def probe_model(
     return figures
 
 
-SPLITS = ("train", "valid", "test")
+SPLITS: "tuple[Split, ...]" = ("train", "valid", "test")
 PROTOCOL = (
     "Logistic regression on {source}; layer and strength chosen on validation, "
     "refitted on train and validation, test looked at once."
@@ -117,10 +121,10 @@ def probe_pixels(data: "PackedSet") -> dict[str, Any]:
     """The same protocol on the pixels themselves."""
     from igpt.evaluate.probe import Labelled, pixel_features, probe_layers
 
-    splits = [
-        Labelled(pixel_features(data.images(name)[:])[None], data.labels(name)) for name in SPLITS
-    ]
-    result, _, _ = probe_layers(*splits, layers=[0])
+    train, valid, test = (
+        Labelled(pixel_features(data.images(name)[:])[None], _labels(data, name)) for name in SPLITS
+    )
+    result, _, _ = probe_layers(train, valid, test, layers=[0])
     return dataclasses.asdict(result)
 
 
@@ -135,7 +139,9 @@ class _Counter:
         self._ticker.update(self._done, self._total, self._unit)
 
 
-def _features(model: "PixelModel", data: "PackedSet", split: str, normalised: bool) -> Any:
+def _features(
+    model: "PixelModel", data: "PackedSet", split: "Split", normalised: bool
+) -> "Labelled":
     from igpt.evaluate.features import EncodedImages, extract_features
     from igpt.evaluate.probe import Labelled
     from igpt.progress import ticking
@@ -149,4 +155,11 @@ def _features(model: "PixelModel", data: "PackedSet", split: str, normalised: bo
             mask_prob=model.facts.mask_prob,
             progress=_Counter(ticker, len(images), "images"),
         )
-    return Labelled(features, data.labels(split))
+    return Labelled(features, _labels(data, split))
+
+
+def _labels(data: "PackedSet", split: "Split") -> "np.ndarray":
+    labels = data.labels(split)
+    if labels is None:
+        raise UserError(f"{data.source} has no labels: give one folder a class, or a labelled set")
+    return labels

@@ -26,7 +26,7 @@ from igpt.streams import stream, torch_seed
 from igpt.tokens.batches import BatchStream
 from igpt.tokens.palette import Palette
 from igpt.tokens.raw import RawTokens
-from igpt.tokens.tokenizer import Tokenizer
+from igpt.tokens.tokenizer import ImageArray, Tokenizer
 from igpt.train import checkpoint, loop
 from igpt.train.distributed import World
 from igpt.train.optim import Optimizer, warmup_steps_of
@@ -254,7 +254,7 @@ def make_trainer(
 
 
 def _training_stream(config: RunConfig, data: PackedSet, tokenizer: Tokenizer) -> BatchStream:
-    images = data.images("train")
+    images: ImageArray = data.images("train")
     if config.data.fold_validation:
         images = np.concatenate([images[:], data.images("valid")[:]])
     return BatchStream(
