@@ -12,15 +12,26 @@ import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from igpt.errors import UserError
-from igpt.images.files import Decoded, decode, open_image
-from igpt.images.resize import Crop, apply_maps, center_crop, crop_maps, crop_resize, random_crop
+from igpt.images.files import Decoded, decode, open_image, unwarned
+from igpt.images.resize import (
+    CROP_SIZE,
+    RANDOM_SIDES,
+    Crop,
+    apply_maps,
+    center_crop,
+    crop_maps,
+    crop_resize,
+    random_crop,
+)
 from igpt.images.sources.source import MAX_FILE_BYTES, Block, Span
 from igpt.images.splits import TRAIN
 from igpt.streams import stream
 
 # A JPEG decoded at a reduced scale keeps this many pixels for each one of the result: measured,
 # see `igpt bench data`; the mean error against full decoding stays below 1 level.
-REDUCED_MARGIN = 2.0
+REDUCED_MARGIN = 2.5
+# Bytes of decoded images that are reduced together.
+_RUN_BYTES = 2**22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,75 +82,90 @@ def _follow(sentinel: int) -> None:
 
 def pack_block(block: Block, packing: Packing) -> Packed:
     """Decode, crop and reduce a block of images; nothing that an image holds can stop it."""
-    n = len(block.images)
     rows = 1 + (packing.views if block.code == TRAIN else 0)
-    size = packing.image_size
-    images = np.empty((n, rows, size, size, 3), np.uint8)
-    kept = np.ones(n, bool)
+    side = packing.image_size
+    images = np.empty((len(block.images), rows, side, side, 3), np.uint8)
+    kept = np.ones(len(images), bool)
     rejects = list(block.rejects)
-    if rows == 1 and isinstance(block.images, np.ndarray):
-        _pack_arrays(block.images, images[:, 0], kept, packing)
-        rejects += [(block.keys[int(i)], _too_small(size)) for i in np.flatnonzero(~kept)]
-    else:
+    run = _Run(images)
+    with unwarned():
         for i, item in enumerate(block.images):
             try:
-                images[i] = _pack_one(item, rows, block.keys[i], packing)
+                run.add(i, _decoded(item, packing, is_cropped=rows > 1), packing, block.keys[i])
             except UserError as error:
                 kept[i] = False
                 rejects.append((block.keys[i], str(error)))
-    labels = np.full(n, -1, np.int32) if block.labels is None else np.array(block.labels, np.int32)
+    run.flush()
+    labels = np.full(len(images), -1) if block.labels is None else np.asarray(block.labels)
     return Packed(
-        images=images[kept].reshape(-1, size, size, 3),
-        labels=np.repeat(labels[kept], rows),
+        images=images[kept].reshape(-1, side, side, 3),
+        labels=np.repeat(labels[kept].astype(np.int32), rows),
         codes=np.full(rows * int(kept.sum()), block.code, np.uint8),
-        n_read=n + len(block.rejects),
+        n_read=len(images) + len(block.rejects),
         rejects=rejects,
     )
 
 
-def _pack_arrays(
-    images: np.ndarray, result: np.ndarray, kept: np.ndarray, packing: Packing
-) -> None:
-    H, W = images.shape[1:3]
-    if min(H, W) < packing.image_size and not packing.upsample:
-        kept[:] = False
-        return
-    rows, columns = crop_maps(center_crop(H, W), packing.image_size)
-    result[:] = apply_maps(images, rows, columns)
+class _Run:
+    """Decoded images of one size in a row, reduced together: a call costs as much as a thumbnail.
+
+    Args:
+        result: (n, rows, S, S, 3) uint8, filled by `add` and `flush`; row 0 is the centre crop,
+            the others are random crops.
+    """
+
+    def __init__(self, result: np.ndarray) -> None:
+        self._result = result
+        self._first = 0
+        self._held: list[np.ndarray] = []
+        self._centre: tuple[Crop, int] | None = None
+
+    def add(self, i: int, image: Decoded, packing: Packing, key: str) -> None:
+        """Image i; those between the last and it were left out."""
+        size = packing.image_size
+        for view in range(1, self._result.shape[1]):
+            rng = stream(packing.seed, f"prepare/{key}", slot=view)
+            crop = random_crop(image.height, image.width, rng)
+            self._result[i, view] = crop_resize(image.pixels, crop, size, scale=image.scale)
+        centre = (center_crop(image.height, image.width), image.scale)
+        n_held = len(self._held)
+        follows = centre == self._centre and i == self._first + n_held
+        if not follows or (n_held + 1) * image.pixels.nbytes > _RUN_BYTES:
+            self.flush()
+            self._first, self._centre = i, centre
+        self._held.append(image.pixels)
+
+    def flush(self) -> None:
+        """Reduce what is held."""
+        if self._centre is not None:
+            crop, scale = self._centre
+            maps = crop_maps(crop, self._result.shape[2], scale=scale)
+            stop = self._first + len(self._held)
+            self._result[self._first : stop, 0] = apply_maps(np.stack(self._held), *maps)
+        self._held, self._centre = [], None
 
 
-def _pack_one(item: np.ndarray | Span | bytes, rows: int, key: str, packing: Packing) -> np.ndarray:
-    """The centre crop and the random crops of an image: (rows, S, S, 3) uint8.
+def _decoded(item: np.ndarray | Span | bytes, packing: Packing, *, is_cropped: bool) -> Decoded:
+    """Pixels of one image, enough of them for every crop.
 
     Raises:
         UserError: why it is left out, without its name.
     """
-    size = packing.image_size
     if isinstance(item, np.ndarray):
-        image = Decoded(item, item.shape[0], item.shape[1], 1)
-        crops = _crops(image.height, image.width, rows, key, packing)
-    else:
-        with open_image(read_span(item) if isinstance(item, Span) else item) as file:
-            least = min(file.size)
-            if least < size and not packing.upsample:
-                raise UserError(_too_small(size))
-            # Random crops magnify most at a shorter side of 384.
-            shrink = 1.0 if rows == 1 else 384 / 224
-            needed = math.ceil(REDUCED_MARGIN * size * shrink) if packing.reduced else 0
-            image = decode(file, shorter_side=needed)
-        crops = _crops(image.height, image.width, rows, key, packing)
-    if min(image.height, image.width) < size and not packing.upsample:
-        raise UserError(_too_small(size))
-    return np.stack([crop_resize(image.pixels, crop, size, scale=image.scale) for crop in crops])
+        _check_size(item.shape[0], item.shape[1], packing)
+        return Decoded(item, item.shape[0], item.shape[1], 1)
+    with open_image(read_span(item) if isinstance(item, Span) else item) as file:
+        _check_size(file.height, file.width, packing)
+        # A random crop magnifies most at a shorter side of 384.
+        magnified = RANDOM_SIDES[1] / CROP_SIZE if is_cropped else 1.0
+        needed = math.ceil(REDUCED_MARGIN * packing.image_size * magnified)
+        return decode(file, shorter_side=needed if packing.reduced else 0)
 
 
-def _crops(height: int, width: int, rows: int, key: str, packing: Packing) -> list[Crop]:
-    draws = [stream(packing.seed, f"prepare/{key}", slot=view) for view in range(rows - 1)]
-    return [center_crop(height, width), *(random_crop(height, width, rng) for rng in draws)]
-
-
-def _too_small(size: int) -> str:
-    return f"smaller than {size} x {size}"
+def _check_size(height: int, width: int, packing: Packing) -> None:
+    size = packing.image_size
+    if min(height, width) < size and not packing.upsample:
+        raise UserError(f"smaller than {size} x {size}")
 
 
 def read_span(span: Span) -> bytes:
@@ -149,20 +175,21 @@ def read_span(span: Span) -> bytes:
         UserError: it cannot be read, is empty, or too large to be an image.
     """
     try:
-        with span.path.open("rb") as file:
-            file.seek(span.start)
-            wanted = MAX_FILE_BYTES + 1 if span.size is None else span.size
-            if wanted > MAX_FILE_BYTES and span.size is not None:
+        handle = os.open(span.path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would block for ever
+        try:
+            stat = os.fstat(handle)
+            size = stat.st_size - span.start if span.size is None else span.size
+            if size > MAX_FILE_BYTES:
                 raise UserError(f"more than {MAX_FILE_BYTES} bytes")
-            data = file.read(wanted)
+            data = os.pread(handle, max(0, size), span.start)
+        finally:
+            os.close(handle)
     except FileNotFoundError as error:
         raise UserError("there is no such file") from error
     except OSError as error:
         raise UserError("it may not be read") from error
     if not data:
         raise UserError("the file is empty")
-    if len(data) > MAX_FILE_BYTES:
-        raise UserError(f"more than {MAX_FILE_BYTES} bytes")
-    if span.size is not None and len(data) < span.size:
+    if len(data) < size:
         raise UserError("damaged or cut off")
     return data

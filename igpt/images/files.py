@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from igpt.errors import UserError
 
 # Pillow's other readers start programs (EPS), or read what nobody trains on.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF")
 SUFFIXES = frozenset(
     (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
@@ -55,10 +55,19 @@ def read_image(source: str | Path | bytes | Image.Image) -> np.ndarray:
     try:
         if isinstance(source, Image.Image):
             return np.array(_decoded(source))
-        with open_image(Path(source) if isinstance(source, str) else source) as image:
+        file = Path(source) if isinstance(source, str) else source
+        with unwarned(), open_image(file) as image:
             return np.array(_decoded(image))
     except UserError as error:
         raise UserError(f"cannot read {name}: {error}: check or replace the file") from error
+
+
+@contextlib.contextmanager
+def unwarned() -> Iterator[None]:
+    """Pillow warns of large images and damaged metadata; the pixels decide."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextlib.contextmanager
@@ -70,11 +79,9 @@ def open_image(source: Path | bytes | IO[bytes]) -> Iterator[Image.Image]:
     """
     try:
         file = io.BytesIO(source) if isinstance(source, bytes) else source
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged metadata warns; the pixels decide
-            with Image.open(file, formats=FORMATS) as image:
-                check_pixels(image)
-                yield image
+        with Image.open(file, formats=FORMATS) as image:
+            check_pixels(image)
+            yield image
     except (UserError, KeyboardInterrupt):
         raise
     except FileNotFoundError as error:
@@ -128,7 +135,7 @@ def decode(image: Image.Image, *, shorter_side: int = 0) -> Decoded:
         least = min(image.size)
         scale = next((s for s in _JPEG_SCALES if least >= s * shorter_side), 1)
         if scale > 1:
-            image.draft("RGB", (-(-width // scale), -(-height // scale)))
+            image.draft("RGB", (width // scale, height // scale))  # gives rounded-up sides
     pixels = np.asarray(_decoded(image))
     if _orientation(image) >= 5:
         height, width = width, height

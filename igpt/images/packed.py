@@ -15,19 +15,18 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 
 from igpt.errors import UserError
-from igpt.images.splits import SPLITS, draw_splits
+from igpt.images.splits import SPLITS, Split, draw_splits
 from igpt.runs import read_json, sha256_of
 
 MANIFEST = "manifest.json"
 FORMAT = "igpt-packed"
 SCHEMA_VERSION = 1
 
-Split = Literal["train", "valid", "test"]
 Index = int | np.integer[Any] | slice | np.ndarray | list[int]
 
 

@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -15,19 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from igpt.errors import Interrupted, UserError
 from igpt.images.decoding import Packed, Packing, pack_block, start_worker
 from igpt.images.packed import PackedSet, is_packed
 from igpt.images.packing import SHARD_BYTES, PackWriter, check_target
-from igpt.images.sources.find import NAMED, open_source, unknown_data
-from igpt.images.sources.folders import walk_images
+from igpt.images.sources.find import NAMED, files_of, open_source, unknown_data
+from igpt.images.sources.folders import walk_folders
+from igpt.images.sources.layout import EMPTY_CLASS
 from igpt.images.sources.source import WHOLE, Block, Part, Source
+from igpt.images.sources.tables import NOT_LISTED
 from igpt.progress import ticking
 from igpt.runs import FolderLock, cache_folder
 
 MAX_BAD = 0.1
 """Default share of images that may be left out."""
+# Listed, but no image is lost by it.
+UNCOUNTED = (EMPTY_CLASS, NOT_LISTED)
 COMMIT_EVERY_S = 5.0
 # Starting processes takes about as long as decoding this many photographs.
 FEW_IMAGES = 1000
@@ -75,13 +80,17 @@ def _cache_name(data: str, path: Path) -> str:
     """A name that changes when the files do: of a folder or file, with their sizes and times."""
     if data in NAMED:
         return data
-    if not path.exists():
+    if path.is_dir():
+        walk = walk_folders(path)
+        files: Iterable[Path] = (path / inner / name for inner, names in walk for name in names)
+    elif not (files := files_of(path)):
         raise unknown_data(data)
-    state = hashlib.blake2b(str(path.resolve()).encode(), digest_size=8)
-    for file in walk_images(path) if path.is_dir() else [path]:
+    state = hashlib.blake2b(str(path.absolute()).encode(), digest_size=8)
+    for file in files:
         stat = file.stat()
-        state.update(f"{file}/{stat.st_size}/{stat.st_mtime_ns}".encode())
-    return f"{path.resolve().name}-{state.hexdigest()}"
+        state.update(f"{file}/{stat.st_size}/{stat.st_mtime_ns}".encode(errors="replace"))
+    stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in path.absolute().name)
+    return f"{stem[:60]}-{state.hexdigest()}"
 
 
 def prepare(
@@ -195,7 +204,9 @@ def _packed(
     workers = workers or len(os.sched_getaffinity(0))
     # Arrays need no decoding: sending them to a process costs more than reducing them.
     if workers == 1 or isinstance(first.images, np.ndarray) or 0 < n_images < FEW_IMAGES:
-        yield from (pack_block(block, packing) for block in blocks)
+        # Many small products: a second thread in each costs more than it brings.
+        with threadpool_limits(1):
+            yield from (pack_block(block, packing) for block in blocks)
         return
     # Not forked: the threads of numpy and torch would not survive it.
     with ProcessPoolExecutor(workers, get_context("spawn"), start_worker) as pool:
@@ -222,7 +233,7 @@ def check_rejects(writer: PackWriter, max_bad: float, *, n_images: int) -> None:
     Raises:
         UserError: the share is above `max_bad`.
     """
-    n_bad = sum(writer.progress.reasons.values())
+    n_bad = sum(n for reason, n in writer.progress.reasons.items() if reason not in UNCOUNTED)
     if n_bad > max_bad * n_images:
         writer.commit()
         raise UserError(

@@ -6,12 +6,14 @@ All weights are whole numbers: the sums are exact and only the last division rou
 ties to even).
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 CROP_SIZE = 224
+RANDOM_SIDES = (256, 384)
 # Sums of uint8 times whole weights are exact in these types below these.
 _EXACT_FLOAT32 = 2**24
 _EXACT_FLOAT64 = 2**53
@@ -58,9 +60,8 @@ def axis_map(
     pixels = np.minimum(np.arange(first, stop + 1) * scale, n) * unit
     left = np.maximum(edges[:-1, None], pixels[:-1])
     right = np.minimum(edges[1:, None], pixels[1:])
-    weights = np.maximum(right - left, 0)
-    weights //= np.gcd.reduce(weights, axis=None)
-    return AxisMap(first, weights, int(weights[0].sum()))
+    divisor = math.gcd(n * math.gcd(start * size, crop), unit)
+    return AxisMap(first, np.maximum(right - left, 0) // divisor, crop * n // divisor)
 
 
 def apply_maps(images: np.ndarray, rows: AxisMap, columns: AxisMap) -> np.ndarray:
@@ -159,7 +160,7 @@ def center_crop(height: int, width: int) -> Crop:
 
 def random_crop(height: int, width: int, rng: np.random.Generator) -> Crop:
     """Training's crop: shorter side random in [256, 384], a random 224 x 224 (paper §3.1)."""
-    tall, wide = _resized(height, width, int(rng.integers(256, 385)))
+    tall, wide = _resized(height, width, int(rng.integers(RANDOM_SIDES[0], RANDOM_SIDES[1] + 1)))
     return Crop(
         height=height,
         width=width,

@@ -1,10 +1,13 @@
 """Which images train, validate and test: drawn by seed, the same share of every class."""
 
+from typing import Literal
+
 import numpy as np
 
 from igpt.streams import stream
 
-SPLITS = ("train", "valid", "test")
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 TRAIN, VALID, TEST, UNUSED = range(4)
 VALID_FRACTION = 0.1
 """The paper's share for every set but ImageNet (§3.1)."""

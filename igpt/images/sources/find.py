@@ -5,22 +5,45 @@ from collections.abc import Callable
 from pathlib import Path
 
 from igpt.errors import UserError
-from igpt.images.sources import cifar, digits, folders
+from igpt.images.files import SUFFIXES
+from igpt.images.packed import PackedSet, is_packed
+from igpt.images.sources import (
+    arrays,
+    binaries,
+    cifar,
+    columns,
+    digits,
+    folders,
+    imagenet,
+    repacked,
+    tables,
+    tars,
+)
 from igpt.images.sources.source import Source
 
 NAMED: dict[str, Callable[[], Source]] = {
     "cifar10": cifar.open_cifar10,
     "cifar100": cifar.open_cifar100,
+    "stl10": binaries.open_stl10,
+    "fashion-mnist": binaries.open_fashion_mnist,
     "digits": digits.open_digits,
 }
+KINDS = "a folder of images, or a .tar .csv .tsv .parquet .arrow .npz .npy file"
+# Sets whose folder is known by the names of its files.
+_FINDERS: tuple[Callable[[Path], Source | None], ...] = (
+    imagenet.find_imagenet,
+    cifar.find_cifar,
+    binaries.find_idx,
+    binaries.find_stl10,
+)
 
 
 def open_source(data: str, *, unlabelled: bool = False) -> Source:
     """The reader of what the command line calls DATA.
 
     Args:
-        data: a name, or the path of a folder or file.
-        unlabelled: folders are no classes.
+        data: a name, or the path of a folder or file; `*` in the last part takes several files.
+        unlabelled: leave labels out, where they come from folders, columns or files.
 
     Raises:
         UserError: there is no such name or path, or nothing in it can be read.
@@ -28,15 +51,56 @@ def open_source(data: str, *, unlabelled: bool = False) -> Source:
     if data in NAMED:
         return NAMED[data]()
     path = Path(data).expanduser()
+    if is_packed(path):
+        return repacked.open_packed(PackedSet.open(path))
     if path.is_dir():
-        return cifar.find_cifar(path) or folders.open_folder(path, unlabelled=unlabelled)
-    if path.is_file():
-        raise UserError(f"{data} is of a kind that is not read")
+        return _open_folder(path, unlabelled=unlabelled)
+    if files := files_of(path):
+        return _open_files(files, name=data, unlabelled=unlabelled)
     raise unknown_data(data)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file, or those that a pattern in its name means, sorted."""
+    if path.exists():
+        return [path]
+    if "*" not in path.name or not path.parent.is_dir():
+        return []
+    return sorted(file for file in path.parent.glob(path.name) if file.is_file())
 
 
 def unknown_data(data: str) -> UserError:
     """What to say of DATA that is neither a name nor a path."""
     near = difflib.get_close_matches(data, NAMED, n=1)
     hint = f"did you mean {near[0]}?" if near else f"names: {', '.join(NAMED)}"
-    return UserError(f"there is no data at {data}: {hint}, or the path of a folder, tar or file")
+    return UserError(f"there is no data at {data}: {hint}, or the path of {KINDS}")
+
+
+def _open_folder(folder: Path, *, unlabelled: bool) -> Source:
+    for find in _FINDERS:
+        if (source := find(folder)) is not None:
+            return source
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    for suffixes in ((".tar",), columns.SUFFIXES):
+        if chosen := [path for path in files if path.suffix in suffixes]:
+            return _open_files(chosen, name=str(folder), unlabelled=unlabelled)
+    return folders.open_folder(folder, unlabelled=unlabelled)
+
+
+def _open_files(files: list[Path], *, name: str, unlabelled: bool) -> Source:
+    suffixes = {path.suffix.lower() for path in files}
+    if suffixes == {".tar"}:
+        return tars.open_tars(files, name=name, unlabelled=unlabelled)
+    if suffixes <= set(columns.SUFFIXES):
+        return columns.open_columns(files, name=name, unlabelled=unlabelled)
+    if len(files) == 1 and suffixes <= {".csv", ".tsv"}:
+        return tables.open_table(files[0], unlabelled=unlabelled)
+    if suffixes == {".npz"} and len(files) == 1:
+        return arrays.open_npz(files[0])
+    if suffixes == {".npy"} and len(files) == 1:
+        return arrays.open_npy(files[0])
+    if suffixes <= {".gz", ".tgz", ".zip", ".7z", ".bz2", ".xz", ".zst"}:
+        raise UserError(f"{name} is compressed: unpack it first, to a folder or a plain tar")
+    if suffixes <= SUFFIXES:
+        raise UserError(f"{name} is a single image: pass the folder that holds it")
+    raise UserError(f"{name} is of a kind that is not read: pass {KINDS}")

@@ -1,37 +1,19 @@
 """Folders of images: one folder a class, or no classes and any nesting; perhaps split already."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from igpt.errors import UserError
 from igpt.images.files import SUFFIXES
-from igpt.images.sources.source import BLOCK_IMAGES, Block, Part, Source, Span
-from igpt.images.splits import TEST, TRAIN, VALID
-
-NO_CLASS = "not in a class folder"
-EMPTY_CLASS = "class folder without images"
-# Names of the folders of a split, and what each is.
-_SPLIT_NAMES = {"train": TRAIN, "val": VALID, "valid": VALID, "validation": VALID, "test": TEST}
+from igpt.images.sources.layout import EMPTY_CLASS, Layout, layout_of
+from igpt.images.sources.source import Block, BlockBuilder, Part, Source, Span
 
 
 def is_image_name(name: str) -> bool:
     """Whether a file's name ends like an image's."""
-    return Path(name).suffix.lower() in SUFFIXES
-
-
-def split_codes(names: set[str]) -> dict[str, int]:
-    """Which of these top folders are splits; none unless `train` is one of them.
-
-    Where there is no test folder, the validation folder is the test split: so the paper uses
-    ImageNet's (§3.1).
-    """
-    codes = {name: _SPLIT_NAMES[name.lower()] for name in names if name.lower() in _SPLIT_NAMES}
-    if TRAIN not in codes.values() or len(codes) < 2:
-        return {}
-    if TEST not in codes.values():
-        codes = {name: TEST if code == VALID else code for name, code in codes.items()}
-    return codes
+    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - a million times
 
 
 def open_folder(folder: Path, *, unlabelled: bool = False) -> Source:
@@ -47,99 +29,74 @@ def open_folder(folder: Path, *, unlabelled: bool = False) -> Source:
     Raises:
         UserError: there are no images.
     """
-    tops = {entry.name for entry in _entries(folder) if entry.is_dir()}
-    roots = {folder / name: code for name, code in split_codes(tops).items()} or {folder: TRAIN}
-    counts = {root: _count(root) for root in roots}
-    n_images = sum(sum(by_top.values()) for by_top in counts.values())
-    if not n_images:
+    counts: Counter[str] = Counter()
+    for inner, names in walk_folders(folder):
+        counts[inner] = sum(map(is_image_name, names))
+    layout = layout_of(counts, unlabelled=unlabelled)
+    if not layout.n_images:
         raise UserError(f"{folder} holds no images ({' '.join(sorted(SUFFIXES))}): check the path")
-    named = sorted({top for by_top in counts.values() for top, n in by_top.items() if top and n})
-    classes = tuple(named) if len(named) >= 2 and not unlabelled else None
-    empty = [top for by_top in counts.values() for top, n in by_top.items() if top and not n]
 
     def blocks(part: Part) -> Iterator[Block]:
-        return part.share(every_block())
-
-    def every_block() -> Iterator[Block]:
-        if classes and empty:
-            rejects = [(name, EMPTY_CLASS) for name in sorted(set(empty) - set(named))]
-            yield Block(images=[], keys=[], labels=[], rejects=rejects)
-        for root, code in sorted(roots.items(), key=lambda item: item[1]):
-            yield from _blocks(folder, root, code, classes)
+        return part.share(_blocks(folder, layout))
 
     return Source(
         name=str(folder),
         blocks=blocks,
-        classes=classes,
-        own_splits=frozenset(roots.values()),
-        n_images=n_images,
+        classes=layout.classes,
+        own_splits=layout.own_splits,
+        n_images=layout.n_images,
+        valid_fraction=layout.valid_fraction,
     )
 
 
-def _blocks(
-    folder: Path, root: Path, code: int, classes: tuple[str, ...] | None
-) -> Iterator[Block]:
-    number = {name: i for i, name in enumerate(classes or ())}
-    spans: list[Span] = []
-    labels: list[int] = []
-    rejects: list[tuple[str, str]] = []
-
-    def block() -> Block:
-        keys = [str(span.path.relative_to(folder)) for span in spans]
-        held = list(labels) if classes else None
-        return Block(images=list(spans), keys=keys, labels=held, code=code, rejects=list(rejects))
-
-    for path in walk_images(root):
-        top = _top(path, root)
-        if classes and top not in number:
-            rejects.append((str(path.relative_to(folder)), NO_CLASS))
+def _blocks(folder: Path, layout: Layout) -> Iterator[Block]:
+    builder = BlockBuilder(labelled=layout.classes is not None)
+    for name in layout.empty:
+        builder.reject(name, EMPTY_CLASS)
+    for path in walk_images(folder):
+        name = path.relative_to(folder).as_posix()
+        try:
+            code, label = layout.place(name)
+        except UserError as error:
+            builder.reject(name, str(error))
             continue
-        spans.append(Span(path))
-        labels.append(number.get(top, -1))
-        if len(spans) == BLOCK_IMAGES:
-            yield block()
-            spans, labels, rejects = [], [], []
-    if spans or rejects:
-        yield block()
+        yield from builder.add(Span(path), name, label, code)
+    yield from builder.rest()
 
 
-def _top(path: Path, root: Path) -> str:
-    """Name of the folder just below `root` that holds the image; empty: `root` itself."""
-    inner = path.relative_to(root).parts
-    return inner[0] if len(inner) > 1 else ""
-
-
-def _count(root: Path) -> dict[str, int]:
-    """Images below each folder at the top; under the empty name, those at the top itself."""
-    counts = {entry.name: 0 for entry in _entries(root) if entry.is_dir()}
-    for path in walk_images(root):
-        top = _top(path, root)
-        counts[top] = counts.get(top, 0) + 1
-    return counts
-
-
-def walk_images(root: Path) -> Iterator[Path]:
+def walk_images(folder: Path) -> Iterator[Path]:
     """Every image file below a folder, in sorted order, one folder's names in memory at a time.
 
     Raises:
         UserError: a folder cannot be read.
     """
-    yield from _walk(root, (os.path.realpath(root),))
+    for inner, names in walk_folders(folder):
+        for name in filter(is_image_name, names):
+            yield folder / inner / name
 
 
-def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
-    for entry in _entries(folder):
-        if entry.is_dir():
-            real = os.path.realpath(entry.path)
-            if real not in above:  # a link to a folder above would never end
-                yield from _walk(Path(entry.path), (*above, real))
-        elif is_image_name(entry.name):
-            yield Path(entry.path)
+def walk_folders(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Every folder from `folder` down, by its relative path, and the names of its files, sorted.
+
+    Hidden ones are left out; links to folders are followed, but never to a folder above.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    yield from _walk(folder, "", (os.path.realpath(folder),))
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _walk(top: Path, inner: str, above: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
     try:
-        with os.scandir(folder) as entries:
-            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+        with os.scandir(top / inner) as entries:
+            seen = sorted((e.name, e.is_dir()) for e in entries if not e.name.startswith("."))
     except OSError as error:
-        raise UserError(f"cannot read folder {folder}: {error.strerror}: check the path") from error
+        raise UserError(
+            f"cannot read folder {top / inner}: {error.strerror}: check the path"
+        ) from error
+    yield inner, [name for name, is_dir in seen if not is_dir]
+    for name in (name for name, is_dir in seen if is_dir):
+        below = f"{inner}/{name}" if inner else name
+        real = os.path.realpath(top / below)
+        if real not in above:
+            yield from _walk(top, below, (*above, real))

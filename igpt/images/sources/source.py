@@ -13,6 +13,10 @@ from igpt.images.splits import TRAIN, VALID_FRACTION
 
 # Images in a block: large enough that sending it costs nothing, small enough to lose when killed.
 BLOCK_IMAGES = 256
+# Bytes of encoded or plain pixels in a block.
+BLOCK_BYTES = 2**24
+# Numbered classes; a larger number is damage.
+MAX_LABEL = 99_999
 # A file above this is no photograph.
 MAX_FILE_BYTES = 2**28
 
@@ -91,6 +95,63 @@ class Source:
     """Share of the training images that the paper sets aside for validation."""
 
 
+def block_length(image_bytes: int) -> int:
+    """Plain images of that many bytes that make a block."""
+    return max(1, min(BLOCK_IMAGES, BLOCK_BYTES // max(1, image_bytes)))
+
+
+class BlockBuilder:
+    """Gathers single images into blocks of one split.
+
+    Args:
+        labelled: whether the labels mean anything.
+    """
+
+    def __init__(self, *, labelled: bool) -> None:
+        self._labelled = labelled
+        self._code = TRAIN
+        self._clear()
+
+    def add(self, image: Span | bytes, key: str, label: int, code: int) -> Iterator[Block]:
+        """Take an image; yields the block before it when that is complete."""
+        n_bytes = len(image) if isinstance(image, bytes) else 0
+        full = len(self._images) == BLOCK_IMAGES or self._n_bytes + n_bytes > BLOCK_BYTES
+        if self._images and (full or code != self._code):
+            yield self._block()
+        self._code = code
+        self._images.append(image)
+        self._keys.append(key)
+        self._labels.append(label)
+        self._n_bytes += n_bytes
+
+    def reject(self, key: str, reason: str) -> None:
+        """Note an image that the reader leaves out."""
+        self._rejects.append((key, reason))
+
+    def rest(self) -> Iterator[Block]:
+        """The last block, if anything is left."""
+        if self._images or self._rejects:
+            yield self._block()
+
+    def _block(self) -> Block:
+        block = Block(
+            images=self._images,
+            keys=self._keys,
+            labels=self._labels if self._labelled else None,
+            code=self._code,
+            rejects=self._rejects,
+        )
+        self._clear()
+        return block
+
+    def _clear(self) -> None:
+        self._images: list[Span | bytes] = []
+        self._keys: list[str] = []
+        self._labels: list[int] = []
+        self._rejects: list[tuple[str, str]] = []
+        self._n_bytes = 0
+
+
 def array_blocks(
     images: np.ndarray, labels: np.ndarray | None, *, code: int = TRAIN, name: str
 ) -> Iterator[Block]:
@@ -102,8 +163,9 @@ def array_blocks(
         code: which split.
         name: before each image's number, in its key.
     """
-    for start in range(0, len(images), BLOCK_IMAGES):
-        stop = min(start + BLOCK_IMAGES, len(images))
+    step = block_length(images[:1].nbytes)
+    for start in range(0, len(images), step):
+        stop = min(start + step, len(images))
         yield Block(
             images=np.ascontiguousarray(images[start:stop]),
             labels=None if labels is None else labels[start:stop],

@@ -1,0 +1,75 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from igpt.images.splits import TEST, TRAIN, UNUSED, VALID, draw_splits, stratified
+
+ALL = frozenset({TRAIN, VALID, TEST})
+
+
+def drawn(labels: np.ndarray, **options: object) -> np.ndarray:
+    settings: dict[str, object] = {
+        "seed": 0,
+        "valid_fraction": 0.1,
+        "own": frozenset({TRAIN}),
+        "views": 0,
+        **options,
+    }
+    codes = settings.pop("codes", np.zeros(len(labels), np.uint8))
+    return draw_splits(labels, codes, **settings)  # type: ignore[arg-type]
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=300),
+    st.floats(0.01, 0.9),
+    st.integers(0, 1000),
+)
+def test_stratified_takes_its_share_of_every_class(
+    classes: list[int], fraction: float, seed: int
+) -> None:
+    labels = np.array(classes)
+    chosen = stratified(labels, fraction, np.random.default_rng(seed))
+    assert chosen.sum() == round(fraction * len(labels))
+    for label in set(classes):
+        assert abs(chosen[labels == label].sum() - fraction * (labels == label).sum()) < 1 + 1e-9
+
+
+def test_cifar_sizes_are_the_papers() -> None:
+    labels = np.repeat(np.arange(10), 5000)
+    codes = drawn(labels, own=frozenset({TRAIN, TEST}))
+    assert np.bincount(codes).tolist() == [45_000, 5_000]
+    assert np.bincount(labels[codes == VALID]).tolist() == [500] * 10
+
+
+def test_imagenet_sizes_are_the_papers() -> None:
+    codes = drawn(np.full(1_281_167, -1), valid_fraction=0.04)
+    assert np.bincount(codes).tolist() == [1_229_920, 51_247]
+
+
+def test_the_seed_moves_validation_but_never_test() -> None:
+    labels = np.repeat(np.arange(5), 100)
+    a, b = drawn(labels, seed=0), drawn(labels, seed=1)
+    assert not np.array_equal(a == VALID, b == VALID)
+    assert np.array_equal(a == TEST, b == TEST)
+    assert np.bincount(a).tolist() == np.bincount(b).tolist() == [405, 45, 50]
+
+
+def test_unlabelled_images_give_no_test_split() -> None:
+    assert set(drawn(np.full(100, -1))) == {TRAIN, VALID}
+
+
+def test_a_sources_own_splits_stand() -> None:
+    codes = np.array([TRAIN] * 8 + [VALID] * 3 + [TEST] * 4, np.uint8)
+    assert np.array_equal(drawn(np.zeros(15, np.int64), codes=codes, own=ALL), codes)
+
+
+def test_views_train_on_crops_and_validate_on_centres() -> None:
+    labels = np.zeros(30 * 3 + 4, np.int64)  # 30 images of a centre and 2 crops, 4 of test
+    base = np.array([TRAIN] * 90 + [TEST] * 4, np.uint8)
+    codes = drawn(labels, codes=base, own=frozenset({TRAIN, TEST}), views=2)
+    images = codes[:90].reshape(30, 3)
+    valid = images[:, 0] == VALID
+    assert valid.sum() == 3
+    assert (images[valid] == [VALID, UNUSED, UNUSED]).all()
+    assert (images[~valid] == [UNUSED, TRAIN, TRAIN]).all()
+    assert (codes[90:] == TEST).all()
