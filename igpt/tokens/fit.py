@@ -49,10 +49,12 @@ def fit_colors(images: ImageArray, n_colors: int, *, seed: int) -> NDArray[np.fl
             )
         return _rgb_of(index).astype(np.float32)
     weights = counts[index].astype(np.float64)
-    bits = 8 if len(index) <= _MOST_POINTS else 6
-    points = _cell_means(index, weights, bits)
-    coarse = _cell_means(index, weights, 5)
-    return _k_means(points, coarse if len(coarse[0]) >= n_colors else points, n_colors, seed)
+    exact = _rgb_of(index), weights
+    fine = exact if len(index) <= _MOST_POINTS else _cell_means(index, weights, bits=6)
+    coarse = _cell_means(index, weights, bits=5)
+    start = next(points for points in (coarse, fine, exact) if len(points[1]) >= n_colors)
+    points = next(points for points in (fine, exact) if len(points[1]) >= n_colors)
+    return _k_means(points, start, n_colors, seed)
 
 
 def count_colors(images: ImageArray) -> NDArray[np.int64]:
@@ -80,7 +82,7 @@ def _rgb_of(index: NDArray[np.intp]) -> NDArray[np.float64]:
     return np.stack([index & 255, index >> 8 & 255, index >> 16], axis=1) / 127.5 - 1
 
 
-def _cell_means(index: NDArray[np.intp], weights: NDArray[np.float64], bits: int) -> Points:
+def _cell_means(index: NDArray[np.intp], weights: NDArray[np.float64], *, bits: int) -> Points:
     """The mean colour and the weight of each cell of the cube that holds any.
 
     Args:
@@ -88,9 +90,9 @@ def _cell_means(index: NDArray[np.intp], weights: NDArray[np.float64], bits: int
         weights: (n,) how often each occurs.
         bits: a channel has 2^bits cells.
     """
+    red, green, blue = (index >> shift & 255 for shift in (0, 8, 16))
     low = 8 - bits
-    cell = (index & 255) >> low | (index >> 8 + low & (1 << bits) - 1) << bits
-    cell |= index >> 16 + low << 2 * bits
+    cell = (red >> low) | (green >> low) << bits | (blue >> low) << 2 * bits
     size = 1 << 3 * bits
     total = np.bincount(cell, weights, size).astype(np.float64)  # only for its type
     held = np.flatnonzero(total)
@@ -99,18 +101,18 @@ def _cell_means(index: NDArray[np.intp], weights: NDArray[np.float64], bits: int
     return np.stack(sums, axis=1) / total[held, None], total[held]
 
 
-def _k_means(points: Points, coarse: Points, n_colors: int, seed: int) -> NDArray[np.float32]:
-    """The centres (K, 3) of weighted k-means, started by k-means++ on the coarse points."""
+def _k_means(points: Points, start: Points, n_colors: int, seed: int) -> NDArray[np.float32]:
+    """The centres (K, 3) of weighted k-means, started by k-means++ on fewer points."""
     from sklearn.cluster import KMeans, kmeans_plusplus
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     random_state = int(streams.stream(seed, "palette").integers(2**32))
     # Several threads add in an order that varies, and the palette's digest would vary with it.
     with threadpool_limits(1):
-        start, _ = kmeans_plusplus(
-            coarse[0], n_colors, sample_weight=coarse[1], random_state=random_state
+        first, _ = kmeans_plusplus(
+            start[0], n_colors, sample_weight=start[1], random_state=random_state
         )
-        found = KMeans(n_colors, init=start, n_init=1, max_iter=_MAX_ITER).fit(
+        found = KMeans(n_colors, init=first, n_init=1, max_iter=_MAX_ITER).fit(
             points[0], sample_weight=points[1]
         )
     centers: NDArray[np.float64] = found.cluster_centers_

@@ -67,6 +67,9 @@ class Palette:
         self.digest = hashlib.sha256(self.colors.astype("<f4").tobytes()).hexdigest()
         self._table: Table | None = None
 
+    def __repr__(self) -> str:
+        return f"Palette({self.n_colors} colours, {self.digest[:8]})"
+
     @property
     def n_colors(self) -> int:
         """Colours K."""

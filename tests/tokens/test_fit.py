@@ -51,6 +51,14 @@ def test_many_distinct_colours_are_merged_into_cells(monkeypatch):
     assert merged.error(images).rms < 1.03 * exact.error(images).rms
 
 
+def test_cells_are_not_merged_below_the_number_of_colours(monkeypatch):
+    monkeypatch.setattr(fit, "_MOST_POINTS", 100)
+    images = RNG.integers(0, 10, (4, 16, 16, 3), dtype=np.uint8)  # 27 cells
+    palette = Palette.fit(images, n_colors=200)
+    assert palette.n_colors == 200
+    assert palette.error(images).rms < 1
+
+
 def test_fewer_colours_than_asked_for_give_those_exactly():
     images = np.repeat(np.arange(0, 256, 15, np.uint8), 3).reshape(2, 3, 3, 3)
     with pytest.warns(
