@@ -27,6 +27,8 @@ COMMANDS = {
     "pretrain": "train a model on images without labels",
     "evaluate": "nats per token and bits per pixel on a split",
     "probe": "linear probe of every layer",
+    "finetune": "train all weights to classify",
+    "lowdata": "what a few labels a class can do",
     "sample": "draw new images",
     "complete": "draw the missing part of images",
     "report": "one self-contained HTML page about a run",

@@ -8,14 +8,14 @@ if TYPE_CHECKING:
     from igpt.pixelmodel import PixelModel
 
 
-def open_for(model: "PixelModel", data: str) -> "PackedSet":
-    """DATA at the model's size, split as it was for training."""
+def open_for(model: "PixelModel", data: str, *, image_size: int | None = None) -> "PackedSet":
+    """DATA at the model's size or another one, split as it was for training."""
     from igpt.images.prepare import open_data
 
     trained = model.facts.trained
     return open_data(
         data,
-        image_size=model.image_size,
+        image_size=image_size or model.image_size,
         seed=trained.get("seed", 0),
         valid_fraction=trained.get("valid_fraction"),
     )

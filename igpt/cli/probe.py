@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from igpt.evaluate.probe import Labelled
-    from igpt.images.packed import PackedSet, Split
+    from igpt.images.packed import PackedSet
+    from igpt.images.splits import Split
     from igpt.pixelmodel import PixelModel
 
 
@@ -78,9 +79,11 @@ def probe_model(
     from igpt.evaluate.probe import SavedProbe, probe_layers
     from igpt.progress import ticking
 
-    _labels(data, "train")
+    labels_of(data, "train")
     assert data.classes is not None
-    train, valid, test = (_features(model, data, name, normalised) for name in SPLITS)
+    train, valid, test = (
+        labelled_features(model, data, name, normalised=normalised) for name in SPLITS
+    )
     layers = range(model.network.config.n_layer + 1)
     with ticking("probe") as ticker:
         tick = _Counter(ticker, len(layers))
@@ -122,7 +125,8 @@ def probe_pixels(data: "PackedSet") -> dict[str, Any]:
     from igpt.evaluate.probe import Labelled, pixel_features, probe_layers
 
     train, valid, test = (
-        Labelled(pixel_features(data.images(name)[:])[None], _labels(data, name)) for name in SPLITS
+        Labelled(pixel_features(data.images(name)[:])[None], labels_of(data, name))
+        for name in SPLITS
     )
     result, _, _ = probe_layers(train, valid, test, layers=[0])
     return dataclasses.asdict(result)
@@ -139,9 +143,14 @@ class _Counter:
         self._ticker.update(self._done, self._total, self._unit)
 
 
-def _features(
-    model: "PixelModel", data: "PackedSet", split: "Split", normalised: bool
+def labelled_features(
+    model: "PixelModel", data: "PackedSet", split: "Split", *, normalised: bool = True
 ) -> "Labelled":
+    """Features of all layers of a split, with its labels; kept in the cache folder.
+
+    Raises:
+        UserError: the images have no labels.
+    """
     from igpt.evaluate.features import EncodedImages, extract_features
     from igpt.evaluate.probe import Labelled
     from igpt.progress import ticking
@@ -155,10 +164,15 @@ def _features(
             mask_prob=model.facts.mask_prob,
             progress=_Counter(ticker, len(images), "images"),
         )
-    return Labelled(features, _labels(data, split))
+    return Labelled(features, labels_of(data, split))
 
 
-def _labels(data: "PackedSet", split: "Split") -> "np.ndarray":
+def labels_of(data: "PackedSet", split: "Split") -> "np.ndarray":
+    """The labels of a split: (n,) int64.
+
+    Raises:
+        UserError: it has none.
+    """
     labels = data.labels(split)
     if labels is None:
         raise UserError(f"{data.source} has no labels: give one folder a class, or a labelled set")

@@ -17,6 +17,7 @@ from igpt import streams
 from igpt.errors import UserError
 from igpt.evaluate.finetune import LabelledImages
 from igpt.evaluate.probe import STRENGTHS, Labelled, fit_standardised, log_softmax, present_labels
+from igpt.tokens.tokenizer import ImageArray
 
 N_FOLDS = 4
 # From here on, one fold holds enough images to choose by, and fitting starts to cost.
@@ -180,7 +181,7 @@ def evaluate_supervised(
     train: LabelledImages,
     test: LabelledImages,
     *,
-    fit: Callable[[LabelledImages, int], Callable[[np.ndarray], np.ndarray]],
+    fit: Callable[[LabelledImages, int], Callable[[ImageArray], np.ndarray]],
     labels_per_class: int,
     n_subsets: int = 5,
     seed: int = 0,

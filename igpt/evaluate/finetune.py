@@ -22,6 +22,7 @@ from igpt.images.augment import crop_and_flip
 from igpt.model.gpt import GPT
 from igpt.tokens.batches import BatchStream
 from igpt.tokens.masks import bert_masks
+from igpt.tokens.tokenizer import ImageArray
 from igpt.train.objectives import loss_count, loss_sum
 from igpt.train.optim import clip_gradients
 
@@ -32,7 +33,7 @@ Encode = Callable[[np.ndarray], np.ndarray]
 class LabelledImages:
     """One split: images and the class of each, numbered from 0 to C - 1."""
 
-    images: np.ndarray
+    images: ImageArray
     """(N, S, S, 3) uint8, indexed by slices or integer arrays."""
     labels: np.ndarray
     """(N,) int64."""
@@ -250,7 +251,7 @@ def _searched(
 @torch.inference_mode()
 def predict(
     classifier: Classifier,
-    images: np.ndarray,
+    images: ImageArray,
     *,
     encode: Encode,
     mask_prob: float,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from igpt import compute, streams
 from igpt.evaluate.finetune import LabelledImages
 from igpt.images.augment import crop_and_flip
+from igpt.tokens.tokenizer import ImageArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +101,7 @@ def train_wide_resnet(
     config: WideResNetConfig,
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] | None = None,
-) -> Callable[[np.ndarray], np.ndarray]:
+) -> Callable[[ImageArray], np.ndarray]:
     """Train on these labels only; what comes back classifies (N, S, S, 3) uint8 images.
 
     Args:
@@ -150,15 +151,15 @@ def train_wide_resnet(
     return lambda images: _likeliest(scores_of, images)
 
 
-def _likeliest(scores_of: Callable[[np.ndarray], Tensor], images: np.ndarray) -> np.ndarray:
+def _likeliest(scores_of: Callable[[np.ndarray], Tensor], images: ImageArray) -> np.ndarray:
     """(N, S, S, 3) uint8 -> (N,) int64, some images at a time."""
     parts = (np.asarray(images[start : start + 256]) for start in range(0, len(images), 256))
     return np.concatenate([scores_of(part).argmax(dim=1).cpu().numpy() for part in parts])
 
 
-def _colour_scale(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _colour_scale(images: ImageArray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel: (3,) float32 twice."""
-    pixels = np.asarray(images).reshape(-1, 3).astype(np.float32)
+    pixels = np.asarray(images[:]).reshape(-1, 3).astype(np.float32)
     return pixels.mean(axis=0), pixels.std(axis=0) + 1e-3
 
 

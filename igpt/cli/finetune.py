@@ -1,0 +1,131 @@
+"""`igpt finetune`."""
+
+import dataclasses
+import json as json_format
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import arg
+
+from igpt.cli.arguments import Data, Model
+from igpt.config import FinetuneConfig
+
+if TYPE_CHECKING:
+    from igpt.images.packed import PackedSet
+    from igpt.pixelmodel import PixelModel
+
+BERT_MASKS = 5
+
+
+def finetune(
+    model: Model,
+    data: Data,
+    *,
+    finetune: Annotated[FinetuneConfig, arg(name="finetune")] = FinetuneConfig(),  # noqa: B008
+    rates: tuple[float, ...] = (),
+    scratch: bool = False,
+    image_size: int | None = None,
+    json: bool = False,
+) -> None:
+    """Train all weights to classify (paper §2.3); step and rate chosen on validation, then test.
+
+    Args:
+        model: a run, a model folder or a shipped name.
+        data: labelled images: a name (cifar10), a packed set, a folder with one folder a class.
+        finetune: how it is trained.
+        rates: learning rates to try in turn until validation accuracy falls; none: finetune.lr.
+        scratch: start from fresh weights: the supervised baseline with the same budget.
+        image_size: train at this size; position embeddings are interpolated. None: the model's.
+        json: print the result as one JSON document.
+    """
+    from igpt import compute
+    from igpt.cli.opening import open_for, record_place
+    from igpt.evaluate.record import write_record
+    from igpt.pixelmodel import load
+
+    compute.set_threads()
+    loaded = load(model)
+    packed = open_for(loaded, data, image_size=image_size)
+    result = finetune_model(loaded, packed, config=finetune, rates=rates, scratch=scratch)
+    if place := record_place(Path(model)):
+        write_record(
+            place,
+            _name(result),
+            result,
+            model=loaded.digest(),
+            data=packed.source,
+            split="test",
+            seed=finetune.seed,
+        )
+    if json:
+        about = {"model": model, "data": packed.source, "split": "test", "seed": finetune.seed}
+        print(json_format.dumps({**about, **result}))
+        return
+    print(f"best at step {result['step']}, rate {result['lr']:g}: ", end="")
+    print(f"validation accuracy {result['valid_accuracy']:.2%}")
+    print(f"test accuracy: {result['test_accuracy']:.2%} ± {result['test_accuracy_se']:.2%}")
+
+
+def _name(result: dict[str, Any]) -> str:
+    """`finetune`, with what sets it apart, so that the variants stand side by side in a run."""
+    parts = ["finetune"]
+    if not result["joint"]:
+        parts.append("clf")
+    if result["scratch"]:
+        parts.append("scratch")
+    if result["layer"] is not None:
+        parts.append(f"layer{result['layer']}")
+    return "-".join(parts)
+
+
+def finetune_model(
+    model: "PixelModel",
+    data: "PackedSet",
+    *,
+    config: FinetuneConfig,
+    rates: tuple[float, ...] = (),
+    scratch: bool = False,
+) -> dict[str, Any]:
+    """Fine-tune a copy of the model: a `FinetuneResult` and what was asked for.
+
+    Raises:
+        UserError: the images have no labels, or are of one class.
+    """
+    from igpt.cli.probe import SPLITS, labels_of
+    from igpt.evaluate.finetune import LabelledImages, finetune_and_test, from_scratch, resampled
+    from igpt.evaluate.probe import check_labels
+    from igpt.progress import ticking
+
+    train, valid, test = (
+        LabelledImages(data.images(name), labels_of(data, name)) for name in SPLITS
+    )
+    check_labels(train.labels, len(train.images), "train")
+    assert data.classes is not None
+    network = model.network
+    if data.image_size != model.image_size:
+        network = resampled(network, image_size=model.image_size, new_image_size=data.image_size)
+    if scratch:
+        network = from_scratch(network, seed=config.seed)
+    done = 0
+    with ticking("fine-tuning") as ticker:
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            ticker.update(done, config.total_steps * max(1, len(rates)), "steps")
+
+        _, result = finetune_and_test(
+            network,
+            train,
+            valid,
+            test,
+            encode=model.tokenizer.encode,
+            n_classes=len(data.classes),
+            mask_prob=model.facts.mask_prob,
+            config=config,
+            rates=rates,
+            n_masks=BERT_MASKS,
+            progress=advance,
+        )
+    about = {"joint": config.joint, "layer": config.layer, "scratch": scratch}
+    return {**about, "image_size": data.image_size, **dataclasses.asdict(result)}

@@ -1,0 +1,175 @@
+"""`igpt lowdata`."""
+
+import dataclasses
+import json as json_format
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from igpt.cli.arguments import Data, Model
+from igpt.config import FinetuneConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from igpt.evaluate.fewlabel import FewLabelResult
+    from igpt.evaluate.finetune import LabelledImages
+    from igpt.images.packed import PackedSet
+    from igpt.pixelmodel import PixelModel
+    from igpt.tokens.tokenizer import ImageArray
+
+
+def lowdata(
+    model: Model,
+    data: Data,
+    *,
+    labels: tuple[int, ...] = (4, 25, 400),
+    subsets: int = 5,
+    seed: int = 0,
+    scratch_steps: int = 0,
+    wide_resnet_steps: int = 0,
+    json: bool = False,
+) -> None:
+    """What a few labels a class can do (paper §4.7): mean and spread over random subsets.
+
+    Layer and strength are chosen by cross-validation inside each subset; no other label is used.
+
+    Args:
+        model: a run, a model folder or a shipped name.
+        data: labelled images: a name (cifar10), a packed set, a folder with one folder a class.
+        labels: labels a class, one evaluation each.
+        subsets: random subsets for each.
+        seed: of the subsets.
+        scratch_steps: updates of the same Transformer from scratch on each subset; 0: leave it out.
+        wide_resnet_steps: updates of a Wide ResNet 28-2 on each subset; 0: leave it out.
+        json: print the result as one JSON document.
+    """
+    from igpt import compute
+    from igpt.cli.opening import open_for, record_place
+    from igpt.evaluate.record import write_record
+    from igpt.pixelmodel import load
+
+    compute.set_threads()
+    loaded = load(model)
+    packed = open_for(loaded, data)
+    steps = {"scratch": scratch_steps, "wide_resnet": wide_resnet_steps}
+    rows = evaluate_lowdata(
+        loaded, packed, labels=labels, n_subsets=subsets, seed=seed, baseline_steps=steps
+    )
+    result = {"rows": rows}
+    if place := record_place(Path(model)):
+        write_record(
+            place,
+            "lowdata",
+            result,
+            model=loaded.digest(),
+            data=packed.source,
+            split="test",
+            seed=seed,
+        )
+    if json:
+        about = {"model": model, "data": packed.source, "split": "test", "seed": seed}
+        print(json_format.dumps({**about, **result}))
+        return
+    print(f"{'labels a class':>14}  {'method':<22}  test accuracy over {subsets} subsets")
+    for row in rows:
+        spread = f"{row['mean']:.2%} ± {row['sd']:.2%}"
+        print(f"{row['labels_per_class']:>14}  {row['method']:<22}  {spread}")
+
+
+def evaluate_lowdata(
+    model: "PixelModel",
+    data: "PackedSet",
+    *,
+    labels: tuple[int, ...],
+    n_subsets: int,
+    seed: int,
+    baseline_steps: dict[str, int],
+) -> list[dict[str, Any]]:
+    """One row for each number of labels and each method: a `FewLabelResult` with its `method`.
+
+    Raises:
+        UserError: labels are missing, or fewer than asked for.
+    """
+    from igpt.cli.probe import labelled_features, labels_of
+    from igpt.evaluate.fewlabel import evaluate_few_labels, evaluate_supervised, subset_rows
+    from igpt.evaluate.finetune import LabelledImages
+    from igpt.evaluate.probe import Labelled, pixel_features
+    from igpt.progress import say
+
+    images = {
+        split: LabelledImages(data.images(split), labels_of(data, split))
+        for split in ("train", "test")
+    }
+    for count in labels:  # before the long work starts
+        subset_rows(images["train"].labels, count, seed=seed, subset=0)
+    features = {split: labelled_features(model, data, split) for split in ("train", "test")}
+    pixels = {
+        split: Labelled(pixel_features(part.images[:])[None], part.labels)
+        for split, part in images.items()
+    }
+    rows: list[dict[str, Any]] = []
+
+    def add(method: str, result: "FewLabelResult") -> None:
+        say(f"{result.labels_per_class} labels a class, {method}: {result.mean:.2%}")
+        rows.append({"method": method, **dataclasses.asdict(result)})
+
+    layers = range(model.network.config.n_layer + 1)
+    for count in labels:
+        for method, split, numbers in (
+            ("features", features, layers),
+            ("raw pixels", pixels, range(1)),
+        ):
+            result = evaluate_few_labels(
+                split["train"],
+                split["test"],
+                layers=numbers,
+                labels_per_class=count,
+                n_subsets=n_subsets,
+                seed=seed,
+                device=model.device,
+            )
+            add(method, result)
+        for method, fit in _baselines(model, data, seed, baseline_steps).items():
+            result = evaluate_supervised(
+                images["train"],
+                images["test"],
+                fit=fit,
+                labels_per_class=count,
+                n_subsets=n_subsets,
+                seed=seed,
+            )
+            add(method, result)
+    return rows
+
+
+def _baselines(
+    model: "PixelModel", data: "PackedSet", seed: int, steps: dict[str, int]
+) -> "dict[str, Any]":
+    """The supervised methods asked for, by name: each fits a subset and classifies images."""
+    from igpt.evaluate.finetune import finetune, from_scratch, predict
+    from igpt.evaluate.wideresnet import WideResNetConfig, train_wide_resnet
+
+    assert data.classes is not None
+    n_classes = len(data.classes)
+    encode, mask_prob = model.tokenizer.encode, model.facts.mask_prob
+
+    def scratch(few: "LabelledImages", subset: int) -> "Callable[[ImageArray], np.ndarray]":
+        classifier, _ = finetune(
+            from_scratch(model.network, seed=seed + subset),
+            few,
+            None,
+            encode=encode,
+            n_classes=n_classes,
+            mask_prob=mask_prob,
+            config=FinetuneConfig(joint=False, total_steps=steps["scratch"], seed=seed + subset),
+        )
+        return lambda images: predict(classifier, images, encode=encode, mask_prob=mask_prob)
+
+    def wide_resnet(few: "LabelledImages", subset: int) -> "Callable[[ImageArray], np.ndarray]":
+        config = WideResNetConfig(total_steps=steps["wide_resnet"], seed=seed + subset)
+        return train_wide_resnet(few, n_classes=n_classes, config=config, device=model.device)
+
+    named = {"scratch": ("Transformer from scratch", scratch)}
+    named["wide_resnet"] = ("Wide ResNet 28-2", wide_resnet)
+    return {name: fit for key, (name, fit) in named.items() if steps[key] > 0}
