@@ -1,0 +1,1 @@
+"""The page to play with (extra `web`): Gradio, offline, on this machine alone."""
