@@ -9,7 +9,8 @@ from igpt.cli.arguments import Data, Model
 
 if TYPE_CHECKING:
     from igpt.evaluate.likelihood import Likelihood
-    from igpt.images.packed import PackedSet, Split
+    from igpt.images.packed import PackedSet
+    from igpt.images.splits import Split
     from igpt.pixelmodel import PixelModel
 
 

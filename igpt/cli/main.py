@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NoReturn
@@ -23,15 +24,19 @@ from igpt.errors import Interrupted, UserError
 COMMANDS = {
     "demo": "the whole story in minutes: data, palette, training, samples, probe, report",
     "info": "versions, device and measured rates; or what a run, model, data set or palette is",
+    "prepare": "decode, resize and pack any images",
     "palette": "fit a colour palette and report its error",
     "pretrain": "train a model on images without labels",
     "evaluate": "nats per token and bits per pixel on a split",
     "probe": "linear probe of every layer",
+    "finetune": "train all weights with a class head",
+    "lowdata": "classify with a few labels a class",
     "finetune": "train all weights to classify",
     "lowdata": "what a few labels a class can do",
     "sample": "draw new images",
     "complete": "draw the missing part of images",
     "report": "one self-contained HTML page about a run",
+    "serve": "a web page to play with a model",
 }
 
 EXIT_USER_ERROR = 2
@@ -42,6 +47,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     args = sys.argv[1:] if argv is None else argv
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         _run(args)
         sys.stdout.flush()
@@ -60,6 +66,11 @@ def main(argv: list[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     sys.exit(0)
+
+
+def _show_warning(message: Warning | str, *_args: Any, **_kwargs: Any) -> None:
+    """A warning as one line, without the place in the code that raised it."""
+    print(f"igpt: warning: {message}", file=sys.stderr)
 
 
 def _fail(message: str) -> NoReturn:

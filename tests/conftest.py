@@ -1,0 +1,23 @@
+"""Every test has its own cache folder for the session, one thread a process, and no network."""
+
+import os
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """A cache folder that no earlier run has filled; `IGPT_TEST_CACHE` names one to keep."""
+    kept = os.environ.get("IGPT_TEST_CACHE")
+    os.environ["IGPT_CACHE"] = kept or str(tmp_path_factory.mktemp("cache"))
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits(own_cache):
+    """scikit-learn's digits at 8 x 8, packed: 1,797 labelled images that need no download."""
+    from igpt.images.prepare import open_data
+
+    return open_data("digits", image_size=8)

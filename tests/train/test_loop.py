@@ -1,0 +1,232 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from igpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from igpt.errors import Interrupted, UserError
+from igpt.progress import Ticker
+from igpt.train import checkpoint, loop, setup
+from igpt.train.tracking import read_metrics
+
+TINY = RunConfig(
+    data=DataConfig(image_size=8, n_colors=17),
+    model=ModelConfig(n_layer=2, n_head=2, n_embd=16),
+    train=TrainConfig(
+        total_steps=8,
+        batch_size=6,
+        lr=0.01,
+        warmup_steps=2,
+        log_every=2,
+        valid_every=4,
+        valid_images=20,
+        checkpoint_every=3,
+        precision="fp32",
+        compile="off",
+    ),
+)
+QUIET = Ticker(None, None, "")
+
+
+def tiny(**train):
+    return dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, **train))
+
+
+def start(config, data, folder):
+    config = setup.create_run(config, data, folder)
+    tokenizer = setup.tokenizer_of_run(folder, config)
+    return setup.make_trainer(config, data, folder, tokenizer=tokenizer)
+
+
+def resumed(data, folder):
+    config, _ = setup.read_run(folder)
+    tokenizer = setup.tokenizer_of_run(folder, config)
+    trainer = setup.make_trainer(config, data, folder, tokenizer=tokenizer)
+    setup.resume(trainer)
+    return trainer
+
+
+def weights(trainer):
+    return {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+
+
+def assert_same(one, other):
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+@pytest.mark.parametrize("objective", ["ar", "bert"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("stop_at", [1, 4])
+def test_a_run_resumed_at_any_step_ends_with_the_same_bits(
+    digits, tmp_path, objective, optimizer, stop_at
+):
+    config = tiny(objective=objective, optimizer=optimizer)
+    whole = start(config, digits, tmp_path / "whole")
+    loop.run_steps(whole, QUIET)
+
+    broken = start(config, digits, tmp_path / "broken")
+    for batch in broken.stream.prefetch(0, stop_at):
+        loop.train_step(broken, batch)
+    loop.save(broken)
+    again = resumed(digits, tmp_path / "broken")
+    assert again.step == stop_at
+    loop.run_steps(again, QUIET)
+    assert_same(weights(whole), weights(again))
+
+
+@pytest.mark.parametrize("objective", ["ar", "bert"])
+def test_micro_batches_change_the_gradient_by_rounding_only(digits, tmp_path, objective):
+    gradients = []
+    for micro_batch in (6, 4, 1):
+        config = tiny(objective=objective, micro_batch=micro_batch)
+        trainer = start(config, digits, tmp_path / str(micro_batch))
+        loss = loop.loss_of(trainer, trainer.stream.at(0))
+        gradients.append([loss, *(p.grad for p in trainer.network.parameters())])
+    for other in gradients[1:]:
+        for a, b in zip(gradients[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_loss_falls_and_metrics_hold_what_they_promise(digits, tmp_path):
+    trainer = start(tiny(total_steps=30), digits, tmp_path / "run")
+    loop.run_steps(trainer, QUIET)
+    lines = read_metrics(tmp_path / "run")
+    logged = [line for line in lines if "loss_nats" in line]
+    valid = [line["valid_nats"] for line in lines if "valid_nats" in line]
+    assert [line["step"] for line in logged] == list(range(2, 31, 2))
+    assert logged[-1]["loss_nats"] < logged[0]["loss_nats"] - 0.5
+    assert valid[-1] < valid[0]
+    for key in ("lr", "grad_norm", "images_per_s", "tokens_per_s", "mfu", "memory_bytes"):
+        assert logged[0][key] > 0
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_batch_and_last_good_checkpoint(
+    digits, tmp_path
+):
+    trainer = start(tiny(), digits, tmp_path / "run")
+    loop.run_steps(trainer, QUIET)
+    trainer.step = 6
+    before = weights(trainer)
+    with torch.no_grad():
+        trainer.network.head.weight[0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"at step 7 \(images \d+, .*last good checkpoint: .*0008"):
+        loop.train_step(trainer, trainer.stream.at(6))
+    after = weights(trainer)
+    after["head.weight"][0, 0] = before["head.weight"][0, 0]
+    assert_same(before, after)
+
+
+def test_a_signal_saves_the_step_and_says_how_to_go_on(digits, tmp_path):
+    trainer = start(tiny(total_steps=100_000, checkpoint_every=10**6), digits, tmp_path / "run")
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(Interrupted, match="is saved: go on with --resume") as stop:
+        loop.run_steps(trainer, QUIET)
+    assert stop.value.signal_number == signal.SIGTERM
+    path, _ = checkpoint.newest(tmp_path / "run")
+    assert path == checkpoint.folder_of(tmp_path / "run", trainer.step)
+
+
+def test_metrics_after_the_checkpoint_are_dropped_at_resume(digits, tmp_path):
+    trainer = start(tiny(), digits, tmp_path / "run")
+    loop.run_steps(trainer, QUIET)
+    (tmp_path / "run" / "metrics.jsonl").open("a").write('{"step": 9, "loss_nats": 1}\n{"ste')
+    resumed(digits, tmp_path / "run")
+    assert max(line["step"] for line in read_metrics(tmp_path / "run")) == 8
+
+
+def test_a_folder_that_holds_something_is_left_alone(digits, tmp_path):
+    start(TINY, digits, tmp_path / "run")
+    with pytest.raises(UserError, match="already holds a run: add --resume to go on with it"):
+        setup.create_run(TINY, digits, tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"is not empty \(thesis.txt, ...\): choose another folder"):
+        setup.create_run(TINY, digits, tmp_path / "other")
+
+
+def test_resume_names_and_refuses_what_would_make_it_another_run():
+    changed = dataclasses.replace(tiny(lr=0.5, batch_size=7), seed=3)
+    with pytest.raises(UserError) as refusal:
+        setup.check_resumable(TINY, changed)
+    for text in ("seed 0 -> 3", "train.batch_size 6 -> 7", "train.lr 0.01 -> 0.5"):
+        assert text in str(refusal.value)
+    setup.check_resumable(TINY, tiny(log_every=1, checkpoint_every=2, keep_last=5))
+
+
+def test_resume_warns_where_bits_may_differ(capsys):
+    setup.check_resumable(tiny(micro_batch=6), tiny(micro_batch=3))
+    assert "warning: train.micro_batch 6 -> 3: the weights will not be" in capsys.readouterr().err
+
+
+def test_auto_settings_are_resolved_and_stored(digits, tmp_path):
+    config = setup.create_run(
+        tiny(precision="auto", compile="auto", micro_batch="auto", warmup_steps=None),
+        digits,
+        tmp_path / "run",
+    )
+    stored, facts = setup.read_run(tmp_path / "run")
+    assert stored == config
+    assert config.train.precision in ("fp32", "bf16")
+    assert config.train.micro_batch == 6
+    assert config.train.warmup_steps == 1
+    assert facts["data_digest"] == digits.digest
+
+
+def test_micro_batch_shrinks_to_the_memory_at_hand(monkeypatch):
+    monkeypatch.setattr("igpt.compute.free_memory_bytes", lambda device: 40_000_000)
+    config = setup.resolve(tiny(batch_size=128), n_images=1000, n_colors=17)
+    assert 1 <= config.train.micro_batch < 128
+
+
+@pytest.mark.parametrize("signal_name", ["SIGKILL"])
+def test_killed_at_random_moments_and_resumed_the_weights_are_bit_identical(
+    digits, tmp_path, signal_name
+):
+    """TARGETS, Reliability row 1, quick form: 3 kills; the 50 are in test_soak."""
+    run_command(tmp_path / "whole")
+    kill_and_resume(tmp_path / "broken", kills=3, seed=0, number=getattr(signal, signal_name))
+    assert final_weights(tmp_path / "whole") == final_weights(tmp_path / "broken")
+
+
+OPTIONS = (
+    "--data.image-size 8 --data.n-colors 17 --model.n-layer 2 --model.n-head 2 --model.n-embd 16 "
+    "--train.total-steps 60 --train.batch-size 6 --train.lr 0.01 --train.checkpoint-every 5 "
+    "--train.valid-every 20 --train.valid-images 20 --train.precision fp32 --train.compile off"
+).split()
+
+
+def command(folder, *more):
+    return [sys.executable, "-m", "igpt", "pretrain", "digits", str(folder), *OPTIONS, *more]
+
+
+def run_command(folder, *more):
+    result = subprocess.run(command(folder, *more), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def kill_and_resume(folder, *, kills, seed, number=signal.SIGKILL):
+    """Kill the run at moments spread over its length, then let it end."""
+    rng = torch.Generator().manual_seed(seed)
+    for _ in range(kills):
+        process = subprocess.Popen(
+            command(folder, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        wait_s = 2 + 4 * torch.rand((), generator=rng).item()
+        time.sleep(wait_s)
+        process.send_signal(number)
+        process.wait()
+    run_command(folder, "--resume")
+
+
+def final_weights(folder):
+    path, _ = checkpoint.newest(folder)
+    assert json.loads((path / "state.json").read_text())["step"] == 60
+    return (path / "model.safetensors").read_bytes()
