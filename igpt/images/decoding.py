@@ -49,6 +49,12 @@ class Packing:
     seed: int = 0
     """Of the random crops."""
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.image_size <= 256:
+            raise UserError(f"image size {self.image_size} is not possible: choose 1 to 256 pixels")
+        if self.views < 0:
+            raise UserError(f"--views {self.views} is not possible: choose 0 or more random crops")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packed:

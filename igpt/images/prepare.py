@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from igpt.errors import Interrupted, UserError
 from igpt.images.decoding import Packed, Packing, pack_block, start_worker
+from igpt.images.merging import merge_parts, missing_parts, part_folder
 from igpt.images.packed import PackedSet, is_packed
 from igpt.images.packing import SHARD_BYTES, PackWriter, check_target
 from igpt.images.sources.find import NAMED, files_of, open_source, unknown_data
@@ -108,7 +110,8 @@ def prepare(
 
     Args:
         source: what to read.
-        out: folder of the packed set to be.
+        out: folder of the packed set to be. A part has a folder of its own in it; the process
+            that finishes the last part puts them together.
         packing: what is made of every image.
         valid_fraction: share for validation; None: the source's own.
         part: the share of this process.
@@ -116,23 +119,37 @@ def prepare(
         max_bad: share of images that may be left out.
         shard_bytes: most bytes of images in a shard.
 
+    Returns:
+        The whole set; or this part, while others are missing (`missing_parts`).
+
     Raises:
         UserError: too many images cannot be used, or `out` cannot be written or holds another set.
         Interrupted: Ctrl-C; what was done is kept.
     """
-    check_target(out)
-    with FolderLock(out):
-        _prepare(
-            source,
-            out,
-            packing=packing,
-            valid_fraction=valid_fraction,
-            part=part,
-            workers=workers,
-            max_bad=max_bad,
-            shard_bytes=shard_bytes,
-        )
-    return PackedSet.open(out)
+    if valid_fraction is not None and not 0 < valid_fraction < 1:
+        raise UserError(f"the share for validation is {valid_fraction}: choose between 0 and 1")
+    if workers < 0:
+        raise UserError(f"--workers {workers} is not possible: choose 0 for one a core, or more")
+    target = out if part == WHOLE else part_folder(out, part)
+    if target == out or not is_packed(target):
+        check_target(target)
+        if is_packed(out):
+            check_target(out)
+        with FolderLock(target):
+            _prepare(
+                source,
+                target,
+                packing=packing,
+                valid_fraction=valid_fraction,
+                part=part,
+                workers=workers,
+                max_bad=max_bad,
+                shard_bytes=shard_bytes,
+            )
+    if target != out and not missing_parts(out, part.count):
+        merge_parts(out, part.count)
+        target = out
+    return PackedSet.open(target)
 
 
 def _prepare(
@@ -177,8 +194,10 @@ def _fill(
     blocks = islice(source.blocks(part), done.blocks, None)
     expected = source.n_images // part.count
     start_s, start_n, committed_s = time.monotonic(), done.n_read, time.monotonic()
+    results = _packed(blocks, packing, workers=workers, n_images=expected)
+    first = list(islice(results, 1))  # starts the processes, before the progress bar's thread
     with ticking("preparing") as ticker:
-        for packed in _packed(blocks, packing, workers=workers, n_images=expected):
+        for packed in chain(first, results):
             writer.append(packed.images, packed.labels, packed.codes)
             for key, reason in packed.rejects:
                 writer.reject(key, reason)
@@ -208,8 +227,7 @@ def _packed(
         with threadpool_limits(1):
             yield from (pack_block(block, packing) for block in blocks)
         return
-    # Not forked: the threads of numpy and torch would not survive it.
-    with ProcessPoolExecutor(workers, get_context("spawn"), start_worker) as pool:
+    with worker_pool(workers) as pool:
         pending: deque[Future[Packed]] = deque()
         try:
             for block in blocks:
@@ -225,6 +243,15 @@ def _packed(
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def worker_pool(workers: int) -> ProcessPoolExecutor:
+    """Processes that decode.
+
+    Forked where this process has no other threads that could hold a lock: they start at once.
+    """
+    method = "fork" if threading.active_count() == 1 else "spawn"
+    return ProcessPoolExecutor(workers, get_context(method), start_worker)
 
 
 def check_rejects(writer: PackWriter, max_bad: float, *, n_images: int) -> None:

@@ -1,0 +1,119 @@
+"""`igpt prepare`."""
+
+import json as json_format
+import time
+from pathlib import Path
+from typing import Any
+
+from igpt.cli.arguments import Out, Source
+from igpt.images.packed import PackedSet
+from igpt.images.prepare import MAX_BAD
+
+
+def prepare(
+    src: Source,
+    out: Out,
+    *,
+    image_size: int = 32,
+    views: int = 0,
+    upsample: bool = False,
+    unlabelled: bool = False,
+    full_decoding: bool = False,
+    seed: int = 0,
+    valid_fraction: float | None = None,
+    part: str = "1/1",
+    workers: int = 0,
+    max_bad: float = MAX_BAD,
+    json: bool = False,
+) -> None:
+    """Decode, crop, reduce and pack images, from any source.
+
+    Each image is taken at a shorter side of 224 pixels, its middle 224 x 224 kept and averaged down
+    to the input resolution (paper §3.1); one smaller than that keeps its whole centre square. The
+    same command goes on where an earlier one was stopped.
+
+    Args:
+        src: a name (cifar10, cifar100, stl10, fashion-mnist, digits), a folder of images (one
+            folder a class, or none), the folder of ImageNet's official tars, a packed set, or a
+            .tar, .csv, .parquet, .arrow, .npz or .npy file; * in a file's name takes several.
+        out: folder of the packed set.
+        image_size: side S of the result, in pixels.
+        views: random crops stored of each training image (shorter side 256 to 384, 224 x 224).
+        upsample: enlarge images that are smaller than the result instead of leaving them out.
+        unlabelled: folders, columns and .cls files are no classes.
+        full_decoding: decode every JPEG in full; else at a reduced scale where that is enough.
+        seed: of the validation split and the random crops.
+        valid_fraction: share of the training images for validation; none: the paper's, 0.1, for
+            ImageNet 0.04.
+        part: prepare one part, such as 3/16; the process that finishes the last one merges them.
+        workers: processes that decode; 0: one a core.
+        max_bad: share of images that may be left out before it stops.
+        json: print the result as one JSON document.
+    """
+    from igpt.images.decoding import Packing
+    from igpt.images.merging import missing_parts
+    from igpt.images.prepare import prepare as prepare_source
+    from igpt.images.sources.find import open_source
+    from igpt.images.sources.source import Part
+    from igpt.progress import say
+
+    share = Part.parse(part)
+    packing = Packing(
+        image_size=image_size,
+        views=views,
+        upsample=upsample,
+        reduced=not full_decoding,
+        seed=seed,
+    )
+    start_s = time.monotonic()
+    packed = prepare_source(
+        open_source(src, unlabelled=unlabelled),
+        Path(out),
+        packing=packing,
+        valid_fraction=valid_fraction,
+        part=share,
+        workers=workers,
+        max_bad=max_bad,
+    )
+    facts = _facts(packed, time.monotonic() - start_s)
+    if packed.folder != Path(out):
+        missing = missing_parts(Path(out), share.count)
+        say(f"part {part} is done; missing: {', '.join(f'{i}/{share.count}' for i in missing)}")
+    if json:
+        print(json_format.dumps(facts))
+        return
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        if key != "rejects":
+            print(f"{key:<{width}}  {value}")
+    _print_rejects(packed)
+
+
+def _facts(packed: PackedSet, seconds: float) -> dict[str, Any]:
+    manifest = packed.manifest
+    return {
+        "folder": str(packed.folder),
+        "source": packed.source,
+        "image_size": packed.image_size,
+        "train": packed.n("train"),
+        "valid": packed.n("valid"),
+        "test": packed.n("test"),
+        "classes": None if packed.classes is None else len(packed.classes),
+        "shards": len(manifest["shards"]),
+        "bytes": sum(entry["n"] for entry in manifest["shards"]) * 3 * packed.image_size**2,
+        "n_read": manifest["n_read"],
+        "n_rejected": sum(manifest["rejects"].values()),
+        "rejects": manifest["rejects"],
+        "digest": packed.digest,
+        "seconds": round(seconds, 3),
+        "images_per_s": round(manifest["n_read"] / max(seconds, 1e-9), 1),
+    }
+
+
+def _print_rejects(packed: PackedSet) -> None:
+    rejects = packed.manifest["rejects"]
+    if not rejects:
+        return
+    print(f"\nleft out, by reason ({packed.folder / 'rejects.csv'} names each):")
+    for reason, n in sorted(rejects.items(), key=lambda item: -item[1]):
+        print(f"{n:>9}  {reason}")
