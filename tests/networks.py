@@ -1,27 +1,29 @@
-"""Small networks with random weights, and the obvious way to sample from them."""
+"""Small models with random weights, and the obvious way to sample from them."""
 
 import numpy as np
 import torch
 
-from igpt.config import ModelConfig, SampleConfig
+from igpt.config import ModelConfig, Objective, SampleConfig
 from igpt.generate.draw import draw
 from igpt.model.gpt import GPT
+from igpt.pixelmodel import ModelFacts, PixelModel
+from igpt.tokens.palette import Palette
+from tests.strategies import lively_gpt
 
 
-def network(
-    *, bias=False, n_layer=2, n_head=2, n_embd=12, n_colors=7, seq_len=16, objective="ar", scale=1.5
-) -> GPT:
+def network(*, n_layer=2, n_head=2, n_embd=12, bias=False, n_colors=7, **shape) -> GPT:
     """Random weights whose logits spread as a trained network's do."""
     config = ModelConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd, bias=bias)
-    model = GPT(config, n_colors=n_colors, seq_len=seq_len, objective=objective)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "ln_" in name:
-                parameter.uniform_(0.5, 1.5, generator=generator)
-            else:
-                parameter.normal_(0.0, scale / parameter.shape[-1] ** 0.5, generator=generator)
-    return model.eval()
+    return lively_gpt(config, n_colors=n_colors, **shape)
+
+
+def pixel_model(*, image_size: int = 8, objective: Objective = "ar") -> PixelModel:
+    """A model of 27 evenly spread colours."""
+    levels = np.linspace(-1, 1, 3, dtype=np.float32)
+    colors = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 3)
+    shape = {"n_colors": 27, "seq_len": image_size**2, "objective": objective}
+    facts = ModelFacts(objective=objective, image_size=image_size, tokens="palette", trained={})
+    return PixelModel(network(n_embd=16, **shape), Palette(colors), facts)
 
 
 def drawn_without_cache(model: GPT, uniform: np.ndarray, config: SampleConfig) -> np.ndarray:

@@ -10,6 +10,7 @@ from igpt.config import SampleConfig
 from igpt.errors import UserError
 
 DEFAULT = SampleConfig()
+MAX_IMAGES = 4096
 
 
 def sample(
@@ -47,6 +48,8 @@ def sample(
     """
     outputs = Outputs.checked(out=out, gif=gif, tokens=tokens, force=force)
     config = SampleConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+    if n > MAX_IMAGES:
+        raise UserError(f"--n is {n}: at most {MAX_IMAGES} fit into one picture")
     if not 1 <= enlarge <= 64:
         raise UserError(f"--enlarge is {enlarge}: choose from 1 to 64")
 

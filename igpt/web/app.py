@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+from gradio.data_classes import ImageData
 
 from igpt.config import SampleConfig
 from igpt.errors import UserError
@@ -107,7 +108,11 @@ def _complete_tab(model: PixelModel) -> None:
                 stop = gr.Button("Stop")
             result = gr.HTML(elem_id="completions")
     upload.change(
-        answering(partial(opened, model)), [upload, rows], painter, api_name="open", queue=False
+        answering(partial(opened, model)),
+        [upload, rows],
+        painter,
+        api_name="open",
+        concurrency_limit=2,
     )
     rows.release(
         answering(partial(rows_hidden, model)),
@@ -165,10 +170,17 @@ def _upload() -> gr.Image:
         label="Picture",
         height=220,
     )
+    # Gradio would open the file itself, whatever its size and kind.
+    upload.preprocess = path_of  # type: ignore[method-assign]
     photographs = importlib.resources.files("sklearn.datasets.images")
     examples = [[str(photographs / file)] for file in ("flower.jpg", "china.jpg")]
     gr.Examples(examples, upload, api_visibility="private")
     return upload
+
+
+def path_of(payload: ImageData | None) -> str | None:
+    """Where an upload lies; Gradio has checked that it is among the uploads."""
+    return None if payload is None else payload.path
 
 
 def _settings() -> tuple[gr.Slider, gr.Number]:
