@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from igpt.config import ModelConfig, Objective
+from igpt.model import attention
 from igpt.model.cache import KVCache, LayerCache
 
 NORM_EPS = 1e-5
@@ -42,8 +43,11 @@ class Attention(nn.Module):
         q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # each (B, H, T, E)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, H, filled, E)
-        # A single new position may see all of the cache; a longer stretch starts an empty one.
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal and T > 1)
+        if self.causal and cache is None and attention.pays_for(q):
+            y = attention.causal_attention(q, k, v)
+        else:
+            # A single new position may see all of the cache; a longer one starts an empty cache.
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal and T > 1)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
 
 

@@ -7,7 +7,7 @@ run is the same however it is interrupted, and nearly the same however it is cut
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,8 @@ class Trainer:
     network: GPT
     forward: nn.Module
     """The network, or what wraps it for several devices."""
+    loss_sum: Callable[[Tensor, Tensor, Tensor | None], Tensor] = loss_sum
+    """The objective's, compiled or not."""
     optimizer: Optimizer
     stream: BatchStream
     valid_tokens: np.ndarray
@@ -93,7 +95,7 @@ def loss_of(trainer: Trainer, batch: Batch) -> Tensor:
         part_masked = None if masked is None else masked[part]
         with compute.autocast(device, trainer.dtype):
             logits = trainer.forward(tokens[part], part_masked)
-        nats = loss_sum(logits, tokens[part], part_masked)
+        nats = trainer.loss_sum(logits, tokens[part], part_masked)
         # Wrappers for several devices average gradients over ranks; the count is over all ranks.
         (nats * (trainer.world.size / count).float()).backward()  # type: ignore[no-untyped-call]
         total += nats.detach()

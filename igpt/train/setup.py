@@ -29,6 +29,7 @@ from igpt.tokens.raw import RawTokens
 from igpt.tokens.tokenizer import ImageArray, Tokenizer
 from igpt.train import checkpoint, loop
 from igpt.train.distributed import World
+from igpt.train.objectives import loss_sum
 from igpt.train.optim import Optimizer, warmup_steps_of
 from igpt.train.tracking import drop_metrics_after
 
@@ -234,14 +235,18 @@ def make_trainer(
         checkpoint.load_weights(network, initial, where="--init-from")
     network.to(device)
     network.checkpoint_activations = config.train.checkpoint_activations
+    summed = loss_sum
     if config.train.compile == "blocks":
+        # The embeddings stay out: compiled, their gradient would differ from run to run.
         for block in network.h:
             block.compile()
+        summed = torch.compile(loss_sum)
     return loop.Trainer(
         config=config,
         folder=folder,
         network=network,
         forward=network,
+        loss_sum=summed,
         optimizer=Optimizer(network, config.train),
         stream=_training_stream(config, data, tokenizer),
         valid_tokens=_validation_tokens(config, data, tokenizer),

@@ -137,7 +137,8 @@ def test_a_signal_saves_the_step_and_says_how_to_go_on(digits, tmp_path):
 def test_metrics_after_the_checkpoint_are_dropped_at_resume(digits, tmp_path):
     trainer = start(tiny(), digits, tmp_path / "run")
     loop.run_steps(trainer, QUIET)
-    (tmp_path / "run" / "metrics.jsonl").open("a").write('{"step": 9, "loss_nats": 1}\n{"ste')
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "loss_nats": 1}\n{"ste')
     resumed(digits, tmp_path / "run")
     assert max(line["step"] for line in read_metrics(tmp_path / "run")) == 8
 
