@@ -9,7 +9,7 @@ import numpy as np
 
 from igpt.errors import UserError
 from igpt.images.packed import MANIFEST, PackedSet, is_packed
-from igpt.images.packing import GrowingArray, writing_into
+from igpt.images.packing import LOCK, GrowingArray, writing_into
 from igpt.images.sources.source import Part
 from igpt.runs import FolderLock, sync_folder, write_json, writing
 
@@ -56,6 +56,7 @@ def merge_parts(out: Path, count: int) -> None:
             _join_rejects(out, parts)
             sync_folder(out)
             write_json(out / MANIFEST, manifest)
+            (out / LOCK).unlink(missing_ok=True)
             for folder in folders:
                 shutil.rmtree(folder)
 

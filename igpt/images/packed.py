@@ -54,8 +54,7 @@ class PackedImages:
     def __getitem__(self, index: Index) -> np.ndarray:
         rows = self._rows[index]
         images = self._gather(np.atleast_1d(rows))
-        one: np.ndarray = images[0]
-        return one if np.ndim(rows) == 0 else images
+        return images.reshape(self.shape[1:]) if np.ndim(rows) == 0 else images
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         images: np.ndarray = self[:].astype(dtype or self.dtype, copy=False)

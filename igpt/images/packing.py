@@ -15,6 +15,7 @@ from igpt.runs import read_json, sha256_of, sync_folder, write_error, write_json
 
 SHARD_BYTES = 2**30
 STATE = "unfinished.json"
+LOCK = "lock"
 
 
 class GrowingArray:
@@ -189,8 +190,7 @@ class PackWriter:
                 array.sync()
             self.progress.reject_bytes = self._rejects.tell()
             self.progress.shard_rows = self._shard.n_rows
-            state = {"settings": self._settings, "progress": asdict(self.progress)}
-            write_json(self.folder / STATE, state)
+            self._write_state(self.progress)
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Complete the set.
@@ -216,6 +216,7 @@ class PackWriter:
             sync_folder(self.folder)
             write_json(self.folder / MANIFEST, manifest)
             (self.folder / STATE).unlink()
+            (self.folder / LOCK).unlink(missing_ok=True)
 
     def abandon(self) -> None:
         """Let go of the files; what was committed stays."""
@@ -224,6 +225,10 @@ class PackWriter:
         with contextlib.suppress(OSError):
             self._rejects.close()
 
+    def _write_state(self, progress: Progress) -> None:
+        state = {"settings": self._settings, "progress": asdict(progress)}
+        write_json(self.folder / STATE, state)
+
     def _open_shard(self, n_rows: int) -> GrowingArray:
         side = self._image_size
         path = self.folder / f"images-{len(self.progress.shards):05d}.npy"
@@ -231,8 +236,8 @@ class PackWriter:
 
     def _read_state(self) -> Progress:
         path = self.folder / STATE
-        if not path.exists():
-            return Progress()
+        if not path.exists():  # written first, so that the folder is known as ours from the start
+            self._write_state(Progress())
         state = read_json(path)
         if state["settings"] != self._settings:
             changed = [k for k, v in self._settings.items() if state["settings"].get(k) != v]
@@ -253,7 +258,8 @@ def check_target(folder: Path) -> None:
         raise UserError(f"{folder} holds a finished set: choose another folder or delete it")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: choose a folder")
-    if folder.exists() and any(folder.iterdir()) and not (folder / STATE).exists():
+    others = folder.exists() and any(path.name != LOCK for path in folder.iterdir())
+    if others and not (folder / STATE).exists():
         raise UserError(f"{folder} is not empty: choose another folder")
 
 

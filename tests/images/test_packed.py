@@ -1,0 +1,208 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from igpt.errors import UserError
+from igpt.images.packed import PackedSet, is_packed
+from igpt.images.packing import GrowingArray, PackWriter, check_target
+
+FACTS = {
+    "source": "test",
+    "classes": ["a", "b"],
+    "views": 0,
+    "own_splits": [0],
+    "seed": 0,
+    "valid_fraction": 0.2,
+}
+
+
+def images_of(n: int, side: int = 4) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+
+
+def pack(folder: Path, n: int = 20, *, shard_images: int = 7, blocks: int = 3) -> np.ndarray:
+    images = images_of(n)
+    writer = PackWriter(folder, 4, settings={}, shard_bytes=48 * shard_images)
+    for some in np.array_split(np.arange(n), blocks):
+        writer.append(images[some], some % 2, np.zeros(len(some), np.uint8))
+    writer.finish(FACTS)
+    return images
+
+
+def whole(packed: PackedSet) -> np.ndarray:
+    return np.sort(
+        np.concatenate([packed.images(s)[:] for s in ("train", "valid", "test")]), axis=0
+    )
+
+
+def test_what_is_packed_comes_back(tmp_path: Path) -> None:
+    images = pack(tmp_path / "set")
+    packed = PackedSet.open(tmp_path / "set")
+    assert packed.image_size == 4
+    assert packed.classes == ("a", "b")
+    assert [packed.n(s) for s in ("train", "valid", "test")] == [13, 3, 4]
+    assert len(packed.manifest["shards"]) == 3
+    assert np.array_equal(whole(packed), np.sort(images, axis=0))
+
+
+def test_labels_stay_with_their_images(tmp_path: Path) -> None:
+    images = pack(tmp_path / "set")
+    packed = PackedSet.open(tmp_path / "set")
+    labels = packed.labels("train")
+    assert labels is not None and labels.dtype == np.int64
+    for image, label in zip(packed.images("train")[:], labels, strict=True):
+        (place,) = np.flatnonzero((images == image).all((1, 2, 3)))
+        assert place % 2 == label
+
+
+@pytest.mark.parametrize("shard_images", [3, 1000])
+def test_images_are_indexed_like_an_array(tmp_path: Path, shard_images: int) -> None:
+    pack(tmp_path / "set", shard_images=shard_images)
+    held = PackedSet.open(tmp_path / "set").images("train")
+    array = np.asarray(held)
+    assert held.shape == array.shape == (len(held), 4, 4, 3)
+    assert np.array_equal(held[3], array[3])
+    assert np.array_equal(held[-1], array[-1])
+    assert np.array_equal(held[2:9:2], array[2:9:2])
+    assert np.array_equal(held[np.array([5, 0, 5])], array[[5, 0, 5]])
+    assert held[np.array([], np.int64)].shape == (0, 4, 4, 3)
+
+
+def test_another_split_is_drawn_without_packing_again(tmp_path: Path) -> None:
+    pack(tmp_path / "set")
+    first = PackedSet.open(tmp_path / "set")
+    other = first.with_split(1, 0.5)
+    assert other.n("test") == 10 and other.n("valid") == 5
+    assert other.digest != first.digest
+    assert first.with_split(0, 0.2).digest == first.digest
+
+
+def test_the_digest_does_not_depend_on_shards(tmp_path: Path) -> None:
+    pack(tmp_path / "a", blocks=1)
+    pack(tmp_path / "b", blocks=5)
+    assert PackedSet.open(tmp_path / "a").digest == PackedSet.open(tmp_path / "b").digest
+
+
+def test_a_changed_byte_is_found_by_verify(tmp_path: Path) -> None:
+    pack(tmp_path / "set")
+    packed = PackedSet.open(tmp_path / "set")
+    packed.verify()
+    path = tmp_path / "set" / "images-00001.npy"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"images-00001.npy does not match its checksum"):
+        PackedSet.open(tmp_path / "set").verify()
+
+
+@pytest.mark.parametrize("name", ["images-00000.npy", "labels.npy", "splits.npy"])
+def test_a_cut_or_missing_file_is_never_read(tmp_path: Path, name: str) -> None:
+    pack(tmp_path / "set")
+    path = tmp_path / "set" / name
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UserError, match=f"{name} is missing or cut"):
+        PackedSet.open(tmp_path / "set")
+    path.unlink()
+    with pytest.raises(UserError, match=f"{name} is missing or cut"):
+        PackedSet.open(tmp_path / "set")
+
+
+def test_an_unfinished_set_is_no_set(tmp_path: Path) -> None:
+    writer = PackWriter(tmp_path / "set", 4, settings={})
+    writer.append(images_of(5), np.zeros(5), np.zeros(5))
+    writer.commit()
+    writer.abandon()
+    assert not is_packed(tmp_path / "set")
+    with pytest.raises(UserError, match="is not a packed set"):
+        PackedSet.open(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("shards", [{"file": "../../x.npy", "n": 1, "sha256": ""}]),
+        ("shards", []),
+        ("shards", 3),
+        ("image_size", "4"),
+        ("views", -1),
+        ("classes", [1]),
+        ("own_splits", None),
+        ("valid_fraction", 7),
+        ("labels", {}),
+    ],
+)
+def test_a_damaged_manifest_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    pack(tmp_path / "set")
+    path = tmp_path / "set" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(UserError, match="is damaged"):
+        PackedSet.open(tmp_path / "set")
+
+
+def test_a_set_of_another_version_is_refused(tmp_path: Path) -> None:
+    pack(tmp_path / "set")
+    path = tmp_path / "set" / "manifest.json"
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 9'))
+    with pytest.raises(UserError, match="of another igpt version"):
+        PackedSet.open(tmp_path / "set")
+
+
+def test_an_unknown_split_is_named(tmp_path: Path) -> None:
+    pack(tmp_path / "set")
+    with pytest.raises(UserError, match="no split dev: choose from train, valid, test"):
+        PackedSet.open(tmp_path / "set").n("dev")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("committed", [1, 6, 7, 12, 20])
+def test_writing_goes_on_from_the_last_commit(tmp_path: Path, committed: int) -> None:
+    images, labels, codes = images_of(20), np.arange(20) % 2, np.zeros(20, np.uint8)
+    first = PackWriter(tmp_path / "set", 4, settings={"a": 1}, shard_bytes=48 * 7)
+    first.append(images[:committed], labels[:committed], codes[:committed])
+    first.reject("kept", "bad")
+    first.commit()
+    # Written but not committed: lost, as after a kill.
+    first.append(images[:15], labels[:15], codes[:15])
+    first.reject("lost", "bad")
+    first.abandon()
+    second = PackWriter(tmp_path / "set", 4, settings={"a": 1}, shard_bytes=48 * 7)
+    assert second.n_rows == committed
+    second.append(images[committed:], labels[committed:], codes[committed:])
+    second.finish(FACTS)
+    pack(tmp_path / "whole")
+    resumed = PackedSet.open(tmp_path / "set")
+    resumed.verify()
+    assert resumed.digest == PackedSet.open(tmp_path / "whole").digest
+    assert (tmp_path / "set" / "rejects.csv").read_text() == 'image,reason\n"kept",bad\n'
+    assert resumed.manifest["rejects"] == {"bad": 1}
+
+
+def test_other_settings_do_not_go_on(tmp_path: Path) -> None:
+    writer = PackWriter(tmp_path / "set", 4, settings={"image_size": 4})
+    writer.commit()
+    writer.abandon()
+    with pytest.raises(UserError, match="unfinished preparation with another image_size"):
+        PackWriter(tmp_path / "set", 4, settings={"image_size": 8})
+
+
+def test_a_target_that_holds_something_else_is_refused(tmp_path: Path) -> None:
+    pack(tmp_path / "set")
+    with pytest.raises(UserError, match="holds a finished set"):
+        check_target(tmp_path / "set")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="is not empty: choose another folder"):
+        check_target(tmp_path / "full")
+    with pytest.raises(UserError, match="is a file"):
+        check_target(tmp_path / "full" / "thesis.tex")
+    check_target(tmp_path / "new")
+
+
+def test_a_growing_array_is_an_npy_file(tmp_path: Path) -> None:
+    array = GrowingArray(tmp_path / "a.npy", (2, 3), "<i4")
+    for start in range(0, 60, 6):
+        array.append(np.arange(start, start + 6).reshape(1, 2, 3))
+    entry = array.close()
+    assert entry["n"] == 10
+    assert np.array_equal(np.load(tmp_path / "a.npy"), np.arange(60).reshape(10, 2, 3))
