@@ -3,12 +3,15 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+from igpt import runs
 
 INK, MUTED, GRID = "#1d2433", "#667085", "#e6e8ee"
 COLORS = ("#1f5fbf", "#d1662b", "#2f8f6b", "#8a4fbf", "#b0892a", "#c23f6b")
@@ -59,6 +62,9 @@ class Chart:
     """Show y as a percentage."""
     whole_x: bool = False
     """Ticks of x at whole numbers only."""
+    x_names: tuple[str, ...] = ()
+    """Names in place of numbers at x = 0, 1, ..."""
+    log_x: bool = False
     y_top: float | None = None
     """Cut the axis here: what lies above says nothing."""
 
@@ -90,13 +96,13 @@ class Chart:
         with matplotlib.rc_context(STYLE):
             figure = Figure(figsize=(width_in, height_in), layout="constrained")
             axes = figure.add_subplot()
-            self._draw(axes)
+            self._draw(axes, width_in)
             file = io.BytesIO()
             metadata = {"Date": None} if form == "svg" else None
             figure.savefig(file, format=form, dpi=200, metadata=metadata)
         return file.getvalue()
 
-    def _draw(self, axes: Axes) -> None:
+    def _draw(self, axes: Axes, width_in: float) -> None:
         for series, color in zip(self.series, COLORS * len(self.series), strict=False):
             axes.errorbar(
                 series.x,
@@ -123,9 +129,9 @@ class Chart:
                 fontsize=8,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             )
-        self._dress(axes)
+        self._dress(axes, width_in)
 
-    def _dress(self, axes: Axes) -> None:
+    def _dress(self, axes: Axes, width_in: float) -> None:
         axes.set_xlabel(self.x_label)
         axes.set_ylabel(self.y_label)
         axes.grid(axis="y", color=GRID, linewidth=0.8)
@@ -133,14 +139,39 @@ class Chart:
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(length=0)
         axes.margins(x=0.02, y=0.12)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=self.whole_x))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=7))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        self._dress_x(axes)
         if self.percent:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
         if self.y_top is not None:
             axes.set_ylim(top=self.y_top)
         if len(self.series) > 1:
+            columns = max(1, round(width_in / 2.2))
             axes.legend(
-                loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0.2
+                loc="lower left",
+                bbox_to_anchor=(0, 1),
+                ncols=columns,
+                frameon=False,
+                borderaxespad=0.2,
             )
+
+    def _dress_x(self, axes: Axes) -> None:
+        if self.x_names:
+            axes.set_xticks(range(len(self.x_names)), self.x_names)
+            axes.set_xlim(-0.5, len(self.x_names) - 0.5)
+            return
+        if self.log_x:
+            axes.set_xscale("log")
+            shown = sorted({x for series in self.series for x in series.x})
+            axes.set_xticks(shown)
+            axes.xaxis.set_minor_locator(NullLocator())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=self.whole_x))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+
+
+def save_chart(folder: Path, name: str, chart: Chart) -> None:
+    """Write NAME.svg, NAME.png and the numbers behind them as NAME.json."""
+    runs.write_bytes(folder / f"{name}.svg", chart.svg().encode())
+    runs.write_bytes(folder / f"{name}.png", chart.png())
+    runs.write_json(folder / f"{name}.json", chart.to_dict())

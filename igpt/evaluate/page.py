@@ -50,7 +50,7 @@ footer { margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--line
   h1 { font-size: 1.9rem; } h2 { font-size: 1.35rem; margin-top: 2.4rem; }
   .tiles { grid-template-columns: 1fr 1fr; } .tile { padding: .8rem .85rem; }
   .tile b { font-size: 1.35rem; } th, td { padding-right: .6rem; }
-  table:has(th:nth-child(4)) { min-width: 36rem; }
+  table:has(th:nth-child(5)) { min-width: 36rem; }
 }
 @media print {
   html { background: none; } body { max-width: none; padding: 0; font-size: 10.5pt; }
@@ -72,6 +72,11 @@ def document(title: str, parts: Iterable[str]) -> str:
         + "\n".join(part for part in parts if part)
         + "\n</body>\n</html>\n"
     )
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with one decimal."""
+    return f"{100 * share:.1f} %"
 
 
 def section(title: str, *parts: str) -> str:

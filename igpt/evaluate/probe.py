@@ -24,7 +24,7 @@ from igpt.evaluate.logistic import fit_logistic
 SCHEMA_VERSION = 1
 
 # scikit-learn's C, on features of mean 0 and variance 1: the paper does not state its own.
-STRENGTHS = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1, 1.0)
+STRENGTHS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
