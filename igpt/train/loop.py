@@ -203,13 +203,14 @@ def run_steps(trainer: Trainer, ticker: Ticker) -> None:
 def validation_nats_of(trainer: Trainer) -> float:
     """Loss on the validation images used during training, nats per token."""
     train = trainer.config.train
-    return validation_nats(
+    nats: float = validation_nats(
         trainer.network,
         trainer.valid_tokens,
         mask_prob=train.mask_prob,
         seed=trainer.config.seed,
         dtype=trainer.dtype,
     )
+    return nats
 
 
 class Meter:

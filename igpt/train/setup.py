@@ -239,8 +239,8 @@ def make_trainer(
     if config.train.compile == "blocks":
         # The embeddings stay out: compiled, their gradient would differ from run to run.
         for block in network.h:
-            block.compile()
-        summed = torch.compile(loss_sum)
+            block.compile(dynamic=False)
+        summed = torch.compile(loss_sum, dynamic=False)
     return loop.Trainer(
         config=config,
         folder=folder,

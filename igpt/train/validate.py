@@ -13,6 +13,8 @@ BATCH_SIZE = 32
 VALID_STEP = -1
 
 
+# Compiling the blocks once more for this batch size and mode would cost more than it saves.
+@torch.compiler.set_stance("force_eager")  # type: ignore[untyped-decorator]
 @torch.inference_mode()
 def validation_nats(
     network: GPT,

@@ -41,6 +41,7 @@ def test_stretches_give_the_fused_kernels_values_and_gradients(shape, stretch, s
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of itself, and fails if that raises
 @pytest.mark.skipif(not compute.has_compiler(), reason="needs a C++ compiler")
 def test_compiled_blocks_equal_plain_ones_in_values_and_gradients():
     plain = lively_gpt(seq_len=9).train()
