@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from igpt.pixelmodel import PixelModel
 
 N_SAMPLES = 64
+N_JUDGED = 2000
 N_COMPLETED = 8
 N_COMPLETIONS = 5
 DIGITS_SIZE = 8
@@ -113,7 +114,7 @@ def _likelihood(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
     from igpt.cli.evaluate import measure_likelihood
     from igpt.evaluate.record import write_record
 
-    result = measure_likelihood(model, data, split="test")
+    result = measure_likelihood(model, data, split="test", max_images=N_JUDGED)
     write_record(
         folder, "likelihood-test", result, model=model.digest(), data=data.source, split="test"
     )
