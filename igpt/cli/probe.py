@@ -11,7 +11,7 @@ from igpt.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from igpt.evaluate.probe import Labelled
+    from igpt.evaluate.probe import Labelled, ProbeResult
     from igpt.images.packed import PackedSet
     from igpt.images.splits import Split
     from igpt.pixelmodel import PixelModel
@@ -23,6 +23,7 @@ def probe(
     *,
     raw_residual: bool = False,
     raw_pixels: bool = True,
+    joined: int = 0,
     json: bool = False,
 ) -> None:
     """Linear probe of every layer (paper §2.4): layer and strength chosen on validation, then test.
@@ -34,6 +35,7 @@ def probe(
         data: labelled images: a name (cifar10), a packed set, a folder with one folder a class.
         raw_residual: pool the residual stream itself in place of the paper's normalised features.
         raw_pixels: treat the pixels themselves the same, for comparison.
+        joined: also probe so many adjacent layers around the best, side by side (the paper's 5).
         json: print the result as one JSON document.
     """
     from igpt import compute
@@ -44,7 +46,9 @@ def probe(
     compute.set_threads()
     loaded = load(model)
     packed = open_for(loaded, data)
-    result = probe_model(loaded, packed, normalised=not raw_residual, raw_pixels=raw_pixels)
+    result = probe_model(
+        loaded, packed, normalised=not raw_residual, raw_pixels=raw_pixels, n_joined=joined
+    )
     if place := record_place(Path(model)):
         digest = loaded.digest()
         write_record(place, "probe", result, model=digest, data=packed.source, split="test")
@@ -66,12 +70,23 @@ def _print_result(result: dict[str, Any]) -> None:
     print(f"test accuracy of layer {result['layer']}: {result['test_accuracy']:.2%} {spread}")
     if pixels := result.get("raw_pixels"):
         print(f"raw pixels, same protocol: {pixels['test_accuracy']:.2%}")
+    if side_by_side := result.get("joined"):
+        print(f"layers {side_by_side['layers']} joined: {side_by_side['test_accuracy']:.2%}")
+    if vote := result.get("vote"):
+        print(f"modal answer of {vote['n_masks']} masks: {vote['test_accuracy']:.2%}")
 
 
 def probe_model(
-    model: "PixelModel", data: "PackedSet", *, normalised: bool = True, raw_pixels: bool = True
+    model: "PixelModel",
+    data: "PackedSet",
+    *,
+    normalised: bool = True,
+    raw_pixels: bool = True,
+    n_joined: int = 0,
 ) -> dict[str, Any]:
     """Probe all layers, save the chosen classifier in the model's folder, return the figures.
+
+    A BERT model is also judged by the modal answer of several masks (paper §4.6).
 
     Raises:
         UserError: the images have no labels, or too few of them.
@@ -110,10 +125,65 @@ def probe_model(
     figures: dict[str, Any] = dataclasses.asdict(result)
     if raw_pixels:
         figures["raw_pixels"] = probe_pixels(data)
+    if n_joined:
+        figures["joined"] = _probe_joined((train, valid, test), result.layer, n_joined)
+    if model.network.objective == "bert":
+        figures["vote"] = _voted(model, data, result, weights, biases, normalised)
     return figures
 
 
+def _probe_joined(splits: "tuple[Labelled, ...]", around: int, n_joined: int) -> dict[str, Any]:
+    """The same protocol on adjacent layers side by side (paper §4.4)."""
+    from igpt.evaluate.probe import Labelled, join_layers, probe_layers
+
+    pairs = [join_layers(split.features, around, n_joined=n_joined) for split in splits]
+    train, valid, test = (
+        Labelled(features[None], split.labels)
+        for (features, _), split in zip(pairs, splits, strict=True)
+    )
+    result, _, _ = probe_layers(train, valid, test, layers=[around])
+    return {"layers": list(pairs[0][1]), **dataclasses.asdict(result)}
+
+
+def _voted(
+    model: "PixelModel",
+    data: "PackedSet",
+    result: "ProbeResult",
+    weights: "np.ndarray",
+    biases: "np.ndarray",
+    normalised: bool,
+) -> dict[str, Any]:
+    """Test accuracy of the modal answer over `N_MASKS` masks; the probe saw the first one's."""
+    import numpy as np
+
+    from igpt.evaluate.features import EncodedImages, extract_features
+    from igpt.evaluate.vote import voted_accuracy
+
+    tokens = EncodedImages(data.images("test"), model.tokenizer.encode)
+    features = [
+        extract_features(
+            model.network,
+            tokens,
+            layers=[result.layer],
+            normalised=normalised,
+            mask_prob=model.facts.mask_prob,
+            mask_seed=seed,
+        )[0]
+        for seed in range(N_MASKS)
+    ]
+    accuracy = voted_accuracy(
+        np.stack(features),
+        labels_of(data, "test"),
+        weights=weights,
+        biases=biases,
+        present=np.array(result.labels),
+        seed=0,
+    )
+    return {"n_masks": N_MASKS, "test_accuracy": accuracy}
+
+
 SPLITS: "tuple[Split, ...]" = ("train", "valid", "test")
+N_MASKS = 5
 PROTOCOL = (
     "Logistic regression on {source}; layer and strength chosen on validation, "
     "refitted on train and validation, test looked at once."

@@ -26,6 +26,14 @@ def test_probe_tells_the_accuracy_by_layer_and_saves_the_best(model, capsys):
     assert json.loads((Path(model) / "probe.json").read_text())["layer"] == said["layer"]
 
 
+def test_probe_of_bert_votes_and_layers_can_be_joined(tmp_path, digits, capsys):
+    model = str(pixel_model(objective="bert").save(tmp_path / "bert"))
+    _, out, _ = run(["probe", model, "digits", "--joined", "2", "--no-raw-pixels"], capsys)
+    assert "joined: " in out
+    assert "modal answer of 5 masks: " in out
+    assert "raw pixels" not in out
+
+
 def test_finetune_reports_the_best_step_on_test(model, capsys):
     few = ["--finetune.total-steps", "6", "--finetune.valid-every", "3", "--finetune.lr", "0.003"]
     status, out, _ = run(["finetune", model, "digits", *few, "--json"], capsys)
@@ -46,7 +54,7 @@ def test_finetune_at_another_size_from_scratch(model, capsys):
 
 def test_lowdata_has_a_row_for_each_method_and_number_of_labels(model, capsys):
     command = ["lowdata", model, "digits", "--labels", "2", "8", "--subsets", "2"]
-    baselines = ["--scratch-steps", "2", "--wide-resnet-steps", "2"]
+    baselines = ["--scratch-steps", "1", "--wide-resnet-steps", "1"]
     status, out, _ = run([*command, *baselines, "--json"], capsys)
     rows = json.loads(out)["rows"]
     assert status == 0
