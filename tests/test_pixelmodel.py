@@ -1,0 +1,114 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import igpt
+from igpt.errors import UserError
+from tests.networks import pixel_model
+
+
+@pytest.fixture
+def model():
+    return pixel_model(image_size=4)
+
+
+@pytest.fixture
+def pictures():
+    return np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3)).astype(np.uint8)
+
+
+def test_a_saved_model_comes_back_equal(model, pictures, tmp_path):
+    again = igpt.load(model.save(tmp_path / "model"))
+    tokens = model.encode(pictures)
+    assert np.array_equal(tokens, again.encode(pictures))
+    assert (model.logits(tokens) == again.logits(tokens)).all()
+    assert again.facts == model.facts
+    assert again.digest() == model.digest()
+
+
+def test_images_come_as_arrays_pictures_or_paths_of_any_size(model, pictures, tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(pictures[0]).save(path)
+    expected = model.encode(pictures[0])
+    assert np.array_equal(model.encode(path), expected)
+    assert np.array_equal(model.encode(str(path)), expected)
+    assert np.array_equal(model.encode([Image.open(path), pictures[0]]), np.repeat(expected, 2, 0))
+    large = pictures[0].repeat(6, 0).repeat(6, 1)
+    wide = np.concatenate([large[:, :5], large, large[:, -5:]], axis=1)
+    assert np.array_equal(model.encode(wide), expected)  # centre square, then area
+
+
+def test_nats_are_the_mean_surprise(model, pictures):
+    surprise = model.surprise(pictures)
+    assert surprise.shape == (3, 4, 4)
+    np.testing.assert_allclose(model.nats(pictures), surprise.mean((1, 2)))
+
+
+def test_features_are_those_of_the_asked_layer(model, pictures):
+    assert model.features(pictures, layer=0).shape == (3, model.network.config.n_embd)
+    with pytest.raises(UserError, match="layer 9 does not exist: choose 0 to 2, or 'best'"):
+        model.features(pictures, layer=9)
+
+
+def test_completions_keep_what_is_given(model, pictures):
+    drawn = model.complete(pictures, keep_rows=0.5, n=2, seed=1)
+    assert drawn.shape == (3, 2, 4, 4, 3)
+    kept = model.decode(model.encode(pictures))[:, None, :2]
+    assert np.array_equal(drawn[:, :, :2], np.broadcast_to(kept, drawn[:, :, :2].shape))
+    with pytest.raises(UserError, match="give either keep_rows or keep"):
+        model.complete(pictures)
+    with pytest.raises(UserError, match=r"the mask is \(3, 4\): this model needs \(4, 4\) pixels"):
+        model.complete(pictures, keep=np.ones((3, 4), bool))
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3))])
+def test_arrays_of_other_kinds_are_refused(model, image):
+    with pytest.raises(UserError, match=r"pass \(H, W, 3\) uint8 arrays, PIL images or paths"):
+        model.encode([image])
+
+
+def test_no_images_and_no_probe_are_said_plainly(model, pictures):
+    with pytest.raises(UserError, match="there are no images: pass at least one"):
+        model.encode([])
+    with pytest.raises(UserError, match="has no probe: run `igpt probe MODEL DATA` first"):
+        model.classify(pictures)
+
+
+def broken(folder, name, change):
+    path = folder / name
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def test_a_damaged_folder_is_one_line_that_names_the_file(model, tmp_path):
+    folder = model.save(tmp_path / "model")
+    broken(folder, "config.json", lambda d: d["igpt"].update(schema_version=99))
+    with pytest.raises(UserError, match="config.json has schema version 99"):
+        igpt.load(folder)
+    model.save(folder)
+    broken(folder, "preprocessor_config.json", lambda d: d.pop("clusters"))
+    with pytest.raises(UserError, match=r"preprocessor_config.json has no clusters"):
+        igpt.load(folder)
+    model.save(folder)
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:100])
+    with pytest.raises(UserError, match="model.safetensors is damaged"):
+        igpt.load(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="model.safetensors is missing"):
+        igpt.load(folder)
+
+
+def test_saving_over_something_else_is_refused(model, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not a model folder: choose another place"):
+        model.save(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_a_place_without_a_model_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"holds no model \(config.json is missing\)"):
+        igpt.load(tmp_path)

@@ -1,0 +1,62 @@
+"""A recipe that is not tested rots: each one builds, and its shrunken twin learns."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from igpt.config import ModelConfig
+from igpt.errors import UserError
+from igpt.model.gpt import GPT
+from igpt.model.sizes import Shape, parameter_count
+from igpt.recipes import RECIPES, recipe
+from igpt.train.objectives import loss_count, loss_sum
+from igpt.train.optim import Optimizer, clip_gradients, lr_factor_at
+
+# Parameters with 512 colours, counted once by hand from PAPER.md's formula.
+PARAMETERS = {
+    "igpt-s": 76_571_648,
+    "igpt-m": 455_157_760,
+    "igpt-l": 1_362_250_752,
+    "igpt-xl": 6_810_875_904,
+    "demo": 5 * (12 * 128**2 + 2 * 128) + 2 * 512 * 128 + 256 * 128 + 2 * 128,
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_has_the_count_in_the_table(name):
+    config = recipe(name)
+    shape = Shape(
+        n_colors=config.data.n_colors,
+        seq_len=config.data.seq_len,
+        objective=config.train.objective,
+    )
+    assert parameter_count(config.model, shape) == PARAMETERS[name]
+    assert config.recipe == name
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_shrunken_twin_learns_one_batch(name):
+    config = recipe(name)
+    train = dataclasses.replace(config.train, total_steps=20, warmup_steps=2, lr=0.003)
+    model = ModelConfig(n_layer=2, n_head=2, n_embd=16)
+    network = GPT(model, n_colors=8, seq_len=9, objective=train.objective)
+    network.init_weights(torch.Generator().manual_seed(0))
+    network.checkpoint_activations = train.checkpoint_activations
+    optimizer = Optimizer(network, train)
+    tokens = torch.randint(0, 8, (4, 9), generator=torch.Generator().manual_seed(0))
+    losses = []
+    for step in range(20):
+        loss = loss_sum(network(tokens), tokens, None) / loss_count("ar", tokens, None)
+        loss.backward()
+        clip_gradients(network.parameters(), train.grad_clip_norm)
+        optimizer.step(lr_factor_at(step, train, 2))
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.05
+
+
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(UserError, match=r"there is no recipe 'igpt-z': did you mean igpt-s\?"):
+        recipe("igpt-z")
+    with pytest.raises(UserError, match="known: igpt-s, igpt-m"):
+        recipe("zzzzzzzz")
