@@ -35,15 +35,14 @@ UPLOADS_KEPT_S = 3600
 
 PAINTER = Path(__file__).with_name("painter.js")
 CSS = """
-.igpt-pictures { display: flex; flex-wrap: wrap; gap: 12px; }
-.igpt-pictures figure { margin: 0; text-align: center; font-size: 0.85rem; }
-.igpt-pictures img, .igpt-painter { image-rendering: pixelated; display: block; }
-.igpt-pictures img { width: 168px; height: 168px; }
-.igpt-small img { width: 84px; height: 84px; }
-.igpt-painter {
-  width: 100%; max-width: 420px; aspect-ratio: 1; touch-action: none; cursor: crosshair;
-}
+.igpt-pictures { display: grid; gap: 12px; }
+.igpt-pictures figure { margin: 0; font-size: 0.85rem; }
+.igpt-pictures img, .igpt-painter { image-rendering: pixelated; display: block; width: 100%; }
+.igpt-pictures img { aspect-ratio: 1; }
+.igpt-painter { max-width: 420px; aspect-ratio: 1; touch-action: none; cursor: crosshair; }
 """
+# Least width of one picture on the page.
+SMALL_PX, MEDIUM_PX, LARGE_PX = 64, 112, 220
 
 
 def build(model: PixelModel, *, name: str) -> gr.Blocks:
@@ -268,18 +267,18 @@ def completions(
         seed=_seed(seed),
         config=_config(temperature),
     )
-    return _seen(model, steps, "completion", small=False)
+    return _seen(model, steps, "completion", width_px=MEDIUM_PX)
 
 
 def samples(model: PixelModel, n: float, temperature: float, seed: float | None) -> Iterator[str]:
     """Samples as they are drawn, as pieces of a page."""
     count = _whole(n, "images", MAX_SAMPLES)
     steps = sampling(model.network, count, seed=_seed(seed), config=_config(temperature))
-    return _seen(model, steps, "sample", small=True)
+    return _seen(model, steps, "sample", width_px=SMALL_PX)
 
 
 def _seen(
-    model: PixelModel, steps: Iterator[Progress], caption: str, *, small: bool
+    model: PixelModel, steps: Iterator[Progress], caption: str, *, width_px: int
 ) -> Iterator[str]:
     shown_s = 0.0
     for progress in some(steps):
@@ -288,7 +287,7 @@ def _seen(
             shown_s = now_s
             images = look(progress, model.decode)
             captions = [f"{caption} {i + 1}" for i in range(len(images))]
-            yield figures(images, captions, small=small)
+            yield figures(images, captions, width_px=width_px)
 
 
 def surprise_map(model: PixelModel, path: str | None) -> str:
@@ -311,18 +310,18 @@ def class_of(model: PixelModel, path: str | None) -> str:
     return figures(pixels, [model.classify(pixels)[0]])
 
 
-def figures(images: np.ndarray, captions: list[str], *, small: bool = False) -> str:
+def figures(images: np.ndarray, captions: list[str], *, width_px: int = LARGE_PX) -> str:
     """Pictures side by side, (N, S, S, 3) uint8, carried within the page itself."""
-    kind = "igpt-pictures igpt-small" if small else "igpt-pictures"
     parts = []
     for image, caption in zip(images, captions, strict=True):
         data = base64.b64encode(to_png_bytes(image)).decode()
         text = html.escape(caption)
-        below = "" if small else f"<figcaption>{text}</figcaption>"
+        below = f"<figcaption>{text}</figcaption>" if width_px > SMALL_PX else ""
         parts.append(
             f'<figure><img src="data:image/png;base64,{data}" alt="{text}">{below}</figure>'
         )
-    return f'<div class="{kind}">{"".join(parts)}</div>'
+    columns = f"grid-template-columns: repeat(auto-fill, minmax({width_px}px, 1fr))"
+    return f'<div class="igpt-pictures" style="{columns}">{"".join(parts)}</div>'
 
 
 def _whole(value: float, name: str, largest: int) -> int:
