@@ -44,12 +44,12 @@ RECIPES["demo"] = RunConfig(
         lr=3e-3,
         muon_lr=8e-3,
         batch_size=16,
-        total_steps=1400,
+        total_steps=1200,
         warmup_steps=50,
         schedule="linear",
-        valid_every=350,
+        valid_every=400,
         valid_images=500,
-        checkpoint_every=350,
+        checkpoint_every=400,
     ),
 )
 
