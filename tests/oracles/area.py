@@ -19,7 +19,7 @@ def area_average(
     top, left, bottom, right = box
     rows = _overlap(image.shape[0], np.linspace(top, bottom, size + 1))
     columns = _overlap(image.shape[1], np.linspace(left, right, size + 1))
-    return np.einsum("jh,hwc,kw->jkc", rows, image.astype(np.float64), columns)
+    return np.einsum("jh,hwc,kw->jkc", rows, image.astype(np.float64), columns, optimize=True)
 
 
 def _overlap(n: int, edges: np.ndarray) -> np.ndarray:

@@ -1,0 +1,173 @@
+import gzip
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from igpt.errors import UserError
+from igpt.images.sources.binaries import find_idx, find_stl10
+from igpt.images.sources.find import open_source
+from igpt.images.splits import TEST, TRAIN, VALID
+from tests.images.sources.reading import read
+
+
+def pixels(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize(
+    ("images", "labels"), [("images", "labels"), ("x_train", "y_train"), ("arr_0", "arr_1")]
+)
+def test_npz_under_known_names(tmp_path: Path, save: object, images: str, labels: str) -> None:
+    held = pixels(600, 8, 8, 3)
+    save(tmp_path / "a.npz", **{images: held, labels: np.arange(600) % 7})  # type: ignore[operator]
+    source = open_source(str(tmp_path / "a.npz"))
+    contents = read(source)
+    assert source.n_images == 600
+    assert np.array_equal(contents.images, held)
+    assert contents.labels == [i % 7 for i in range(600)]
+
+
+def test_npz_with_three_splits_of_grey_images(tmp_path: Path) -> None:
+    arrays = {}
+    for split, n in (("train", 4), ("val", 2), ("test", 3)):
+        arrays[f"{split}_images"] = pixels(n, 8, 8)
+        arrays[f"{split}_labels"] = np.zeros((n, 1), np.uint8)  # as MedMNIST has them
+    np.savez(tmp_path / "a.npz", **arrays)
+    source = open_source(str(tmp_path / "a.npz"))
+    contents = read(source)
+    assert source.own_splits == {TRAIN, VALID, TEST}
+    assert contents.codes == [TRAIN] * 4 + [VALID] * 2 + [TEST] * 3
+    assert np.array_equal(contents.images[:4, ..., 2], arrays["train_images"])
+
+
+def test_npy_has_no_labels(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", pixels(5, 8, 8, 1))
+    source = open_source(str(tmp_path / "a.npy"))
+    assert source.classes is None
+    assert read(source).images.shape == (5, 8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"images": np.zeros((3, 8, 8, 3))}, r"holds \(3, 8, 8, 3\) float64: save"),
+        ({"images": pixels(3, 8, 8, 4)}, r"holds \(3, 8, 8, 4\) uint8: save"),
+        ({"pictures": pixels(3, 8, 8, 3)}, "no array named images"),
+        ({"images": pixels(3, 8, 8, 3), "labels": np.arange(2)}, "one whole number an image"),
+        ({"images": pixels(3, 8, 8, 3), "labels": np.arange(3.0)}, "one whole number an image"),
+        ({"images": pixels(3, 8, 8, 3), "labels": np.array([0, -1, 2])}, "labels outside 0"),
+        ({"images": np.asfortranarray(pixels(3, 8, 8, 3))}, "column order"),
+        ({"images": np.array([{}, {}, {}])}, "object: save"),
+    ],
+)
+def test_other_arrays_are_refused_in_one_line(
+    tmp_path: Path, arrays: dict[str, np.ndarray], reason: str
+) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UserError, match=reason):
+        open_source(str(tmp_path / "a.npz"))
+
+
+def test_a_cut_npz_is_one_line(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "a.npz", images=pixels(90, 8, 8, 3))
+    data = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "a.npz").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="is damaged"):
+        open_source(str(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize("shape", [(10**9, 8, 8, 3), (3, 10**6, 10**6, 3)])
+def test_a_header_that_claims_too_much_takes_no_memory(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    header = io.BytesIO()
+    claim = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, claim)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("images.npy", header.getvalue() + bytes(1000))
+    with pytest.raises(UserError, match="is damaged|it is damaged"):
+        read(open_source(str(tmp_path / "a.npz")))
+
+
+def idx(array: np.ndarray) -> bytes:
+    magic = 2051 if array.ndim == 3 else 2049
+    return np.array([magic, *array.shape], ">u4").tobytes() + array.tobytes()
+
+
+def idx_files(folder: Path, *, compressed: bool) -> dict[str, np.ndarray]:
+    arrays = {
+        "train-images-idx3-ubyte": pixels(300, 8, 8),
+        "train-labels-idx1-ubyte": pixels(300) % 10,
+        "t10k-images-idx3-ubyte": pixels(20, 8, 8, seed=1),
+        "t10k-labels-idx1-ubyte": pixels(20, seed=1) % 10,
+    }
+    for name, array in arrays.items():
+        data = idx(array)
+        path = folder / (f"{name}.gz" if compressed else name)
+        path.write_bytes(gzip.compress(data) if compressed else data)
+    return arrays
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_idx_files_are_read(tmp_path: Path, compressed: bool) -> None:
+    arrays = idx_files(tmp_path, compressed=compressed)
+    source = open_source(str(tmp_path))
+    contents = read(source)
+    assert source.own_splits == {TRAIN, TEST}
+    assert np.array_equal(contents.images[:300, ..., 1], arrays["train-images-idx3-ubyte"])
+    assert np.array_equal(contents.images[300:, ..., 0], arrays["t10k-images-idx3-ubyte"])
+    assert contents.labels[:300] == arrays["train-labels-idx1-ubyte"].tolist()
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_cut_idx_files_are_one_line(tmp_path: Path, compressed: bool) -> None:
+    idx_files(tmp_path, compressed=compressed)
+    for stem in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
+        path = tmp_path / (f"{stem}.gz" if compressed else stem)
+        whole = path.read_bytes()
+        for keep in (0, 3, 9, len(whole) - 30):
+            path.write_bytes(whole[:keep])
+            with pytest.raises(UserError, match="is damaged"):
+                read(open_source(str(tmp_path)))
+        path.write_bytes(whole)
+
+
+def test_idx_images_without_labels_say_what_is_missing(tmp_path: Path) -> None:
+    idx_files(tmp_path, compressed=False)
+    (tmp_path / "train-labels-idx1-ubyte").unlink()
+    with pytest.raises(UserError, match="has no train-labels-idx1-ubyte beside it"):
+        find_idx(tmp_path)
+
+
+@pytest.mark.data
+def test_the_systems_fashion_mnist_has_its_class_names() -> None:
+    source = open_source("fashion-mnist")
+    assert source.classes is not None and source.classes[9] == "Ankle boot"
+
+
+def stl10_files(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    # The official order: image, channel, column, row; labels from 1.
+    (folder / "train_X.bin").write_bytes(images.transpose(0, 3, 2, 1).tobytes())
+    (folder / "train_y.bin").write_bytes((labels + 1).astype(np.uint8).tobytes())
+
+
+def test_stl10_is_stored_channel_after_channel_column_after_column(tmp_path: Path) -> None:
+    images, labels = pixels(40, 96, 96, 3), np.arange(40) % 10
+    stl10_files(tmp_path, images, labels)
+    source = open_source(str(tmp_path))
+    contents = read(source, size=96)
+    assert source.classes is not None and source.classes[0] == "airplane"
+    assert np.array_equal(contents.images, images)
+    assert contents.labels == labels.tolist()
+
+
+def test_a_cut_stl10_file_is_one_line(tmp_path: Path) -> None:
+    stl10_files(tmp_path, pixels(3, 96, 96, 3), np.arange(3))
+    data = (tmp_path / "train_X.bin").read_bytes()
+    (tmp_path / "train_X.bin").write_bytes(data[:-1])
+    with pytest.raises(UserError, match=r"train_X.bin does not hold 3 images"):
+        find_stl10(tmp_path)

@@ -1,0 +1,100 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from igpt.errors import UserError
+from igpt.images.sources.columns import open_columns
+from igpt.images.sources.find import open_source
+from igpt.images.splits import TEST, TRAIN
+from tests.images.pictures import encoded, noise
+from tests.images.sources.reading import read
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+IMAGES = [encoded(noise(9, 9, i)) for i in range(5)]
+
+
+def table(labels: list[int | None] | None = None, *, names: list[str] | None = None) -> "pa.Table":
+    """As `datasets` writes it: a struct of bytes and path, and what the label means."""
+    cells = [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(IMAGES)]
+    columns: dict[str, object] = {"image": pa.array(cells)}
+    features: dict[str, object] = {"image": {"_type": "Image"}}
+    if labels is not None:
+        columns["label"] = pa.array(labels, pa.int64())
+        features["label"] = {"_type": "ClassLabel", "names": names} if names else {"dtype": "int64"}
+    note = json.dumps({"info": {"features": features}})
+    return pa.table(columns).replace_schema_metadata({b"huggingface": note.encode()})
+
+
+def test_parquet_with_class_names(tmp_path: Path) -> None:
+    pq.write_table(table([0, 1, 2, 1, 0], names=["a", "b", "c"]), tmp_path / "x.parquet")
+    source = open_source(str(tmp_path / "x.parquet"))
+    assert source.classes == ("a", "b", "c")
+    assert source.n_images == 5
+    assert read(source).labels == [0, 1, 2, 1, 0]
+
+
+def test_splits_by_file_name_in_a_folder(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        pq.write_table(table([0, 1, 2, 1, 0]), tmp_path / f"{split}-00000-of-00001.parquet")
+    source = open_source(str(tmp_path))
+    assert source.own_splits == {TRAIN, TEST}
+    assert source.classes == ()
+    assert read(source).codes == [TRAIN] * 5 + [TEST] * 5
+
+
+@pytest.mark.parametrize("opened", ["new_stream", "new_file"])
+def test_arrow_files_of_both_kinds(tmp_path: Path, opened: str) -> None:
+    held = table([0, 1, 0, 1, 0], names=["a", "b"])
+    with getattr(pa.ipc, opened)(tmp_path / "x.arrow", held.schema) as writer:
+        writer.write_table(held, max_chunksize=2)
+    source = open_source(str(tmp_path / "x.arrow"))
+    assert source.n_images == 5
+    assert read(source).labels == [0, 1, 0, 1, 0]
+
+
+def test_images_without_labels(tmp_path: Path) -> None:
+    pq.write_table(table(), tmp_path / "x.parquet")
+    source = open_source(str(tmp_path / "x.parquet"))
+    assert source.classes is None
+    assert read(source).labels == [-1] * 5
+
+
+def test_rows_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
+    held = table([0, 7, None, 1, -1], names=["a", "b"])
+    cells = held.column("image").to_pylist()
+    cells[3]["bytes"] = None
+    held = held.set_column(0, "image", pa.array(cells))
+    pq.write_table(held, tmp_path / "x.parquet")
+    assert read(open_source(str(tmp_path / "x.parquet"))).rejects == {
+        "x.parquet/1": "label is not a known class",
+        "x.parquet/2": "label is not a known class",
+        "x.parquet/3": "no image in the row",
+        "x.parquet/4": "label is not a known class",
+    }
+
+
+def test_a_table_without_images_names_its_columns(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"], "n": [1]}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"no column of encoded images .* columns are text, n"):
+        open_source(str(tmp_path / "x.parquet"))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+@pytest.mark.parametrize("data", [b"", b"PAR1", b"hello world" * 99])
+def test_a_damaged_file_is_one_line(tmp_path: Path, suffix: str, data: bytes) -> None:
+    (tmp_path / f"x{suffix}").write_bytes(data)
+    with pytest.raises(UserError, match="is damaged") as caught:
+        open_columns([tmp_path / f"x{suffix}"], name="x")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cut_parquet_file_is_one_line(tmp_path: Path) -> None:
+    pq.write_table(table([0, 1, 2, 1, 0]), tmp_path / "x.parquet")
+    data = (tmp_path / "x.parquet").read_bytes()
+    for share in (0.2, 0.5, 0.9):
+        (tmp_path / "x.parquet").write_bytes(data[: int(share * len(data))])
+        with pytest.raises(UserError, match="is damaged"):
+            open_source(str(tmp_path / "x.parquet"))

@@ -1,0 +1,87 @@
+from pathlib import Path
+
+import pytest
+
+from igpt.errors import UserError
+from igpt.images.sources.tables import open_table
+from igpt.images.splits import TEST, TRAIN, VALID
+from tests.images.pictures import class_files, encoded, noise, write_tree
+from tests.images.sources.reading import read
+
+
+def table(tmp_path: Path, text: str, name: str = "labels.csv") -> Path:
+    write_tree(tmp_path, class_files())
+    (tmp_path / name).write_text(text)
+    return tmp_path / name
+
+
+def test_paths_and_labels_are_found_by_the_header(tmp_path: Path) -> None:
+    path = table(tmp_path, "label,path\ncat,a/0.png\ndog,b/1.png\ncat,b/0.png\n")
+    source = open_table(path)
+    contents = read(source)
+    assert source.classes == ("cat", "dog")
+    assert contents.labels == [0, 1, 0]
+    assert contents.images[:, 0, 0, 0].tolist() == [0, 41, 40]
+
+
+def test_numbers_sort_as_numbers(tmp_path: Path) -> None:
+    path = table(tmp_path, "path,label\na/0.png,10\na/1.png,9\n")
+    assert open_table(path).classes == ("9", "10")
+
+
+def test_tabs_separate_a_tsv(tmp_path: Path) -> None:
+    path = table(tmp_path, "file\tclass\na/0.png\tx\n", "labels.tsv")
+    assert read(open_table(path)).labels == [0]
+
+
+def test_a_split_column_is_followed(tmp_path: Path) -> None:
+    text = "path,label,split\na/0.png,x,train\na/1.png,x,valid\na/2.png,y,test\n"
+    source = open_table(table(tmp_path, text))
+    assert source.own_splits == {TRAIN, VALID, TEST}
+    assert read(source).codes == [TRAIN, VALID, TEST]
+
+
+def test_what_does_not_match_is_listed(tmp_path: Path) -> None:
+    text = "path,label\na/0.png,x\na/nope.png,x\na/1.png,\n,x\na/0.png,y\n./a/0.png,y\n"
+    path = table(tmp_path, text)
+    write_tree(tmp_path, {"a/extra.png": encoded(noise(9, 9))})
+    assert read(open_table(path)).rejects == {
+        "a/nope.png": "there is no such file",
+        "a/1.png": "no label",
+        "": "no path",
+        "a/0.png": "the same name as one before",
+        "./a/0.png": "the same name as one before",
+        "a/2.png": "beside the images of the CSV but not in it",
+        "a/extra.png": "beside the images of the CSV but not in it",
+    }
+
+
+def test_labels_can_be_left_out(tmp_path: Path) -> None:
+    path = table(tmp_path, "path,label\na/0.png,x\na/1.png,\n")
+    source = open_table(path, unlabelled=True)
+    assert source.classes is None
+    assert read(source).labels == [-1, -1]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "its first line must name the columns"),
+        ("a/0.png,x\n", "its first line must name the columns"),
+        ("path,label\n", "has no rows"),
+        ("path,label,split\na/0.png,x,dev\n", "unknown split 'dev'"),
+        ('path,label\n"a/0.png,x\n', "save it as CSV in UTF-8"),
+        ("path,label\n" + "x" * 200_000 + ",y\n", "save it as CSV in UTF-8"),
+    ],
+)
+def test_what_is_no_table_is_refused_in_one_line(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as caught:
+        open_table(table(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_another_encoding_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_bytes("path,label\nä.png,x\n".encode("latin-1"))
+    with pytest.raises(UserError, match="save it as CSV in UTF-8"):
+        open_table(path)
