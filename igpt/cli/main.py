@@ -31,8 +31,8 @@ COMMANDS = {
     "probe": "linear probe of every layer",
     "finetune": "train all weights with a class head",
     "lowdata": "classify with a few labels a class",
-    "finetune": "train all weights to classify",
-    "lowdata": "what a few labels a class can do",
+    "embed": "features of images, to a file",
+    "classify": "name what is on images, by the saved probe",
     "sample": "draw new images",
     "complete": "draw the missing part of images",
     "report": "one self-contained HTML page about a run",
@@ -56,7 +56,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
             raise
         _fail(str(error))
     except Interrupted as stop:
-        print(f"igpt: {stop}", file=sys.stderr)
+        from igpt.progress import say
+
+        say(f"igpt: {stop}")
         sys.exit(128 + stop.signal_number)
     except KeyboardInterrupt:
         print("igpt: stopped", file=sys.stderr)
@@ -74,7 +76,10 @@ def _show_warning(message: Warning | str, *_args: Any, **_kwargs: Any) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"igpt: error: {' '.join(message.split())}", file=sys.stderr)
+    from igpt.progress import own_rank
+
+    rank = f"rank {own_rank()}: " if own_rank() > 0 else ""
+    print(f"igpt: error: {rank}{' '.join(message.split())}", file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)
 
 

@@ -1,0 +1,64 @@
+"""Image files as commands take them: single files and whole folders, read only when needed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+from igpt.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Images = Positional[Annotated[tuple[str, ...], arg(metavar="IMAGES")]]
+
+
+def image_files(names: Sequence[str]) -> list[Path]:
+    """The named files, and all images below the named folders, each folder sorted.
+
+    Raises:
+        UserError: a name is not there, or a folder holds no images.
+    """
+    from igpt.images.files import SUFFIXES
+
+    files: list[Path] = []
+    for name in names:
+        path = Path(name)
+        if path.is_file():
+            files.append(path)
+            continue
+        if not path.is_dir():
+            raise UserError(f"{name} is neither a file nor a folder: check the path")
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not inside:
+            raise UserError(f"{name} holds no images: name image files or a folder of them")
+        files += inside
+    if not files:
+        raise UserError("no images are given: name image files or a folder of them")
+    return files
+
+
+class FileImages:
+    """Image files as an array that is read a slice at a time: (N, S, S, 3) uint8.
+
+    Args:
+        files: to read.
+        image_size: side S; each image is cut to its central square and area-resized.
+    """
+
+    def __init__(self, files: Sequence[Path], image_size: int) -> None:
+        self._files = files
+        self._image_size = image_size
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, rows: slice, /) -> "np.ndarray":
+        import numpy as np
+
+        from igpt.images.files import read_image
+        from igpt.images.resize import area_resize, center_square
+
+        squares = (center_square(read_image(file)) for file in self._files[rows])
+        return np.stack([area_resize(square, self._image_size) for square in squares])
