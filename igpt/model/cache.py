@@ -9,6 +9,9 @@ from igpt.config import ModelConfig
 class LayerCache:
     """Keys and values of one block, each (B, H, T, E)."""
 
+    seen: Tensor | None = None
+    """Which of what `append` returns may be looked at, bool; none: all of it."""
+
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys = keys
         self.values = values

@@ -10,6 +10,7 @@ from igpt.compute import Precision, autocast
 from igpt.model import native
 from igpt.model.cache import KVCache
 from igpt.model.gpt import GPT, Block
+from igpt.model.graphs import GraphDecoder
 
 # The layout of decode.cpp.
 PANEL = 64
@@ -147,11 +148,11 @@ class NativeDecoder:
         return logits
 
 
-Decoder = PlainDecoder | NativeDecoder
+Decoder = PlainDecoder | NativeDecoder | GraphDecoder
 
 
 def open_decoder(model: GPT, *, precision: Precision = "auto") -> Decoder:
-    """The compiled decoder on a CPU with a compiler, else the plain one.
+    """Compiled code on a CPU with a compiler, CUDA graphs on a GPU, else the plain decoder.
 
     Args:
         model: autoregressive network.
@@ -164,7 +165,8 @@ def open_decoder(model: GPT, *, precision: Precision = "auto") -> Decoder:
     fast_bf16 = device.type == "cuda" if library is None else bool(library.has_bfloat16())
     wanted = precision == "bf16" or (precision == "auto" and fast_bf16)
     if library is None:
-        return PlainDecoder(model, dtype=torch.bfloat16 if wanted else torch.float32)
+        plain = GraphDecoder if device.type == "cuda" else PlainDecoder
+        return plain(model, dtype=torch.bfloat16 if wanted else torch.float32)
     return NativeDecoder(model, dtype=torch.bfloat16 if wanted and even else torch.float32)
 
 

@@ -47,7 +47,9 @@ class Attention(nn.Module):
             y = attention.causal_attention(q, k, v)
         else:
             # A single new position may see all of the cache; a longer one starts an empty cache.
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal and T > 1)
+            seen = None if cache is None else cache.seen
+            is_causal = self.causal and T > 1
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=is_causal)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
 
 

@@ -6,17 +6,18 @@ import torch
 
 from igpt.model import native
 from igpt.model.decoder import NativeDecoder, PlainDecoder, open_decoder
+from igpt.model.graphs import GraphDecoder
 from tests.networks import network
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
-DECODERS = [PlainDecoder, pytest.param(NativeDecoder, marks=needs_compiler)]
+DECODERS = [PlainDecoder, GraphDecoder, pytest.param(NativeDecoder, marks=needs_compiler)]
 # Heads of width 12, 9, 10, 40 and 64: no perfect squares, odd ones, several lanes.
 SHAPES = [
     {"n_head": 1, "n_embd": 12},
     {"n_head": 3, "n_embd": 27, "n_layer": 3, "seq_len": 25},
     {"n_head": 3, "n_embd": 30, "n_colors": 70},
     {"n_head": 2, "n_embd": 80, "seq_len": 100, "bias": True},
-    {"n_head": 1, "n_embd": 64, "seq_len": 150, "n_colors": 512},
+    {"n_head": 1, "n_embd": 64, "seq_len": 150, "n_colors": 512},  # two buckets of a graph
 ]
 
 
@@ -126,3 +127,15 @@ def test_processors_without_wide_registers_give_the_same_logits(march, tmp_path,
     torch.testing.assert_close(found, model(tokens)[:, 3:], atol=1e-4, rtol=0)
     rounded = logits_of(NativeDecoder(model, dtype=torch.bfloat16), tokens, 3)
     assert (rounded - found).square().mean().sqrt() < 0.03 * found.std()
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recorded_steps_equal_plain_ones_on_a_gpu(dtype):
+    model, tokens = case({"n_head": 2, "n_embd": 80, "seq_len": 300}, n=3)
+    model, tokens = model.cuda(), tokens.cuda()
+    found = logits_of(GraphDecoder(model, dtype=dtype), tokens, 5)
+    expected = logits_of(PlainDecoder(model, dtype=dtype), tokens, 5)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
