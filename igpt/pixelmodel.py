@@ -53,6 +53,8 @@ class ModelFacts:
     """Where the weights come from: data, seed, steps, command; empty when unknown."""
     mask_prob: float = TrainConfig().mask_prob
     """BERT only: the share of positions masked, in training and so wherever it is judged."""
+    shifted: bool = True
+    """False: an imported classifier that reads the image unshifted, without `sos` (PAPER §D)."""
 
 
 class PixelModel:
@@ -66,15 +68,24 @@ class PixelModel:
         tokenizer: colours to tokens and back.
         facts: objective, image size and provenance.
         folder: where it was loaded from, if anywhere; a probe saved there is used.
+        classifier: the class head that it was loaded with, used where no probe is saved.
     """
 
     def __init__(
-        self, network: GPT, tokenizer: Tokenizer, facts: ModelFacts, *, folder: Path | None = None
+        self,
+        network: GPT,
+        tokenizer: Tokenizer,
+        facts: ModelFacts,
+        *,
+        folder: Path | None = None,
+        classifier: "SavedProbe | None" = None,
     ) -> None:
         self.network = network.eval()
+        self.network.shifted = facts.objective == "ar" and facts.shifted
         self.tokenizer = tokenizer
         self.facts = facts
         self.folder = folder
+        self.classifier = classifier
 
     @property
     def image_size(self) -> int:
@@ -110,12 +121,15 @@ class PixelModel:
         """(N, T) tokens -> (N, T, K) float32 logits; slot t predicts token t."""
         return cast(Tensor, self.network(torch.as_tensor(tokens).to(self.device)))
 
-    def features(self, images: Images, layer: int | str = "best") -> np.ndarray:
-        """Pooled normalised activations of one layer (paper §2.4).
+    def features(
+        self, images: Images, layer: int | str = "best", *, normalised: bool = True
+    ) -> np.ndarray:
+        """Pooled activations of one layer (paper §2.4).
 
         Args:
             images: any images.
             layer: 0 to L; "best" is the saved probe's, or the middle one where none is saved.
+            normalised: the paper's features; otherwise the raw residual stream.
 
         Returns:
             (N, D) float32.
@@ -123,7 +137,14 @@ class PixelModel:
         from igpt.evaluate.features import extract_features
 
         chosen = self.best_layer() if layer == "best" else _layer_number(layer, self.network)
-        found = extract_features(self.network, self.encode(images), layers=[chosen], keep=False)
+        found = extract_features(
+            self.network,
+            self.encode(images),
+            layers=[chosen],
+            normalised=normalised,
+            mask_prob=self.facts.mask_prob,
+            keep=False,
+        )
         return cast(np.ndarray, found[0])
 
     def best_layer(self) -> int:
@@ -132,7 +153,7 @@ class PixelModel:
         return self.network.config.n_layer // 2 if probe is None else probe.layer
 
     def probe(self) -> "SavedProbe | None":
-        """The probe saved with this model, if any.
+        """The probe saved with this model, else the class head it was loaded with, if any.
 
         Raises:
             UserError: it was saved for another model or palette.
@@ -140,8 +161,32 @@ class PixelModel:
         from igpt.evaluate.probe import SavedProbe
 
         if self.folder is None or not (self.folder / "probe.json").is_file():
-            return None
+            return self.classifier
         return SavedProbe.load(self.folder, model_digest=self.digest())
+
+    def take_class_head(
+        self, weights: np.ndarray, classes: Sequence[str], *, protocol: str
+    ) -> None:
+        """Classify by a linear head without bias on the last layer's features (paper §2.3).
+
+        Args:
+            weights: (C, D) float32.
+            classes: the name of each of the C classes.
+            protocol: one sentence: where the head comes from.
+        """
+        from igpt.evaluate.probe import SavedProbe
+
+        self.classifier = SavedProbe(
+            weights=weights,
+            biases=np.zeros(len(weights), np.float32),
+            layer=self.network.config.n_layer,
+            normalised=True,
+            strength=0.0,
+            labels=tuple(range(len(weights))),
+            classes=tuple(classes),
+            model_digest=self.digest(),
+            protocol=protocol,
+        )
 
     def classify(self, images: Images) -> list[str]:
         """The class name that the saved probe gives each image.
@@ -154,7 +199,8 @@ class PixelModel:
             raise UserError(
                 f"{self.folder or 'this model'} has no probe: run `igpt probe MODEL DATA` first"
             )
-        return probe.classify(self.features(images, layer=probe.layer))
+        features = self.features(images, layer=probe.layer, normalised=probe.normalised)
+        return probe.classify(features)
 
     def nats(self, images: Images) -> np.ndarray:
         """Nats per token of each image, over all T tokens: (N,) float64."""
@@ -257,7 +303,7 @@ class PixelModel:
     def _write(self, folder: Path) -> None:
         state = {name: t.detach().cpu() for name, t in self.network.state_dict().items()}
         config = _own_config(self.network, self.facts)
-        if self.network.objective == "ar":
+        if self.network.shifted:
             state = to_imagegpt(state)
             config = {
                 **imagegpt_config(
@@ -268,9 +314,11 @@ class PixelModel:
                 "igpt": config["igpt"],
             }
         write_json(folder / "config.json", config)
-        write_json(folder / "preprocessor_config.json", _preprocessor(self))
+        write_json(folder / "preprocessor_config.json", preprocessor_config(self))
         data = safetensors.torch.save(_contiguous(state), metadata={"format": "pt"})
         (folder / "model.safetensors").write_bytes(data)
+        if self.classifier is not None:
+            self.classifier.save(folder)
 
 
 def _each(images: Images) -> Iterable[np.ndarray | Image.Image | str | Path]:
@@ -316,7 +364,7 @@ def _own_config(network: GPT, facts: ModelFacts) -> dict[str, Any]:
     }
 
 
-def _preprocessor(model: PixelModel) -> dict[str, Any]:
+def preprocessor_config(model: PixelModel) -> dict[str, Any]:
     side = model.image_size
     settings: dict[str, Any] = {
         "image_processor_type": "ImageGPTImageProcessor",
@@ -332,23 +380,40 @@ def _preprocessor(model: PixelModel) -> dict[str, Any]:
 
 
 def load(source: str | Path) -> PixelModel:
-    """A model by name: a run folder or a model folder.
+    """A model by name: a run, a model folder, a transformers folder or a Hub id.
 
     Args:
-        source: a path.
+        source: a path, or `owner/name` on the Hub.
 
     Raises:
         UserError: there is nothing of the kind, or a file in it is missing or damaged.
     """
     path = Path(source)
     if not path.is_dir():
-        raise UserError(f"{source} is neither a run nor a model folder: check the path")
+        from igpt.interop.hub import fetch, is_hub_id
+
+        if not is_hub_id(str(source)):
+            raise UserError(f"{source} is neither a run nor a model folder: check the path")
+        path = fetch(str(source))
     document = read_json(path / "config.json") if (path / "config.json").is_file() else None
     if not isinstance(document, dict):
         raise UserError(f"{path} holds no model (config.json is missing): check the path")
-    model = load_run(path) if "facts" in document else _load_folder(path, document)
+    if "facts" in document:
+        model = load_run(path)
+    elif _is_from_transformers(document):
+        from igpt.interop.transformers import read_transformers
+
+        model = read_transformers(path, document)
+    else:
+        model = _load_folder(path, document)
     model.network.to(compute.default_device())
     return model
+
+
+def _is_from_transformers(document: dict[str, Any]) -> bool:
+    """Whether transformers wrote a folder last; our own facts may have come through it."""
+    ours = "igpt" in document and "transformers_version" not in document
+    return document.get("model_type") == "imagegpt" and not ours
 
 
 def load_run(folder: Path) -> PixelModel:

@@ -250,6 +250,8 @@ def _digest(*parts: object) -> str:
 def weights_digest(network: GPT) -> str:
     """The sha256 of all weights and what they are called, as hex."""
     digest = hashlib.sha256(repr((network.config, network.objective)).encode())
+    if network.objective == "ar" and not network.shifted:
+        digest.update(b"unshifted")
     for name, value in sorted(network.state_dict().items()):
         data = value.detach().float().cpu().contiguous().numpy()
         digest.update(f"{name}{data.shape}".encode())

@@ -105,6 +105,8 @@ class Classifier(nn.Module):
             (B, C) float, and (B, T, K) float or none.
         """
         network = self.network
+        if generate:
+            network.check_predicts()
         for layer, h in enumerate(network.hidden(tokens, masked)):
             if layer == self.layer:
                 scores = self.head(network.normalised(layer, h).mean(dim=1))
@@ -371,6 +373,7 @@ def from_scratch(network: GPT, *, seed: int) -> GPT:
     )
     generator = torch.Generator().manual_seed(streams.torch_seed(seed, "init"))
     fresh.init_weights(generator)
+    fresh.shifted = network.shifted
     return fresh.to(network.wpe.weight.device)
 
 
@@ -401,4 +404,5 @@ def resampled(network: GPT, *, image_size: int, new_image_size: int) -> GPT:
         network.config, n_colors=network.n_colors, seq_len=seq_len, objective=network.objective
     )
     made.load_state_dict(state)
+    made.shifted = network.shifted
     return made.to(network.wpe.weight.device)

@@ -132,6 +132,7 @@ def draw_in_order(
             "this network was trained with the bert objective, which predicts masked pixels and "
             "cannot sample: use `complete` with a mask, or a network trained with ar"
         )
+    model.check_predicts()
     tokens = np.where(keep, known, 0)
     drawn = np.broadcast_to(keep, tokens.shape).copy()
     progress = Progress(tokens=tokens, drawn=drawn)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from igpt.config import ModelConfig, Objective
+from igpt.errors import UserError
 from igpt.model import attention
 from igpt.model.cache import KVCache, LayerCache
 
@@ -101,6 +102,8 @@ class GPT(nn.Module):
         self.seq_len = seq_len
         self.objective = objective
         self.checkpoint_activations = False
+        # Classifiers from transformers feed the image unshifted, without sos, and predict no token.
+        self.shifted = objective == "ar"
         width, causal = config.n_embd, objective == "ar"
         self.wte = nn.Embedding(n_colors, width)
         self.wpe = nn.Embedding(seq_len, width)
@@ -116,22 +119,25 @@ class GPT(nn.Module):
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
         """Draw the released code's initial weights (paper §3.3; PAPER §2.2 lists them)."""
+        for name, parameter in self.named_parameters():
+            self.fill_initial(name, parameter, generator)
+
+    @torch.no_grad()
+    def fill_initial(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+        """Draw the initial values of the parameter called `name`; call in the network's order."""
         width, n_layer = self.config.n_embd, self.config.n_layer
         std_of_suffix = {
             "wpe.weight": 0.01,
             "attn.c_attn.weight": 1 / math.sqrt(width),
             "attn.c_proj.weight": 1 / math.sqrt(width * n_layer),
         }
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias") or name == "head.weight":
-                parameter.zero_()  # so the first loss is exactly ln K
-            elif "ln_" in name:
-                parameter.fill_(1.0)
-            else:
-                std = next(
-                    (s for suffix, s in std_of_suffix.items() if name.endswith(suffix)), 0.02
-                )
-                parameter.normal_(0.0, std, generator=generator)
+        if name.endswith("bias") or name == "head.weight":
+            parameter.zero_()  # so the first loss is exactly ln K
+        elif "ln_" in name:
+            parameter.fill_(1.0)
+        else:
+            std = next((s for suffix, s in std_of_suffix.items() if name.endswith(suffix)), 0.02)
+            parameter.normal_(0.0, std, generator=generator)
 
     def embed(self, tokens: Tensor, masked: Tensor | None = None, *, start: int = 0) -> Tensor:
         """The input of the first block.
@@ -148,7 +154,7 @@ class GPT(nn.Module):
         x = self.wte(tokens)  # (B, n, D)
         if masked is not None:
             x = x * ~masked.unsqueeze(-1)
-        if self.objective == "ar" and start == 0:
+        if self.shifted and start == 0:
             first = self.sos.to(x.dtype).expand(x.shape[0], 1, -1)  # (B, 1, D)
             x = torch.cat([first, x], dim=1)  # (B, n + 1, D)
         return x + self.wpe.weight[start : start + x.shape[1]]  # type: ignore[no-any-return]
@@ -165,7 +171,7 @@ class GPT(nn.Module):
         Yields:
             (B, T, D) float, not normalised; `normalised` gives the paper's features.
         """
-        h = self.embed(tokens[:, :-1] if self.objective == "ar" else tokens, masked)
+        h = self.embed(tokens[:, :-1] if self.shifted else tokens, masked)
         yield h
         recompute = self.checkpoint_activations and torch.is_grad_enabled()
         for block in self.h:
@@ -187,9 +193,22 @@ class GPT(nn.Module):
         Returns:
             (B, T, K) float; slot t predicts token t.
         """
+        self.check_predicts()
         for h in self.hidden(tokens, masked):  # noqa: B007 - only the last is needed
             pass
         return self.head(self.ln_f(h))  # type: ignore[no-any-return]
+
+    def check_predicts(self) -> None:
+        """Refuse a network that came without an output head.
+
+        Raises:
+            UserError: it is a classifier from transformers.
+        """
+        if self.objective == "ar" and not self.shifted:
+            raise UserError(
+                "this classifier came from transformers without an output head: it gives features "
+                "and classes only, so use the model that it was fine-tuned from"
+            )
 
     def extend(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Logits of the token after `tokens`, which follow what the cache holds (autoregressive).

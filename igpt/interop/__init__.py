@@ -1,0 +1,1 @@
+"""Foreign checkpoints in and out, the Hub, and deployment."""

@@ -1,0 +1,88 @@
+"""Models on the Hugging Face Hub: fetch a folder, put one there."""
+
+import os
+import re
+from pathlib import Path
+
+from igpt.errors import UserError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# What a model folder may hold; nothing else is fetched, and nothing that runs.
+FILES = ("config.json", "preprocessor_config.json", "probe.json", "README.md")
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+OLD_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether `owner/name` can be meant, as there is no local folder `owner` to look in."""
+    return bool(_HUB_ID.fullmatch(source)) and not Path(source).parent.is_dir()
+
+
+def fetch(hub_id: str, *, revision: str | None = None) -> Path:
+    """The folder of a model on the Hub, from the Hub's own cache where it was fetched before.
+
+    Args:
+        hub_id: `owner/name`.
+        revision: branch, tag or commit; none: the newest.
+
+    Raises:
+        UserError: there is none, it may not be read, or the Hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        names = [*FILES, *WEIGHTS]
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=names))
+        if not any(folder.glob("*.safetensors")):
+            names = [*FILES, *OLD_WEIGHTS]
+            folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=names))
+    except LocalEntryNotFoundError as error:
+        raise UserError(f"{hub_id} is no folder here, and {_unreachable()}") from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise UserError(f"cannot fetch {hub_id} from the Hub: {_first_line(error)}") from error
+    return folder
+
+
+def publish(folder: Path, hub_id: str, *, private: bool = False) -> str:
+    """Put a model folder on the Hub, under the login that `hf auth login` left.
+
+    Args:
+        folder: every file in it is sent.
+        hub_id: `owner/name`; made where it does not exist.
+        private: make it visible to its owner only.
+
+    Returns:
+        the address of the commit.
+
+    Raises:
+        UserError: not a Hub id, not logged in, refused, offline or unreachable.
+    """
+    if not _HUB_ID.fullmatch(hub_id):
+        raise UserError(f"{hub_id} is no Hub id: write owner/name")
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    api = HfApi()
+    try:
+        api.create_repo(hub_id, private=private, exist_ok=True)
+        sent = api.upload_folder(
+            repo_id=hub_id, folder_path=folder, commit_message="Upload an igpt model"
+        )
+    except OfflineModeIsEnabled as error:
+        raise UserError(f"cannot push to {hub_id}: {_unreachable()}") from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise UserError(f"cannot push to {hub_id}: {_first_line(error)}") from error
+    return str(sent.commit_url)
+
+
+def _unreachable() -> str:
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return "HF_HUB_OFFLINE forbids asking the Hub: unset it, or fetch the model beforehand"
+    return "the Hub cannot be reached: check the name and the connection"
+
+
+def _first_line(error: Exception) -> str:
+    """What a person needs of the Hub's long messages."""
+    text = " ".join(str(error).split())
+    return text.split(" (Request ID")[0][:200] or type(error).__name__

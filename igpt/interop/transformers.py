@@ -1,0 +1,243 @@
+"""Models of `transformers`' ImageGPT, in and out (PAPER §D lists how it differs from the paper).
+
+Theirs expects the caller to put `sos` first; ours does that itself. Their classifier is trained
+without it, so an imported one keeps reading the image unshifted, and the model's facts say so.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from igpt.config import ModelConfig
+from igpt.errors import UserError
+from igpt.interop.tensors import read_weights
+from igpt.model.gpt import GPT
+from igpt.model.imagegpt import from_imagegpt, has_biases, imagegpt_config, to_imagegpt
+from igpt.pixelmodel import ModelFacts, PixelModel, preprocessor_config
+from igpt.runs import read_json, write_json, writing_folder
+from igpt.tokens.palette import Palette
+from igpt.train.checkpoint import load_weights
+
+# What a config.json may leave out, as transformers 5.23 fills it in.
+SHAPE = {"vocab_size": 513, "n_positions": 1024, "n_embd": 512, "n_layer": 24, "n_head": 8}
+# Settings that change the function, with the only value that this network computes.
+FIXED = {
+    "activation_function": "quick_gelu",
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": False,
+}
+
+
+def read_transformers(folder: Path, document: Mapping[str, Any]) -> PixelModel:
+    """The model of a folder that `save_pretrained` wrote, every tensor accounted for.
+
+    Args:
+        folder: with config.json, preprocessor_config.json and the weights.
+        document: its config.json.
+
+    Raises:
+        UserError: a setting that this network cannot compute, missing colours, a tensor that is
+            missing, extra or of another shape.
+    """
+    shape = _shape(folder / "config.json", document)
+    side = math.isqrt(shape["n_positions"])
+    colors = _colors(folder / "preprocessor_config.json", shape["vocab_size"] - 1)
+    tensors, file = read_weights(folder)
+    tensors = _without_masks(tensors, shape["n_positions"], where=str(file))
+    score = tensors.pop("score.weight", None)
+    if (score is None) == ("lm_head.weight" not in tensors):
+        raise UserError(f"{file} needs either lm_head.weight or score.weight: it has both or none")
+    if score is not None:
+        tensors["lm_head.weight"] = torch.zeros(shape["vocab_size"] - 1, shape["n_embd"])
+    network = _network(shape, tensors, where=str(file))
+    source = {"source": "transformers", **(document.get("igpt") or {}).get("trained", {})}
+    facts = ModelFacts(
+        objective="ar",
+        image_size=side,
+        tokens="palette",
+        trained=source,
+        shifted=score is None,
+    )
+    model = PixelModel(network, Palette(colors), facts, folder=folder)
+    if score is not None:
+        _take_classes(model, score, document, where=str(file))
+    return model
+
+
+def _shape(where: Path, document: Mapping[str, Any]) -> dict[str, int]:
+    for name, value in FIXED.items():
+        if document.get(name, value) != value:
+            raise UserError(
+                f"{where}: {name} is {document[name]!r}; this network computes {value!r} only"
+            )
+    shape = {name: document.get(name, value) for name, value in SHAPE.items()}
+    for name, value in shape.items():
+        if type(value) is not int or value < 1:
+            raise UserError(f"{where}: {name} is {value!r}: it must be a whole number above 0")
+    width = shape["n_embd"]
+    if document.get("n_inner") not in (None, 4 * width):
+        raise UserError(f"{where}: n_inner is {document['n_inner']}; this network has {4 * width}")
+    if math.isqrt(shape["n_positions"]) ** 2 != shape["n_positions"]:
+        raise UserError(f"{where}: {shape['n_positions']} positions make no square image")
+    return shape
+
+
+def _colors(where: Path, n_colors: int) -> np.ndarray:
+    """(K, 3) float32."""
+    if not where.is_file():
+        raise UserError(f"{where} is missing: its `clusters` are the model's colours")
+    clusters = read_json(where).get("clusters")
+    if clusters is None:
+        raise UserError(f"{where} has no clusters: they are the model's colours")
+    try:
+        colors = np.asarray(clusters, np.float32)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: clusters are no (K, 3) numbers: restore the file") from error
+    if colors.shape != (n_colors, 3):
+        raise UserError(f"{where}: clusters are {colors.shape}, the model has ({n_colors}, 3)")
+    return colors
+
+
+def _without_masks(tensors: Mapping[str, Tensor], n_positions: int, *, where: str) -> dict[str, Any]:
+    """The weights in float32, without the constants of older files, which must be what they were.
+
+    Until transformers 5 each attention kept its causal mask and the value masked scores took.
+    """
+    weights: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name.endswith(".attn.masked_bias"):
+            continue  # no weight: the score of what is masked, which ours sets to -inf
+        if name.endswith(".attn.bias"):
+            mask = torch.ones(n_positions, n_positions).tril()
+            if tensor.shape[-2:] != mask.shape or not torch.equal(tensor.float().squeeze(), mask):
+                raise UserError(f"{where}: {name} is not the causal mask: attention would differ")
+            continue
+        weights[name] = tensor.float()
+    return weights
+
+
+def _network(shape: Mapping[str, int], tensors: Mapping[str, Tensor], *, where: str) -> GPT:
+    config = ModelConfig(
+        **{key: shape[key] for key in ("n_layer", "n_head", "n_embd")}, bias=has_biases(tensors)
+    )
+    network = GPT(config, n_colors=shape["vocab_size"] - 1, seq_len=shape["n_positions"])
+    expected = {name: t.shape for name, t in to_imagegpt(network.state_dict()).items()}
+    for name, size in expected.items():
+        if name not in tensors:
+            raise UserError(f"{where}: tensor {name} is missing: restore the file")
+        if tensors[name].shape != size:
+            raise UserError(
+                f"{where}: tensor {name} is {tuple(tensors[name].shape)}, "
+                f"config.json means {tuple(size)}"
+            )
+    for name in tensors:
+        if name not in expected:
+            raise UserError(f"{where}: tensor {name} is not part of ImageGPT")
+    load_weights(network, from_imagegpt(tensors, bias=config.bias), where=where)
+    return network
+
+
+def _take_classes(
+    model: PixelModel, score: Tensor, document: Mapping[str, Any], *, where: str
+) -> None:
+    """Their class head, (C, D): linear in the last layer's pooled features, without a bias."""
+    width = model.network.config.n_embd
+    if score.ndim != 2 or score.shape[1] != width:
+        raise UserError(f"{where}: score.weight is {tuple(score.shape)}, not (classes, {width})")
+    names = document.get("id2label") or {}
+    classes = [str(names.get(str(label), f"LABEL_{label}")) for label in range(len(score))]
+    protocol = "the class head of ImageGPTForImageClassification, as imported"
+    model.take_class_head(score.numpy(), classes, protocol=protocol)
+
+
+def write_transformers(model: PixelModel, folder: Path, *, classes: bool = False) -> Path:
+    """Write a folder that transformers opens, and prove it by reading it back.
+
+    Args:
+        model: autoregressive, with a palette.
+        folder: to write; it appears whole or not at all.
+        classes: as ImageGPTForImageClassification, with the model's class head in place of the
+            output head; otherwise as ImageGPTForCausalImageModeling.
+
+    Raises:
+        UserError: transformers' ImageGPT cannot express the model.
+    """
+    if model.facts.objective == "bert":
+        raise UserError("transformers' ImageGPT has no bert objective: convert an ar model")
+    if model.facts.tokens == "raw":
+        raise UserError("transformers' ImageGPT needs a palette: a model of raw tokens has none")
+    if not classes:
+        model.network.check_predicts()
+    head = _class_head(model) if classes else None
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty: choose another place")
+    with writing_folder(folder) as part:
+        _write(model, part, head)
+        _prove(model, part, head)
+    return folder
+
+
+@dataclass(frozen=True, slots=True)
+class _ClassHead:
+    """What `score.weight` and `id2label` hold."""
+
+    weights: np.ndarray
+    """(C, D) float32."""
+    classes: tuple[str, ...]
+
+
+def _class_head(model: PixelModel) -> _ClassHead:
+    head = model.probe()
+    last = model.network.config.n_layer
+    if head is None:
+        raise UserError("this model has no class head: fine-tune it, or convert it without classes")
+    if head.layer != last or not head.normalised or head.biases.any():
+        raise UserError(
+            f"transformers' class head reads layer {last} and has no bias; this one reads layer "
+            f"{head.layer}{' with a bias' if head.biases.any() else ''}: fine-tune instead"
+        )
+    return _ClassHead(head.weights, head.classes)
+
+
+def _write(model: PixelModel, folder: Path, head: _ClassHead | None) -> None:
+    network = model.network
+    state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    tensors = to_imagegpt(state)
+    config = imagegpt_config(network.config, n_colors=network.n_colors, seq_len=network.seq_len)
+    if head is not None:
+        del tensors["lm_head.weight"]
+        tensors["score.weight"] = torch.from_numpy(head.weights)
+        config["architectures"] = ["ImageGPTForImageClassification"]
+        config["id2label"] = {str(label): name for label, name in enumerate(head.classes)}
+        config["label2id"] = {name: label for label, name in enumerate(head.classes)}
+    write_json(folder / "config.json", config)
+    write_json(folder / "preprocessor_config.json", preprocessor_config(model))
+    data = safetensors.torch.save(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"}
+    )
+    (folder / "model.safetensors").write_bytes(data)
+
+
+def _prove(model: PixelModel, folder: Path, head: _ClassHead | None) -> None:
+    """Check that what was written reads back as the same weights, colours and classes."""
+    found = read_transformers(folder, read_json(folder / "config.json"))
+    state, back = model.network.state_dict(), found.network.state_dict()
+    names = set(state) - ({"head.weight"} if head is not None else set())
+    for name in names:
+        zero_bias = name.endswith("bias") and name not in back and not state[name].any()
+        assert zero_bias or torch.equal(state[name].cpu(), back[name]), name
+    assert found.tokenizer.digest == model.tokenizer.digest
+    if head is not None:
+        assert found.classifier is not None
+        assert np.array_equal(found.classifier.weights, head.weights)
+        assert found.classifier.classes == head.classes
