@@ -82,8 +82,13 @@ def watch(
     Returns:
         the last progress and, if `record`, some looks on the way, (n, S, S, 3) uint8 each.
     """
+    from igpt.compute import default_device
     from igpt.generate.pictures import look, some
-    from igpt.progress import ticking
+    from igpt.model.native import library
+    from igpt.progress import say, ticking
+
+    if default_device().type == "cpu" and library() is None:
+        say("no C++ compiler that works was found: drawing takes several times as long")
 
     recorded: list[np.ndarray] = []
     with ticking(label) as ticker:

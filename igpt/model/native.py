@@ -2,7 +2,6 @@
 
 import ctypes
 import hashlib
-import os
 import platform
 import subprocess
 from ctypes import POINTER, Structure, c_int64, c_void_p
@@ -64,12 +63,12 @@ class Network(Structure):
 
 @lru_cache
 def library() -> ctypes.CDLL | None:
-    """The compiled decoder; none where no compiler can build it, or `IGPT_NATIVE` is 0.
+    """The compiled decoder; none where no compiler can build it.
 
     It is kept in the cache folder, under a name that stands for everything it was made from.
     """
     compiler = cpp_compiler()
-    if compiler is None or os.environ.get("IGPT_NATIVE") == "0":
+    if compiler is None:
         return None
     try:
         made_from = repr((SOURCE.read_bytes(), compiler, FLAGS, platform.machine(), _cpu_flags()))

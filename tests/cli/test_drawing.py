@@ -121,6 +121,14 @@ def test_sampling_from_a_bert_model_is_refused_by_name(place, capsys):
     assert status == 2 and "trained with the bert objective" in err
 
 
+def test_without_a_compiler_it_is_said_and_images_are_drawn(folder, place, capsys, monkeypatch):
+    from igpt.model import native
+
+    monkeypatch.setattr(native, "library", lambda: None)
+    status, _, err = run(["sample", str(folder), "--n", "2"], capsys)
+    assert status == 0 and "no C++ compiler" in err
+
+
 def test_force_replaces_a_file(folder, place, capsys):
     run(["sample", str(folder), "--n", "1"], capsys)
     status, _, _ = run(["sample", str(folder), "--n", "2", "--force"], capsys)
