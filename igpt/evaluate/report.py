@@ -141,6 +141,7 @@ def _likelihood_rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
         ("bits_per_dim", "bits per dimension"),
         ("unigram_nats_per_token", "unigram, nats per token"),
         ("bigram_nats_per_token", "bigram, nats per token"),
+        ("gzip_nats_per_token", "gzip, nats per token"),
     ):
         if record.get(key) is not None:
             rows.append((name, f"{record[key]:.4f}", "", *about[:2], ""))

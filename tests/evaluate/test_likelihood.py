@@ -1,6 +1,7 @@
 """Likelihood against the definition, the simple models against counting by hand."""
 
 import math
+import zlib
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from igpt.evaluate.likelihood import (
     Counts,
     bits_per_dim,
     bits_per_pixel,
+    gzip_nats_per_token,
     image_nats,
     likelihood,
     token_surprise,
@@ -144,3 +146,12 @@ def test_simple_models_equal_counting_by_hand(stride: int) -> None:
 def test_bigram_of_too_many_colours_is_refused() -> None:
     with pytest.raises(UserError, match="at most 4096 colours"):
         Counts.of(tokens(), n_colors=65536, stride=1)
+
+
+def test_gzip_counts_bits_a_token() -> None:
+    tokens = np.random.default_rng(0).integers(0, 256, (50, 100))
+    size = len(zlib.compress(tokens.astype("<u2").tobytes(), 9))
+    expected = 8 * size * math.log(2) / tokens.size
+    assert gzip_nats_per_token(tokens) == pytest.approx(expected, rel=0.01)
+    assert gzip_nats_per_token(tokens) == pytest.approx(math.log(256), rel=0.35)
+    assert gzip_nats_per_token(np.zeros((50, 100), int)) < 0.1

@@ -91,6 +91,7 @@ def test_report_shows_everything_the_run_holds(tmp_path: Path) -> None:
         "What its layers know",
         "How it learned",
         "Its colours",
+        "Beside the paper",
         "The numbers",
         "The run",
     ]
