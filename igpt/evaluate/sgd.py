@@ -56,22 +56,18 @@ def probe_by_sgd(
         test: to report on.
         total_steps: updates for each rate.
         batch_size: images an update.
-        rates: tried in turn.
+        rates: tried in turn; where all explode, that is a UserError.
         seed: of the order of images.
         device: where to compute.
         progress: called with 1 after each step.
 
     Returns:
         The result, and the (C, D) weights and (C,) biases of the classes of train in their order.
-
-    Raises:
-        UserError: every rate ended in numbers that are not finite.
     """
     present = present_labels(train.labels)
     codes = np.searchsorted(present, train.labels)
-    found: tuple[float, np.ndarray, np.ndarray, float] | None = None
-    tried = []
-    for lr in rates:
+
+    def fit(lr: float) -> tuple[np.ndarray, np.ndarray, float]:
         weights, biases = _fit(
             train.features[0],
             codes,
@@ -84,15 +80,10 @@ def probe_by_sgd(
             progress=progress,
         )
         finite = bool(np.isfinite(weights).all())
-        accuracy = _accuracy(weights, biases, present, valid) if finite else 0.0
-        tried.append((lr, accuracy))
-        if found is not None and accuracy < found[3]:
-            break
-        if finite:
-            found = lr, weights, biases, accuracy
-    if found is None:
-        raise UserError(f"no rate of {list(rates)} kept the probe finite: try smaller ones")
-    lr, weights, biases, accuracy = found
+        return weights, biases, _accuracy(weights, biases, present, valid) if finite else math.nan
+
+    tried: list[tuple[float, float]] = []
+    lr, weights, biases, accuracy = _searched(fit, rates, tried)
     result = SgdResult(
         lr=lr,
         valid_accuracy=accuracy,
@@ -104,6 +95,29 @@ def probe_by_sgd(
         n_test=len(test.labels),
     )
     return result, weights, biases
+
+
+def _searched(
+    fit: Callable[[float], tuple[np.ndarray, np.ndarray, float]],
+    rates: Sequence[float],
+    tried: list[tuple[float, float]],
+) -> tuple[float, np.ndarray, np.ndarray, float]:
+    """The rate before the first that does worse on validation; `tried` gets each and its accuracy.
+
+    A rate that explodes (accuracy nan) counts as 0 and is passed over.
+    """
+    found: tuple[float, np.ndarray, np.ndarray, float] | None = None
+    for lr in rates:
+        weights, biases, accuracy = fit(lr)
+        exploded = math.isnan(accuracy)
+        tried.append((lr, 0.0 if exploded else accuracy))
+        if found is not None and not accuracy >= found[3]:
+            break
+        if not exploded:
+            found = lr, weights, biases, accuracy
+    if found is None:
+        raise UserError(f"no rate of {list(rates)} kept the probe finite: try smaller ones")
+    return found
 
 
 def _fit(
