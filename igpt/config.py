@@ -126,6 +126,10 @@ class TrainConfig:
     """Compile each Transformer block; auto: where a compiler is found."""
     checkpoint_activations: bool = False
     """Recompute each block in the backward pass: less memory, about a third more time."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """Under torchrun: ddp copies the network to every device, fsdp cuts it up; auto: by memory."""
+    timeout_s: float = 600.0
+    """Under torchrun: seconds without a sign of a rank after which the job ends, naming it."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     valid_every: int = 1000
@@ -146,7 +150,7 @@ class TrainConfig:
         for name in ("checkpoint_every", "keep_last"):
             value = getattr(self, name)
             _require(value >= 1, f"train.{name} is {value}: it must be at least 1")
-        for name in ("lr", "muon_lr"):
+        for name in ("lr", "muon_lr", "timeout_s"):
             value = getattr(self, name)
             _require(value > 0, f"train.{name} is {value}: it must be above 0")
         for name in ("weight_decay", "grad_clip_norm"):

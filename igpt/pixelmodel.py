@@ -365,6 +365,7 @@ def _own_config(network: GPT, facts: ModelFacts) -> dict[str, Any]:
 
 
 def preprocessor_config(model: PixelModel) -> dict[str, Any]:
+    """What transformers' ImageGPTImageProcessor reads: the size and the colours."""
     side = model.image_size
     settings: dict[str, Any] = {
         "image_processor_type": "ImageGPTImageProcessor",

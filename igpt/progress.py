@@ -1,5 +1,6 @@
 """Progress of long work on standard error: a rich bar on a terminal, plain lines elsewhere."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -31,9 +32,15 @@ class Ticker:
             print(f"{self._label} {done}/{total} {text}".rstrip(), file=sys.stderr, flush=True)
 
 
+def own_rank() -> int:
+    """This process's number among those that `torchrun` started; 0 where it is alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
 @contextmanager
 def ticking(label: str, *, quiet: bool = False) -> Iterator[Ticker]:
-    """A `Ticker` on standard error; `quiet` shows nothing (ranks other than the first)."""
+    """A `Ticker` on standard error; `quiet` shows nothing, and so do ranks after the first."""
+    quiet = quiet or own_rank() > 0
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
         yield Ticker(None, None, label) if not quiet else _Silent()
@@ -56,6 +63,8 @@ class _Silent(Ticker):
         """Show nothing."""
 
 
-def say(text: str) -> None:
-    """A line for the person at the terminal, on standard error."""
+def say(text: str, *, from_any_rank: bool = False) -> None:
+    """A line for the person at the terminal, on standard error; from the first rank only."""
+    if own_rank() > 0 and not from_any_rank:
+        return
     print(text, file=sys.stderr, flush=True)

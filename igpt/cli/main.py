@@ -36,6 +36,7 @@ COMMANDS = {
     "sample": "draw new images",
     "complete": "draw the missing part of images",
     "report": "one self-contained HTML page about a run",
+    "convert": "rewrite a model in another format: transformers, the authors' TensorFlow",
     "serve": "a web page to play with a model",
 }
 

@@ -1,6 +1,7 @@
 """`igpt pretrain`."""
 
 import json as json_format
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,12 @@ def pretrain(
         init_from: a run or model folder whose weights and palette to start from.
         json: print the result as one JSON document.
     """
-    result = train_run(data, Path(run), config, resume=resume, init_from=init_from)
+    from igpt.train.distributed import joined
+
+    with joined() as world:
+        result = train_run(data, Path(run), config, resume=resume, init_from=init_from)
+    if not world.is_first:
+        return
     if json:
         print(json_format.dumps(result))
     else:
@@ -49,7 +55,7 @@ def train_run(
     resume: bool = False,
     init_from: str | None = None,
 ) -> dict[str, Any]:
-    """Train to the last step and export the model folder.
+    """Train to the last step and export the model folder; with all ranks where there are several.
 
     Returns:
         `step`, `valid_nats` (on the validation images used during training), `model`.
@@ -63,6 +69,7 @@ def train_run(
     from igpt.pixelmodel import export_run
     from igpt.progress import say, ticking
     from igpt.runs import FolderLock
+    from igpt.train.distributed import default_world
     from igpt.train.loop import run_steps
     from igpt.train.setup import (
         check_resumable,
@@ -73,9 +80,11 @@ def train_run(
     )
     from igpt.train.setup import resume as go_back
     from igpt.train.tracking import read_metrics
+    from igpt.train.watch import Watch
 
     compute.set_threads()
-    exists = (folder / "config.json").exists()
+    world = default_world()
+    exists = bool(world.from_first((folder / "config.json").exists()))
     if exists and not resume:
         raise UserError(
             f"{folder} already holds a run: add --resume to go on with it, or choose another folder"
@@ -84,16 +93,19 @@ def train_run(
         stored, _ = read_run(folder)
         check_resumable(stored, config)
     start = None if init_from is None or exists else _start_from(init_from, config)
-    packed = open_data(
-        data,
-        image_size=config.data.image_size,
-        seed=config.seed,
-        valid_fraction=config.data.valid_fraction,
-    )
-    with FolderLock(folder):
-        if not exists:
-            tokenizer = start.tokenizer if start else None
-            config = create_run(config, packed, folder, tokenizer=tokenizer)
+    with world.first_alone():
+        packed = open_data(
+            data,
+            image_size=config.data.image_size,
+            seed=config.seed,
+            valid_fraction=config.data.valid_fraction,
+        )
+    with FolderLock(folder) if world.is_first else nullcontext():
+        with world.first_alone():
+            if not exists and world.is_first:
+                create_run(config, packed, folder, tokenizer=start.tokenizer if start else None)
+        # What is stored has no `auto` left; a resumed run may have changed a free setting.
+        config = config if exists else read_run(folder)[0]
         trainer = make_trainer(
             config,
             packed,
@@ -106,11 +118,12 @@ def train_run(
         if trainer.step >= config.train.total_steps:
             say(f"{folder} is finished: all {trainer.step} steps are done")
         else:
-            with ticking("training") as ticker:
+            with ticking("training") as ticker, Watch(trainer):
                 run_steps(trainer, ticker)
-        model = export_run(folder)
+        if world.is_first:
+            export_run(folder)
     nats = [line["valid_nats"] for line in read_metrics(folder) if "valid_nats" in line]
-    return {"step": trainer.step, "valid_nats": nats[-1], "model": str(model)}
+    return {"step": trainer.step, "valid_nats": nats[-1], "model": str(folder / "model")}
 
 
 def _start_from(place: str, config: RunConfig) -> "PixelModel":

@@ -2,14 +2,9 @@
 
 import math
 import os
-import signal
-import threading
 from dataclasses import dataclass
-from multiprocessing import parent_process
-from multiprocessing.connection import wait
 
 import numpy as np
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from igpt.errors import UserError
 from igpt.images.files import Decoded, decode, open_image, unwarned
@@ -25,11 +20,14 @@ from igpt.images.resize import (
 )
 from igpt.images.sources.source import MAX_FILE_BYTES, Block, Span
 from igpt.images.splits import TRAIN
+from igpt.images.workers import alarm, limited
 from igpt.streams import stream
 
 # A JPEG decoded at a reduced scale keeps this many pixels for each one of the result: measured,
 # see `igpt bench data`; the mean error against full decoding stays below 1 level.
 REDUCED_MARGIN = 2.5
+# Decoding the largest photographs takes a second.
+MAX_DECODE_S = 10
 # Bytes of decoded images that are reduced together.
 _RUN_BYTES = 2**22
 
@@ -72,20 +70,6 @@ class Packed:
     """Name and reason of each that was left out."""
 
 
-def start_worker() -> None:
-    """Set up a worker process: one thread, deaf to Ctrl-C, gone when its parent is."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threadpool_limits(1)
-    parent = parent_process()
-    assert parent is not None, "not a worker process"
-    threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
-
-
-def _follow(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)
-
-
 def pack_block(block: Block, packing: Packing) -> Packed:
     """Decode, crop and reduce a block of images; nothing that an image holds can stop it."""
     rows = 1 + (packing.views if block.code == TRAIN else 0)
@@ -94,10 +78,12 @@ def pack_block(block: Block, packing: Packing) -> Packed:
     kept = np.ones(len(images), bool)
     rejects = list(block.rejects)
     run = _Run(images)
-    with unwarned():
+    with unwarned(), alarm():
         for i, item in enumerate(block.images):
             try:
-                run.add(i, _decoded(item, packing, is_cropped=rows > 1), packing, block.keys[i])
+                with limited(MAX_DECODE_S):
+                    image = _decoded(item, packing, is_cropped=rows > 1)
+                run.add(i, image, packing, block.keys[i])
             except UserError as error:
                 kept[i] = False
                 rejects.append((block.keys[i], str(error)))

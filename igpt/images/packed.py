@@ -129,18 +129,24 @@ class PackedSet:
 
     def n(self, split: Split) -> int:
         """How many images a split has."""
-        return len(self._rows(split))
+        return len(self.rows(split))
 
     def labels(self, split: Split) -> np.ndarray | None:
         """(n,) int64 class of every image of a split, -1: it has none; None: the set has none."""
         if self.classes is None:
             return None
-        labels: np.ndarray = self._labels[self._rows(split)].astype(np.int64)
+        labels: np.ndarray = self._labels[self.rows(split)].astype(np.int64)
         return labels
 
     def images(self, split: Split) -> PackedImages:
         """Images of a split, (n, S, S, 3) uint8, read when indexed."""
-        return PackedImages(self._shards, self._rows(split))
+        return PackedImages(self._shards, self.rows(split))
+
+    def rows(self, split: Split) -> np.ndarray:
+        """(n,) int64 places of a split's images among all that are stored."""
+        if split not in SPLITS:
+            raise UserError(f"there is no split {split}: choose from {', '.join(SPLITS)}")
+        return np.flatnonzero(self._codes == SPLITS.index(split))
 
     def verify(self) -> None:
         """Compare every file with its checksum; reads the whole set.
@@ -172,11 +178,6 @@ class PackedSet:
             own=frozenset(self.manifest["own_splits"]),
             views=self.manifest["views"],
         )
-
-    def _rows(self, split: Split) -> np.ndarray:
-        if split not in SPLITS:
-            raise UserError(f"there is no split {split}: choose from {', '.join(SPLITS)}")
-        return np.flatnonzero(self._codes == SPLITS.index(split))
 
     def _entries(self) -> list[dict[str, Any]]:
         return [*self.manifest["shards"], self.manifest["labels"], self.manifest["splits"]]

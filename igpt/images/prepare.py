@@ -1,17 +1,14 @@
 """Preparing: any source to a packed set, decoded in parallel, restartable, in parts."""
 
 import hashlib
-import os
 import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from itertools import chain, islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from igpt.errors import Interrupted, UserError
-from igpt.images.decoding import Packed, Packing, pack_block, start_worker
+from igpt.images.decoding import Packed, Packing, pack_block
 from igpt.images.merging import merge_parts, missing_parts, part_folder
 from igpt.images.packed import PackedSet, is_packed
 from igpt.images.packing import SHARD_BYTES, PackWriter, check_target
@@ -28,6 +25,7 @@ from igpt.images.sources.folders import walk_folders
 from igpt.images.sources.layout import EMPTY_CLASS
 from igpt.images.sources.source import WHOLE, Block, Part, Source
 from igpt.images.sources.tables import NOT_LISTED
+from igpt.images.workers import n_workers, worker_pool
 from igpt.progress import ticking
 from igpt.runs import FolderLock, cache_folder
 
@@ -220,7 +218,7 @@ def _packed(
     if first is None:
         return
     blocks = chain([first], blocks)
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = n_workers(workers)
     # Arrays need no decoding: sending them to a process costs more than reducing them.
     if workers == 1 or isinstance(first.images, np.ndarray) or 0 < n_images < FEW_IMAGES:
         # Many small products: a second thread in each costs more than it brings.
@@ -243,15 +241,6 @@ def _packed(
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def worker_pool(workers: int) -> ProcessPoolExecutor:
-    """Processes that decode.
-
-    Forked where this process has no other threads that could hold a lock: they start at once.
-    """
-    method = "fork" if threading.active_count() == 1 else "spawn"
-    return ProcessPoolExecutor(workers, get_context(method), start_worker)
 
 
 def check_rejects(writer: PackWriter, max_bad: float, *, n_images: int) -> None:

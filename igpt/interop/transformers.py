@@ -108,7 +108,9 @@ def _colors(where: Path, n_colors: int) -> np.ndarray:
     return colors
 
 
-def _without_masks(tensors: Mapping[str, Tensor], n_positions: int, *, where: str) -> dict[str, Any]:
+def _without_masks(
+    tensors: Mapping[str, Tensor], n_positions: int, *, where: str
+) -> dict[str, Any]:
     """The weights in float32, without the constants of older files, which must be what they were.
 
     Until transformers 5 each attention kept its causal mask and the value masked scores took.

@@ -3,6 +3,7 @@
 A checkpoint is a folder `step-0001000/` with `model.safetensors`, `optimizer.safetensors`,
 `state.json` and `manifest.json`, which holds the sha256 of each and of itself. The folder is filled
 beside its place and renamed into it, so a kill at any moment leaves the earlier ones as they were.
+`igpt.train.sharded` writes networks that are cut up over ranks, as one safetensors file a rank.
 """
 
 import hashlib
@@ -58,8 +59,13 @@ def save(
         (part / "model.safetensors").write_bytes(safetensors.torch.save(_plain(model)))
         (part / "optimizer.safetensors").write_bytes(safetensors.torch.save(_plain(optimizer)))
         (part / "state.json").write_text(json.dumps(dict(state), indent=2) + "\n")
-        digests = {file.name: sha256_of(file) for file in sorted(part.iterdir())}
-        (part / "manifest.json").write_bytes(_manifest_bytes(digests))
+        write_manifest(part)
+
+
+def write_manifest(folder: Path) -> None:
+    """Close a checkpoint folder with the hashes of all that it holds."""
+    digests = {file.name: sha256_of(file) for file in sorted(folder.iterdir())}
+    (folder / "manifest.json").write_bytes(_manifest_bytes(digests))
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -84,9 +90,7 @@ def fault_of(path: Path) -> str | None:
         intact = False
     if not intact:
         return "manifest.json is damaged"
-    for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
-        if name not in digests:
-            return f"{name} is not in the manifest"
+    for name in sorted(digests):
         if not (path / name).is_file():
             return f"{name} is missing"
         if sha256_of(path / name) != digests[name]:
@@ -104,11 +108,24 @@ def load(path: Path) -> Checkpoint:
         raise UserError(f"checkpoint {path} cannot be used: {fault}")
     state = read_json(path / "state.json")
     try:
-        model = safetensors.torch.load_file(path / "model.safetensors")
-        optimizer = safetensors.torch.load_file(path / "optimizer.safetensors")
+        model, optimizer = _read_whole(path)
     except SafetensorError as error:
         raise UserError(f"checkpoint {path} cannot be used: {error}") from error
     return Checkpoint(path, int(state["step"]), model, optimizer, state)
+
+
+def _read_whole(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and optimiser state, put together where ranks wrote a part each."""
+    if (path / "model.safetensors").is_file():
+        return (
+            safetensors.torch.load_file(path / "model.safetensors"),
+            safetensors.torch.load_file(path / "optimizer.safetensors"),
+        )
+    from igpt.train import sharded  # rarely needed, and slow to import
+
+    tensors = sharded.read(path, {}, with_optimizer=True)
+    weights = {name: tensor for name, tensor in tensors.items() if "/" not in name}
+    return weights, {name: tensor for name, tensor in tensors.items() if "/" in name}
 
 
 def all_steps(run: Path) -> list[tuple[int, Path]]:
@@ -139,8 +156,13 @@ def prune(run: Path, *, keep_last: int, keep_at: tuple[int, ...]) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
-    """Copy named weights into a network, every one accounted for.
+def step_of(path: Path) -> int:
+    """The updates made before the checkpoint at `path`, as its name says."""
+    return int(path.name.removeprefix("step-"))
+
+
+def check_weights(network: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
+    """Account for every one of the named weights.
 
     Raises:
         UserError: a tensor is missing, extra or of another shape, by name.
@@ -157,4 +179,13 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], *, where: st
                 f"{where}: tensor {name} is {tuple(value.shape)}, "
                 f"this network has {tuple(own[name].shape)}: check the model settings"
             )
+
+
+def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
+    """Copy named weights into a network, every one accounted for.
+
+    Raises:
+        UserError: a tensor is missing, extra or of another shape, by name.
+    """
+    check_weights(network, tensors, where=where)
     network.load_state_dict(dict(tensors))

@@ -1,11 +1,27 @@
-"""The processes of one job, as `torchrun` starts them; a single process needs no set-up."""
+"""The processes of one job, as `torchrun` starts them; a single process needs no set-up.
 
+Small networks are copied to every rank (DDP). Large ones are cut up (FSDP2): each rank holds its
+part of every weight, gradient and moment, and a block is whole only while it computes.
+"""
+
+import itertools
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from igpt.model.gpt import GPT
+
+# `Watch` ends a job that stalls; the collectives themselves wait as long as rank 0 prepares data.
+COLLECTIVE_TIMEOUT = timedelta(days=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +40,50 @@ class World:
         """The part of a global batch of `batch_size` images that this rank computes."""
         return slice(batch_size * self.rank // self.size, batch_size * (self.rank + 1) // self.size)
 
+    def parts(self, batch_size: int, micro_batch: int) -> list[slice]:
+        """This rank's slots cut into micro-batches, as many on every rank (they wait in each)."""
+        own = self.slots(batch_size)
+        most = -(-batch_size // self.size)
+        n = max(1, -(-most // micro_batch))
+        bounds = [(own.stop - own.start) * i // n for i in range(n + 1)]
+        return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum of `values` over all ranks, on every rank."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    def largest(self, value: int) -> int:
+        """The largest of the ranks' values, on every rank."""
+        if self.size == 1:
+            return value
+        values = torch.tensor(value)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return int(values)
+
+    def from_first(self, value: int) -> int:
+        """Rank 0's value, on every rank."""
+        if self.size == 1:
+            return value
+        values = torch.tensor(value)
+        dist.broadcast(values, 0)
+        return int(values)
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """Run the block on rank 0 first, then on the others; they end with it where it fails."""
+        if not self.is_first:
+            if self.from_first(0):
+                raise SystemExit(2)
+            yield
+            return
+        try:
+            yield
+        except BaseException:
+            self.from_first(1)
+            raise
+        self.from_first(0)
 
 
 def is_launched() -> bool:
@@ -38,6 +93,71 @@ def is_launched() -> bool:
 
 def default_world() -> World:
     """The world of this process, joined already or alone."""
-    if torch.distributed.is_initialized():
+    if dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size())
     return World()
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """The world that `torchrun` made, joined for the time of the block; else this process alone."""
+    if not is_launched():
+        yield World()
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    yield default_world()
+    # After an error the others may be gone: then only the end of the process lets go.
+    dist.destroy_process_group()
+
+
+def copied(network: GPT, device: torch.device) -> nn.Module:
+    """The network with gradients averaged over ranks (DDP)."""
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
+
+
+def shard(network: GPT, dtype: torch.dtype) -> None:
+    """Cut a network up over all ranks (FSDP2), each block gathered when it is needed.
+
+    Blocks are gathered in `dtype`; what the rest holds, and all that is stored, stays float32.
+    """
+    policy = MixedPrecisionPolicy(
+        param_dtype=None if dtype == torch.float32 else dtype,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
+    )
+    for block in network.h:
+        fully_shard(block, mp_policy=policy)
+    fully_shard(network, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
+
+
+def is_sharded(network: nn.Module) -> bool:
+    """Whether each rank holds a part of the network only."""
+    return isinstance(network, FSDPModule)
+
+
+@torch.no_grad()
+def keep_own_part(parameter: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor's own part into a parameter that may be cut up."""
+    if isinstance(parameter, DTensor):
+        whole = value.to(parameter.device)
+        # No source rank: each one has the whole value and takes its part without a message.
+        part = distribute_tensor(
+            whole, parameter.device_mesh, parameter.placements, src_data_rank=None
+        )
+        parameter.copy_(part)
+    else:
+        parameter.copy_(value)
+
+
+def sharing(forward: nn.Module, *, due: bool) -> AbstractContextManager[None]:
+    """A backward pass that adds gradients over ranks only where `due` (the last micro-batch).
+
+    Sharded networks always do: keeping whole gradients would cost what sharding saves.
+    """
+    if isinstance(forward, DistributedDataParallel) and not due:
+        return forward.no_sync()
+    return nullcontext()

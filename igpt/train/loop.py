@@ -24,10 +24,11 @@ from igpt.errors import Interrupted, UserError
 from igpt.model.gpt import GPT
 from igpt.model.sizes import Shape, train_flops
 from igpt.progress import Ticker
+from igpt.runs import read_json
 from igpt.tokens.batches import Batch, BatchStream
 from igpt.tokens.masks import bert_masks
 from igpt.train import checkpoint
-from igpt.train.distributed import World
+from igpt.train.distributed import World, is_sharded, sharing
 from igpt.train.objectives import loss_count, loss_sum
 from igpt.train.optim import Optimizer, clip_gradients, lr_factor_at
 from igpt.train.tracking import write_metrics
@@ -57,6 +58,8 @@ class Trainer:
     world: World
     step: int = 0
     """Updates made so far."""
+    began: int = 0
+    """The step whose images are at hand, counted from 1."""
     stop_signal: int | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     """What `state.json` records beside the step, for checks at resume."""
@@ -90,14 +93,15 @@ def loss_of(trainer: Trainer, batch: Batch) -> Tensor:
     count = trainer.world.sum(torch.tensor(local, dtype=torch.float64, device=device)).clamp(min=1)
     total = torch.zeros((), device=device)
     assert train.micro_batch != "auto"
-    for start in range(0, len(tokens), train.micro_batch):
-        part = slice(start, start + train.micro_batch)
+    parts = trainer.world.parts(train.batch_size, train.micro_batch)
+    for part in parts:
         part_masked = None if masked is None else masked[part]
-        with compute.autocast(device, trainer.dtype):
-            logits = trainer.forward(tokens[part], part_masked)
-        nats = trainer.loss_sum(logits, tokens[part], part_masked)
-        # Wrappers for several devices average gradients over ranks; the count is over all ranks.
-        (nats * (trainer.world.size / count).float()).backward()  # type: ignore[no-untyped-call]
+        with sharing(trainer.forward, due=part is parts[-1]):
+            with compute.autocast(device, trainer.dtype):
+                logits = trainer.forward(tokens[part], part_masked)
+            nats = trainer.loss_sum(logits, tokens[part], part_masked)
+            # Gradients are averaged over ranks; the count is over all ranks.
+            (nats * (trainer.world.size / count).float()).backward()  # type: ignore[no-untyped-call]
         total += nats.detach()
     return trainer.world.sum(total) / count.float()
 
@@ -109,6 +113,7 @@ def train_step(trainer: Trainer, batch: Batch) -> tuple[float, float]:
         UserError: the loss or the gradient is not finite; the weights are as before the step.
     """
     train = trainer.config.train
+    trainer.began = trainer.step + 1
     loss = loss_of(trainer, batch)
     norm = clip_gradients(trainer.network.parameters(), train.grad_clip_norm)
     loss_nats, grad_norm = float(loss), float(norm)
@@ -130,24 +135,40 @@ def _not_finite(trainer: Trainer, batch: Batch, loss_nats: float, grad_norm: flo
 
 def save(trainer: Trainer) -> None:
     """Write a checkpoint of this moment, and delete those that are no longer kept."""
-    train = trainer.config.train
-    if trainer.world.is_first:
-        checkpoint.save(
-            checkpoint.folder_of(trainer.folder, trainer.step),
-            model=trainer.network.state_dict(),
-            optimizer=trainer.optimizer.tensors(),
-            state={"step": trainer.step, **trainer.facts},
-        )
+    train, network, world = trainer.config.train, trainer.network, trainer.world
+    path = checkpoint.folder_of(trainer.folder, trainer.step)
+    state = {"step": trainer.step, **trainer.facts}
+    if is_sharded(network):
+        from igpt.train import sharded
+
+        tensors = {**network.state_dict(), **trainer.optimizer.tensors()}
+        sharded.save(path, tensors, state, world)
+    elif world.is_first:
+        optimizer = trainer.optimizer.tensors()
+        checkpoint.save(path, model=network.state_dict(), optimizer=optimizer, state=state)
+    if world.is_first:
         checkpoint.prune(trainer.folder, keep_last=train.keep_last, keep_at=train.checkpoint_at)
 
 
-def restore(trainer: Trainer, path: Path) -> checkpoint.Checkpoint:
-    """Go back to the moment of a checkpoint, and return it."""
-    held = checkpoint.load(path)
-    checkpoint.load_weights(trainer.network, held.model, where=str(path / "model.safetensors"))
-    trainer.optimizer.load_tensors(held.optimizer)
-    trainer.step = held.step
-    return held
+def restore(trainer: Trainer, path: Path) -> dict[str, Any]:
+    """Go back to the moment of an intact checkpoint, and return its `state.json`."""
+    where = str(path)
+    if is_sharded(trainer.network):
+        from igpt.train import sharded
+
+        own = dict(trainer.network.named_parameters())
+        tensors = sharded.read(path, own, with_optimizer=True)
+        weights = {name: tensor for name, tensor in tensors.items() if "/" not in name}
+        checkpoint.load_weights(trainer.network, weights, where=where)
+        trainer.optimizer.load_tensors({k: v for k, v in tensors.items() if "/" in k})
+        state: dict[str, Any] = read_json(path / "state.json")
+    else:
+        held = checkpoint.load(path)
+        checkpoint.load_weights(trainer.network, held.model, where=where)
+        trainer.optimizer.load_tensors(held.optimizer)
+        state = held.state
+    trainer.step = int(state["step"])
+    return state
 
 
 @contextmanager
@@ -155,7 +176,8 @@ def _stopping_softly(trainer: Trainer) -> Iterator[None]:
     """Let SIGINT and SIGTERM end the run after the current step; a second one ends it at once."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        if trainer.stop_signal is not None:
+        # torchrun passes on what the terminal has sent already.
+        if trainer.stop_signal is not None and trainer.world.size == 1:
             raise KeyboardInterrupt
         trainer.stop_signal = number
 
@@ -187,7 +209,7 @@ def run_steps(trainer: Trainer, ticker: Ticker) -> None:
                 ticker.update(step, total, meter.log())
             if is_due(step, every=train.valid_every, total=total):
                 meter.log_validation(validation_nats_of(trainer))
-            stopped = trainer.stop_signal is not None
+            stopped = trainer.world.largest(trainer.stop_signal or 0)
             if (
                 stopped
                 or step in train.checkpoint_at
@@ -195,9 +217,9 @@ def run_steps(trainer: Trainer, ticker: Ticker) -> None:
             ):
                 save(trainer)
                 meter.restart_clock()
-            if trainer.stop_signal is not None and step < total:
+            if stopped and step < total:
                 message = f"stopped after step {step}, which is saved: go on with --resume"
-                raise Interrupted(message, trainer.stop_signal)
+                raise Interrupted(message, stopped)
 
 
 def validation_nats_of(trainer: Trainer) -> float:
@@ -209,6 +231,7 @@ def validation_nats_of(trainer: Trainer) -> float:
         mask_prob=train.mask_prob,
         seed=trainer.config.seed,
         dtype=trainer.dtype,
+        world=trainer.world,
     )
     return nats
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from igpt.config import TrainConfig
 
@@ -89,8 +90,7 @@ class Optimizer:
                     held = by_parameter.get(self._names[parameter], {})
                     if held:
                         part.state[parameter] = {
-                            key: value.to(parameter.device if value.ndim else "cpu").clone()
-                            for key, value in held.items()
+                            key: value.to(parameter.device).clone() for key, value in held.items()
                         }
 
 
@@ -103,4 +103,5 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
     With `max_norm` 0 the norm is only measured.
     """
-    return nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf)
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

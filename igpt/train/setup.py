@@ -28,11 +28,13 @@ from igpt.tokens.palette import Palette
 from igpt.tokens.raw import RawTokens
 from igpt.tokens.tokenizer import ImageArray, Tokenizer
 from igpt.train import checkpoint, loop
-from igpt.train.distributed import World
+from igpt.train.distributed import World, copied, default_world, keep_own_part, shard
 from igpt.train.objectives import loss_sum
 from igpt.train.optim import Optimizer, warmup_steps_of
 from igpt.train.tracking import drop_metrics_after
 
+# Of a parameter: its float32 weight, gradient and two moments.
+STATE_BYTES = 16
 # What may change when a run is resumed; anything else would make it another run.
 FREE_AT_RESUME = frozenset(
     f"train.{name}"
@@ -43,11 +45,13 @@ FREE_AT_RESUME = frozenset(
         "checkpoint_every",
         "checkpoint_at",
         "keep_last",
+        "timeout_s",
     )
 )
 # These keep the run valid but not bit for bit the same.
 INEXACT_AT_RESUME = frozenset(
-    f"train.{name}" for name in ("micro_batch", "precision", "compile", "checkpoint_activations")
+    f"train.{name}"
+    for name in ("micro_batch", "precision", "compile", "checkpoint_activations", "parallel")
 )
 
 
@@ -145,6 +149,11 @@ def resolve(config: RunConfig, *, n_images: int, n_colors: int) -> RunConfig:
         compile="blocks" if compiles else "off",
         warmup_steps=warmup_steps_of(train, n_images),
     )
+    shape = Shape(n_colors=n_colors, seq_len=config.data.seq_len, objective=train.objective)
+    if train.parallel == "auto":
+        states = STATE_BYTES * parameter_count(config.model, shape)
+        large = states > 0.25 * compute.free_memory_bytes(device) and train.optimizer == "adamw"
+        train = dataclasses.replace(train, parallel="fsdp" if large else "ddp")
     config = dataclasses.replace(config, train=train)
     if train.micro_batch == "auto":
         micro_batch = _fitting_micro_batch(config, n_colors=n_colors, device=device)
@@ -154,15 +163,17 @@ def resolve(config: RunConfig, *, n_images: int, n_colors: int) -> RunConfig:
 
 def _fitting_micro_batch(config: RunConfig, *, n_colors: int, device: torch.device) -> int:
     """The largest halving of the batch whose activations fit in half of the free memory."""
-    train = config.train
+    train, size = config.train, default_world().size
     shape = Shape(n_colors=n_colors, seq_len=config.data.seq_len, objective=train.objective)
     width = 2 if train.precision == "bf16" else 4
     per_image = activation_bytes(
         config.model, shape, recompute=train.checkpoint_activations, width=width
     )
-    states = 16 * parameter_count(config.model, shape)  # float32 weights, gradient, two moments
+    states = STATE_BYTES * parameter_count(config.model, shape)
+    if train.parallel == "fsdp":
+        states //= size
     budget = compute.free_memory_bytes(device) * 0.5 - states
-    micro_batch = train.batch_size
+    micro_batch = -(-train.batch_size // size)
     while micro_batch > 1 and micro_batch * per_image > budget:
         micro_batch = -(-micro_batch // 2)
     return micro_batch
@@ -196,17 +207,43 @@ def _differences(
     return found
 
 
-def make_network(config: RunConfig, *, n_colors: int) -> GPT:
-    """A network with the released code's initial weights, drawn from the run's seed."""
-    network = GPT(
-        config.model,
-        n_colors=n_colors,
-        seq_len=config.data.seq_len,
-        objective=config.train.objective,
-    )
-    seed = torch_seed(config.seed, "init")
-    network.init_weights(torch.Generator().manual_seed(seed))
-    return network
+def make_network(config: RunConfig, *, n_colors: int, device: str = "cpu") -> GPT:
+    """A network whose weights are not drawn yet; on `meta` they take no memory either."""
+    with torch.device(device):
+        return GPT(
+            config.model,
+            n_colors=n_colors,
+            seq_len=config.data.seq_len,
+            objective=config.train.objective,
+        )
+
+
+def _set_weights(network: GPT, seed: int, initial: Mapping[str, Tensor] | None) -> None:
+    """Give a network, cut up or not, `initial` or else the weights that the seed draws."""
+    if initial is not None:
+        checkpoint.check_weights(network, initial, where="--init-from")
+    generator = torch.Generator().manual_seed(torch_seed(seed, "init"))
+    for name, parameter in network.named_parameters():
+        if initial is not None:
+            keep_own_part(parameter, initial[name])
+            continue
+        whole = torch.empty(parameter.shape)
+        network.fill_initial(name, whole, generator)
+        keep_own_part(parameter, whole)
+
+
+def _check_world(config: RunConfig, world: World) -> None:
+    train = config.train
+    if world.size > train.batch_size:
+        raise UserError(
+            f"train.batch_size {train.batch_size} is less than the {world.size} processes of "
+            "torchrun: each needs an image, so start fewer or raise it"
+        )
+    if world.size > 1 and train.parallel == "fsdp" and train.optimizer == "muon":
+        raise UserError(
+            "train.optimizer muon needs whole matrices, which train.parallel fsdp cuts up: "
+            "choose --train.parallel ddp or --train.optimizer adamw"
+        )
 
 
 def make_trainer(
@@ -226,14 +263,14 @@ def make_trainer(
         folder: of the run.
         tokenizer: colours to tokens.
         initial: weights to start from, by name; none draws them from the seed.
-        world: this process's place among the ranks; none: it is alone.
+        world: this process's place among the ranks; none: as torchrun made it.
     """
-    world = world or World()
+    world = world or default_world()
     device = compute.default_device()
-    network = make_network(config, n_colors=tokenizer.n_colors)
-    if initial is not None:
-        checkpoint.load_weights(network, initial, where="--init-from")
-    network.to(device)
+    _check_world(config, world)
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    sharded = world.size > 1 and config.train.parallel == "fsdp"
+    network = make_network(config, n_colors=tokenizer.n_colors, device="meta" if sharded else "cpu")
     network.checkpoint_activations = config.train.checkpoint_activations
     summed = loss_sum
     if config.train.compile == "blocks":
@@ -241,17 +278,22 @@ def make_trainer(
         for block in network.h:
             block.compile(dynamic=False)
         summed = torch.compile(loss_sum, dynamic=False)
+    if sharded:
+        shard(network, dtype)
+        network.to_empty(device=device)
+    network.to(device)
+    _set_weights(network, config.seed, initial)
     return loop.Trainer(
         config=config,
         folder=folder,
         network=network,
-        forward=network,
+        forward=copied(network, device) if world.size > 1 and not sharded else network,
         loss_sum=summed,
         optimizer=Optimizer(network, config.train),
         stream=_training_stream(config, data, tokenizer),
         valid_tokens=_validation_tokens(config, data, tokenizer),
         device=device,
-        dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
+        dtype=dtype,
         warmup_steps=config.train.warmup_steps or 0,
         world=world,
         facts=exactness_facts(device, world),
@@ -292,16 +334,21 @@ def exactness_facts(device: torch.device, world: World) -> dict[str, Any]:
 
 def resume(trainer: loop.Trainer) -> None:
     """Go back to the newest intact checkpoint, naming those passed over; none: start at step 0."""
-    path, rejected = checkpoint.newest(trainer.folder)
-    for line in rejected:
-        say(f"warning: {line}")
-    if path is not None:
-        held = loop.restore(trainer, path).state
+    world, step = trainer.world, 0
+    if world.is_first:
+        path, rejected = checkpoint.newest(trainer.folder)
+        for line in rejected:
+            say(f"warning: {line}")
+        step = 0 if path is None else checkpoint.step_of(path)
+    step = world.from_first(step)
+    if step:
+        held = loop.restore(trainer, checkpoint.folder_of(trainer.folder, step))
         for key, value in trainer.facts.items():
             if held.get(key) != value:
                 say(
                     f"warning: {key} {held.get(key)} -> {value}: "
                     "the weights will not be bit for bit the same"
                 )
-    drop_metrics_after(trainer.folder, trainer.step)
+    if world.is_first:
+        drop_metrics_after(trainer.folder, trainer.step)
     say(f"resuming at step {trainer.step} of {trainer.config.train.total_steps}")

@@ -108,9 +108,7 @@ def test_loss_falls_and_metrics_hold_what_they_promise(digits, tmp_path):
         assert logged[0][key] > 0
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_batch_and_last_good_checkpoint(
-    digits, tmp_path
-):
+def test_a_loss_that_is_not_finite_stops_with_step_batch_and_last_good_checkpoint(digits, tmp_path):
     trainer = start(tiny(), digits, tmp_path / "run")
     loop.run_steps(trainer, QUIET)
     trainer.step = 6

@@ -28,7 +28,7 @@ FASHION_CLASSES = (
 )
 # The unpacked training labels of Fashion-MNIST tell it from MNIST, whose files have the same names.
 _FASHION_LABELS_MD5 = "9018921c3c673c538a1fc5bad174d6f9"
-_SYSTEM_FASHION = Path("/usr/share/datasets/fashion-mnist")
+SYSTEM_FASHION = Path("/usr/share/datasets/fashion-mnist")
 _IDX_IMAGES, _IDX_LABELS = 2051, 2049
 _MAX_IDX_IMAGES = 10_000_000
 
@@ -58,7 +58,7 @@ def open_fashion_mnist() -> Source:
     Raises:
         UserError: it is not.
     """
-    source = find_idx(_SYSTEM_FASHION) if _SYSTEM_FASHION.is_dir() else None
+    source = find_idx(SYSTEM_FASHION) if SYSTEM_FASHION.is_dir() else None
     if source is None:
         raise UserError(
             "fashion-mnist is not installed here: install the package dataset-fashion-mnist, or "

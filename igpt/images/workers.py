@@ -1,0 +1,76 @@
+"""Processes that decode: one thread each, with a time limit an image, gone with their parent."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from igpt.errors import UserError
+
+
+def worker_pool(workers: int) -> ProcessPoolExecutor:
+    """Processes for work that holds Python's lock; 0: one a core.
+
+    Forked where this process has no other threads that could hold a lock: they start at once.
+    """
+    method = "fork" if threading.active_count() == 1 else "spawn"
+    return ProcessPoolExecutor(n_workers(workers), get_context(method), start_worker)
+
+
+def n_workers(workers: int) -> int:
+    """How many that is: 0 means one for each core this process may use."""
+    return workers or len(os.sched_getaffinity(0))
+
+
+def start_worker() -> None:
+    """Set up a worker process: one thread, deaf to Ctrl-C, gone when its parent is."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threadpool_limits(1)
+    parent = parent_process()
+    assert parent is not None, "not a worker process"
+    threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
+
+
+def _follow(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def alarm() -> Iterator[None]:
+    """The alarm clock of `limited`; only a main thread can have one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(number: int, frame: object) -> None:  # noqa: ARG001
+        raise UserError("takes too long to decode")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Stop what is inside when its time is over: files can be made to decode for hours.
+
+    Raises:
+        UserError: it takes longer.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        if is_main:
+            signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,0 +1,174 @@
+"""A reader of TensorFlow checkpoints (tensor bundles) that needs no TensorFlow.
+
+`PREFIX.index` is a sorted table of blocks, as LevelDB has it: the empty key holds a
+`BundleHeaderProto`, each tensor's name a `BundleEntryProto` that says where in the shards
+`PREFIX.data-IIIII-of-NNNNN` its bytes lie. Every block and tensor has a checksum, and each is checked.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from igpt.errors import UserError
+from igpt.interop.crc32c import crc32c, unmasked
+
+MAGIC = 0xDB4775248B80FB57
+FOOTER_BYTES = 48
+TRAILER_BYTES = 5
+MAX_INDEX_BYTES = 1 << 28
+DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """Where one tensor lies."""
+
+    dtype: int
+    """TensorFlow's number of the type."""
+    shape: tuple[int, ...]
+    shard: int
+    offset: int
+    n_bytes: int
+    crc: int
+    """Masked CRC-32C of its bytes."""
+    sliced: bool
+    """Whether it is kept in slices, which are not read here."""
+
+
+class Bundle:
+    """The tensors of a checkpoint, by name; only the table is read at first.
+
+    Args:
+        prefix: the path up to `.index`.
+
+    Raises:
+        UserError: the table is missing, damaged, or of another kind.
+    """
+
+    def __init__(self, prefix: Path) -> None:
+        self.prefix = prefix
+        self._index = Path(f"{prefix}.index")
+        try:
+            if self._index.stat().st_size > MAX_INDEX_BYTES:
+                raise self._fault("is too large for a table of tensors")
+            data = self._index.read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"cannot read {self._index}: {error.strerror}: check the path"
+            ) from error
+        try:
+            values = dict(self._table(data))
+            header = dict(_fields(values.pop(b"")))
+            self._n_shards = int(header.get(1, 1))
+            self.entries = {key.decode(): _entry(value) for key, value in values.items()}
+        except (KeyError, IndexError, ValueError, TypeError, struct.error) as error:
+            raise self._fault("is damaged") from error
+        if header.get(2, 0) != 0:
+            raise self._fault("was written on a big-endian machine, which is not read")
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor called `name`.
+
+        Raises:
+            UserError: its shard is missing or too short, its checksum differs, or it is of a type
+                that is not read.
+        """
+        entry = self.entries[name]
+        path = Path(f"{self.prefix}.data-{entry.shard:05d}-of-{self._n_shards:05d}")
+        if entry.sliced or entry.dtype not in DTYPES:
+            raise self._fault(f"holds {name} in slices or as type {entry.dtype}, which is not read")
+        dtype = np.dtype(DTYPES[entry.dtype])
+        if int(np.prod(entry.shape, dtype=object)) * dtype.itemsize != entry.n_bytes:
+            raise self._fault(f"gives {name} a shape that does not fit its size")
+        try:
+            if path.stat().st_size < entry.offset + entry.n_bytes:
+                raise UserError(f"{path} is cut short, before the end of {name}: fetch it again")
+            with path.open("rb") as file:
+                file.seek(entry.offset)
+                data = file.read(entry.n_bytes)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}: fetch every shard") from error
+        if crc32c(data) != unmasked(entry.crc):
+            raise UserError(f"{path} is damaged: the checksum of {name} differs: fetch it again")
+        return np.frombuffer(data, dtype).reshape(entry.shape)
+
+    def _table(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
+        if len(data) < FOOTER_BYTES or struct.unpack_from("<Q", data, len(data) - 8)[0] != MAGIC:
+            raise self._fault("does not end as the index of a TensorFlow checkpoint does")
+        footer = data[-FOOTER_BYTES:]
+        at = _varint(footer, _varint(footer, 0)[1])[1]  # past the handle of the meta-index
+        for _, handle in self._block(data, footer[at:]):
+            yield from self._block(data, handle)
+
+    def _block(self, data: bytes, handle: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """The keys and values of the block at a handle: its offset and size as varints."""
+        offset, at = _varint(handle, 0)
+        end = offset + _varint(handle, at)[0]
+        if end + TRAILER_BYTES > len(data):
+            raise self._fault("is damaged: a block lies beyond its end")
+        if crc32c(data[offset : end + 1]) != unmasked(struct.unpack_from("<I", data, end + 1)[0]):
+            raise self._fault("is damaged: the checksum of a block differs")
+        if data[end] != 0:
+            raise self._fault("is compressed, which is not read")
+        block = data[offset:end]
+        restarts = struct.unpack_from("<I", block, len(block) - 4)[0]
+        stop, at, key = len(block) - 4 * (restarts + 1), 0, b""
+        while at < stop:
+            shared, at = _varint(block, at)
+            own, at = _varint(block, at)
+            size, at = _varint(block, at)
+            key = key[:shared] + block[at : at + own]
+            yield key, block[at + own : at + own + size]
+            at += own + size
+
+    def _fault(self, what: str) -> UserError:
+        return UserError(f"{self._index} {what}: fetch it again")
+
+
+def _entry(message: bytes) -> Entry:
+    fields = dict(_fields(message))
+    shape = fields.get(2, b"")
+    sizes = (dict(_fields(dim)).get(1, 0) for number, dim in _fields(shape) if number == 2)
+    return Entry(
+        dtype=fields.get(1, 0),
+        shape=tuple(sizes),
+        shard=fields.get(3, 0),
+        offset=fields.get(4, 0),
+        n_bytes=fields.get(5, 0),
+        crc=fields.get(6, 0),
+        sliced=7 in fields,
+    )
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """The numbers and values of a protocol buffer's fields."""
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        kind = tag & 7
+        if kind == 0:
+            value, at = _varint(message, at)
+        elif kind == 2:
+            size, at = _varint(message, at)
+            value, at = message[at : at + size], at + size
+        elif kind == 5:
+            value, at = struct.unpack_from("<I", message, at)[0], at + 4
+        else:
+            raise ValueError(f"field of kind {kind}")
+        yield tag >> 3, value
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number at a place, seven bits a byte, and the place after it."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise ValueError("a number of more than 64 bits")

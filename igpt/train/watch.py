@@ -1,0 +1,143 @@
+"""Ends a job of several ranks when one of them is lost or stalls, and says which one.
+
+The collectives of PyTorch only say that something timed out. So each rank reports to torchrun's
+store, from a thread of its own, that it lives and which step it has begun; ranks 0 and 1 listen.
+"""
+
+import os
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
+
+from igpt.errors import UserError
+from igpt.progress import say
+from igpt.train.loop import Trainer
+
+LOST_AFTER_S = 3.0
+"""After another sign that a rank is lost, its silence for this long is enough to name it."""
+_DONE = "done"
+
+
+class Watch:
+    """Reports this rank while the block runs, and ends the process if another one fails it.
+
+    Args:
+        trainer: of the run; a single rank is not watched.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._world = trainer.world
+        self._timeout_s = trainer.config.train.timeout_s
+        self._every_s = min(1.0, self._timeout_s / 5)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._reports = [""] * self._world.size
+        self._heard_s = [time.monotonic()] * self._world.size
+        self._began = [-1] * self._world.size
+        self._moved_s = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._world.size > 1:
+            self._store = _store()
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._world.size == 1:
+            return
+        if isinstance(error, RuntimeError) and (
+            "gloo" in str(error) or isinstance(error, dist.DistError)
+        ):
+            time.sleep(LOST_AFTER_S + 2 * self._every_s)
+            raise UserError(self._lost(LOST_AFTER_S) or _unknown(error)) from error
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        number = 0
+        try:
+            while not self._done.wait(self._every_s):
+                number += 1
+                self._store.set(_key(self._world.rank), f"{number} {self._trainer.began}")
+                if self._world.rank < 2:
+                    self._listen()
+                    self._judge()
+            self._store.set(_key(self._world.rank), _DONE)
+        except dist.DistError:
+            _end("torchrun is gone: the job ends; go on with --resume")
+
+    def _listen(self) -> None:
+        now_s = time.monotonic()
+        for rank in range(self._world.size):
+            # A rank that has not begun to report is no more than slow to start.
+            known = self._store.check([_key(rank)])
+            report = self._store.get(_key(rank)).decode() if known else ""
+            if report != self._reports[rank] or report in ("", _DONE):
+                self._reports[rank], self._heard_s[rank] = report, now_s
+            began = int(report.split()[1]) if " " in report else self._began[rank]
+            if began != self._began[rank] or report == _DONE:
+                self._began[rank], self._moved_s = began, now_s
+
+    def _judge(self) -> None:
+        # Rank 1 speaks only where rank 0 cannot.
+        patience_s = self._timeout_s + 5 * self._every_s * self._world.rank
+        if self._trainer.stop_signal is not None and (fault := self._lost(LOST_AFTER_S)):
+            _end(fault)
+        if fault := self._lost(patience_s):
+            _end(fault)
+        if time.monotonic() - self._moved_s > patience_s:
+            _end(self._stalled())
+
+    def _lost(self, silent_s: float) -> str | None:
+        now_s = time.monotonic()
+        lost = [r for r, heard_s in enumerate(self._heard_s) if now_s - heard_s > silent_s]
+        if not lost:
+            return None
+        return (
+            f"{_named(lost)} gave no sign of life for {now_s - self._heard_s[lost[0]]:.0f} s "
+            f"at step {self._trainer.began}: the job ends; go on with --resume"
+        )
+
+    def _stalled(self) -> str:
+        least = min(self._began)
+        late = [rank for rank, began in enumerate(self._began) if began == least]
+        where = "all ranks stall" if len(late) == self._world.size else f"{_named(late)} stalled"
+        return (
+            f"{where} after beginning step {least}, for {self._timeout_s:g} s "
+            "(train.timeout_s): the job ends; go on with --resume"
+        )
+
+
+def _store() -> TCPStore:
+    """Another connection to torchrun's store, as each one serves one thread at a time."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(host, port, is_master=False)
+
+
+def _key(rank: int) -> str:
+    return f"igpt/watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{rank}"
+
+
+def _named(ranks: list[int]) -> str:
+    return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks))
+
+
+def _unknown(error: BaseException) -> str:
+    reason = str(error).splitlines()[0]
+    return f"the ranks lost touch ({reason}): the job ends; go on with --resume"
+
+
+def _end(message: str) -> None:
+    """End this process, whatever its main thread waits for; torchrun ends the others."""
+    say(f"igpt: error: {message}", from_any_rank=True)
+    os._exit(2)
