@@ -48,7 +48,7 @@ def test_nats_are_the_mean_surprise(model, pictures):
 
 def test_features_are_those_of_the_asked_layer(model, pictures):
     assert model.features(pictures, layer=0).shape == (3, model.network.config.n_embd)
-    with pytest.raises(UserError, match="layer 9 does not exist: choose 0 to 2, or 'best'"):
+    with pytest.raises(UserError, match=r"layer 9 does not exist: choose 0 to 2, or 'best'"):
         model.features(pictures, layer=9)
 
 
@@ -57,7 +57,7 @@ def test_completions_keep_what_is_given(model, pictures):
     assert drawn.shape == (3, 2, 4, 4, 3)
     kept = model.decode(model.encode(pictures))[:, None, :2]
     assert np.array_equal(drawn[:, :, :2], np.broadcast_to(kept, drawn[:, :, :2].shape))
-    with pytest.raises(UserError, match="give either keep_rows or keep"):
+    with pytest.raises(UserError, match=r"give either keep_rows or keep"):
         model.complete(pictures)
     with pytest.raises(UserError, match=r"the mask is \(3, 4\): this model needs \(4, 4\) pixels"):
         model.complete(pictures, keep=np.ones((3, 4), bool))
@@ -70,9 +70,9 @@ def test_arrays_of_other_kinds_are_refused(model, image):
 
 
 def test_no_images_and_no_probe_are_said_plainly(model, pictures):
-    with pytest.raises(UserError, match="there are no images: pass at least one"):
+    with pytest.raises(UserError, match=r"there are no images: pass at least one"):
         model.encode([])
-    with pytest.raises(UserError, match="has no probe: run `igpt probe MODEL DATA` first"):
+    with pytest.raises(UserError, match=r"has no probe: run `igpt probe MODEL DATA` first"):
         model.classify(pictures)
 
 
@@ -86,7 +86,7 @@ def broken(folder, name, change):
 def test_a_damaged_folder_is_one_line_that_names_the_file(model, tmp_path):
     folder = model.save(tmp_path / "model")
     broken(folder, "config.json", lambda d: d["igpt"].update(schema_version=99))
-    with pytest.raises(UserError, match="config.json has schema version 99"):
+    with pytest.raises(UserError, match=r"config.json has schema version 99"):
         igpt.load(folder)
     model.save(folder)
     broken(folder, "preprocessor_config.json", lambda d: d.pop("clusters"))
@@ -95,16 +95,16 @@ def test_a_damaged_folder_is_one_line_that_names_the_file(model, tmp_path):
     model.save(folder)
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[:100])
-    with pytest.raises(UserError, match="model.safetensors is damaged"):
+    with pytest.raises(UserError, match=r"model.safetensors is damaged"):
         igpt.load(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="model.safetensors is missing"):
+    with pytest.raises(UserError, match=r"model.safetensors is missing"):
         igpt.load(folder)
 
 
 def test_saving_over_something_else_is_refused(model, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not a model folder: choose another place"):
+    with pytest.raises(UserError, match=r"is not a model folder: choose another place"):
         model.save(tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 

@@ -1,4 +1,4 @@
-"""The plan of the house (docs/ARCHITECTURE.md): imports go one way, and `__init__` files are empty."""
+"""The plan of the house (docs/ARCHITECTURE.md): imports go one way, `__init__` files are empty."""
 
 import ast
 from pathlib import Path

@@ -2,7 +2,7 @@
 
 `PREFIX.index` is a sorted table of blocks, as LevelDB has it: the empty key holds a
 `BundleHeaderProto`, each tensor's name a `BundleEntryProto` that says where in the shards
-`PREFIX.data-IIIII-of-NNNNN` its bytes lie. Every block and tensor has a checksum, and each is checked.
+`PREFIX.data-IIIII-of-NNNNN` its bytes lie. Every block and tensor has a checksum; all are checked.
 """
 
 import struct
@@ -147,6 +147,7 @@ def _entry(message: bytes) -> Entry:
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """The numbers and values of a protocol buffer's fields."""
     at = 0
+    value: Any
     while at < len(message):
         tag, at = _varint(message, at)
         kind = tag & 7

@@ -26,7 +26,7 @@ def unmasked(stored: int) -> int:
 
 def _table() -> np.ndarray:
     """(256,) uint32: the state that each byte leaves."""
-    table = np.arange(256, dtype=np.uint32)
+    table: np.ndarray = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         table = (table >> 1) ^ np.where(table & 1, np.uint32(_POLYNOMIAL), np.uint32(0))
     return table
@@ -42,7 +42,7 @@ def _joined(data: np.ndarray) -> int:
     padded = np.zeros(length << log2, np.uint8)
     padded[len(padded) - len(data) :] = data
     state = np.zeros(1 << log2, np.uint32)
-    for column in np.ascontiguousarray(padded.reshape(-1, length).T):
+    for column in np.ascontiguousarray(padded.reshape(1 << log2, length).T):
         state = _TABLE[(state ^ column) & 255] ^ (state >> 8)
     operator = _passing(length)
     while len(state) > 1:

@@ -170,9 +170,9 @@ def test_no_change_of_one_byte_of_the_index_goes_unseen(tmp_path_factory, data):
 
 def test_missing_shards_palettes_and_tensors_are_named(files):
     prefix, palette = files
-    with pytest.raises(UserError, match="--palette"):
+    with pytest.raises(UserError, match=r"--palette"):
         read_openai(str(prefix), None)
-    with pytest.raises(UserError, match="cannot read .*gone.index"):
+    with pytest.raises(UserError, match=r"cannot read .*gone.index"):
         read_openai(str(prefix.with_name("gone.index")), str(palette))
     weights = released()
     for name, message in (
@@ -184,11 +184,11 @@ def test_missing_shards_palettes_and_tensors_are_named(files):
         with pytest.raises(UserError, match=message):
             read_openai(str(prefix), str(palette))
     oracle.write_bundle(prefix, {**weights, "model/odd": np.ones(2, np.float32)})
-    with pytest.raises(UserError, match="tensor odd is not part of this network"):
+    with pytest.raises(UserError, match=r"tensor odd is not part of this network"):
         read_openai(str(prefix), str(palette))
     oracle.write_bundle(prefix, weights, n_shards=2)
     prefix.with_name(f"{prefix.name}.data-00001-of-00002").unlink()
-    with pytest.raises(UserError, match="data-00001-of-00002: No such file"):
+    with pytest.raises(UserError, match=r"data-00001-of-00002: No such file"):
         read_openai(str(prefix), str(palette))
     assert is_checkpoint(str(prefix))
     assert not is_checkpoint(str(prefix) + "0")

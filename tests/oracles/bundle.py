@@ -1,4 +1,4 @@
-"""Writes TensorFlow checkpoints by the published format, bit by bit and with no thought of speed."""
+"""Writes TensorFlow checkpoints by the published format, bit by bit, with no thought of speed."""
 
 import struct
 

@@ -19,7 +19,7 @@ OPTIONS = (
     "--data.image-size 8 --data.n-colors 17 --model.n-layer 2 --model.n-head 2 --model.n-embd 16 "
     "--train.batch-size 7 --train.lr 0.01 --train.log-every 1 --train.valid-every 6 "
     "--train.valid-images 5 --train.checkpoint-every 5 --train.precision fp32 --train.compile off"
-).split()  # noqa: SIM905 - as a user writes it
+).split()
 
 
 def command(folder, ranks, *options):
