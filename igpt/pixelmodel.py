@@ -1,60 +1,39 @@
-"""`PixelModel`: a network, its tokeniser and its facts as one thing; load and save model folders.
+"""`PixelModel`: a network, its tokeniser and its facts as one thing; load and save it.
 
-A model folder holds `config.json`, `model.safetensors` and `preprocessor_config.json`. Where
-`transformers`' ImageGPT can express the model, the folder is one that it opens, and our own facts
-stand under the one key `igpt`; otherwise `model_type` is `igpt` and the tensors have our names.
+`igpt.modelfolder` says what a model folder holds.
 """
 
-import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
 from igpt import compute
-from igpt.config import ModelConfig, Objective, RunConfig, SampleConfig, TrainConfig
-from igpt.config import Tokenizer as TokenizerKind
+from igpt.config import SampleConfig
 from igpt.errors import UserError
 from igpt.images.files import read_image
 from igpt.images.resize import area_resize, center_square
 from igpt.model.gpt import GPT
-from igpt.model.imagegpt import from_imagegpt, has_biases, imagegpt_config, to_imagegpt
-from igpt.runs import read_json, write_json, writing_folder
-from igpt.tokens.palette import Palette
-from igpt.tokens.raw import RawTokens
+from igpt.modelfolder import (
+    ModelFacts,
+    ModelParts,
+    may_replace,
+    read_folder,
+    read_newest,
+    write_folder,
+)
+from igpt.runs import read_json, writing_folder
 from igpt.tokens.tokenizer import Tokenizer
-from igpt.train import checkpoint
-from igpt.train.setup import read_run, tokenizer_of_run
 
 if TYPE_CHECKING:
     from igpt.evaluate.probe import SavedProbe
 
-SCHEMA_VERSION = 1
-
 Images = np.ndarray | Image.Image | str | Path | Sequence["np.ndarray | Image.Image | str | Path"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFacts:
-    """What a model folder records beside its weights, under the key `igpt`."""
-
-    objective: Objective
-    image_size: int
-    """Side S of the input, pixels."""
-    tokens: TokenizerKind
-    trained: dict[str, Any]
-    """Where the weights come from: data, seed, steps, command; empty when unknown."""
-    mask_prob: float = TrainConfig().mask_prob
-    """BERT only: the share of positions masked, in training and so wherever it is judged."""
-    shifted: bool = True
-    """False: an imported classifier that reads the image unshifted, without `sos` (PAPER §D)."""
 
 
 class PixelModel:
@@ -294,31 +273,13 @@ class PixelModel:
             UserError: the folder exists and is no model folder, or cannot be written.
         """
         path = Path(folder)
-        if path.exists() and not _may_replace(path):
+        if path.exists() and not may_replace(path):
             raise UserError(f"{path} is not a model folder: choose another place")
         with writing_folder(path) as part:
-            self._write(part)
+            write_folder(part, ModelParts(self.network, self.tokenizer, self.facts))
+            if self.classifier is not None:
+                self.classifier.save(part)
         return path
-
-    def _write(self, folder: Path) -> None:
-        state = {name: t.detach().cpu() for name, t in self.network.state_dict().items()}
-        config = _own_config(self.network, self.facts)
-        if self.network.shifted:
-            state = to_imagegpt(state)
-            config = {
-                **imagegpt_config(
-                    self.network.config,
-                    n_colors=self.network.n_colors,
-                    seq_len=self.network.seq_len,
-                ),
-                "igpt": config["igpt"],
-            }
-        write_json(folder / "config.json", config)
-        write_json(folder / "preprocessor_config.json", preprocessor_config(self))
-        data = safetensors.torch.save(_contiguous(state), metadata={"format": "pt"})
-        (folder / "model.safetensors").write_bytes(data)
-        if self.classifier is not None:
-            self.classifier.save(folder)
 
 
 def _each(images: Images) -> Iterable[np.ndarray | Image.Image | str | Path]:
@@ -347,39 +308,6 @@ def _layer_number(layer: int | str, network: GPT) -> int:
     return layer
 
 
-def _contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in state.items()}
-
-
-def _may_replace(path: Path) -> bool:
-    return (path / "config.json").is_file() or not any(path.iterdir())
-
-
-def _own_config(network: GPT, facts: ModelFacts) -> dict[str, Any]:
-    return {
-        "model_type": "igpt",
-        "model": dataclasses.asdict(network.config),
-        "n_colors": network.n_colors,
-        "igpt": {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(facts)},
-    }
-
-
-def preprocessor_config(model: PixelModel) -> dict[str, Any]:
-    """What transformers' ImageGPTImageProcessor reads: the size and the colours."""
-    side = model.image_size
-    settings: dict[str, Any] = {
-        "image_processor_type": "ImageGPTImageProcessor",
-        "do_resize": True,
-        "size": {"height": side, "width": side},
-        "resample": 2,
-        "do_normalize": True,
-        "do_color_quantize": True,
-    }
-    if isinstance(model.tokenizer, Palette):
-        settings["clusters"] = model.tokenizer.colors.tolist()
-    return settings
-
-
 def load(source: str | Path) -> PixelModel:
     """A model by name: a run, a model folder, a transformers folder or a Hub id.
 
@@ -406,7 +334,8 @@ def load(source: str | Path) -> PixelModel:
 
         model = read_transformers(path, document)
     else:
-        model = _load_folder(path, document)
+        parts = read_folder(path, document)
+        model = PixelModel(parts.network, parts.tokenizer, parts.facts, folder=path)
     model.network.to(compute.default_device())
     return model
 
@@ -419,83 +348,8 @@ def _is_from_transformers(document: dict[str, Any]) -> bool:
 
 def load_run(folder: Path) -> PixelModel:
     """The model of a run's newest intact checkpoint."""
-    config, facts = read_run(folder)
-    path, rejected = checkpoint.newest(folder)
-    if path is None:
-        reason = f" ({rejected[0]})" if rejected else ""
-        raise UserError(f"{folder} has no usable checkpoint{reason}: train it with --resume")
-    held = checkpoint.load(path)
-    tokenizer = tokenizer_of_run(folder, config)
-    network = _network(
-        config.model, tokenizer.n_colors, config.data.seq_len, config.train.objective
-    )
-    checkpoint.load_weights(network, held.model, where=str(path / "model.safetensors"))
-    trained = {
-        **facts,
-        "recipe": config.recipe,
-        "seed": config.seed,
-        "valid_fraction": config.data.valid_fraction,
-        "step": held.step,
-        "images": held.step * config.train.batch_size,
-    }
-    return PixelModel(network, tokenizer, _facts_of_run(config, trained), folder=folder / "model")
-
-
-def _facts_of_run(config: RunConfig, trained: dict[str, Any]) -> ModelFacts:
-    return ModelFacts(
-        objective=config.train.objective,
-        image_size=config.data.image_size,
-        tokens=config.data.tokens,
-        trained=trained,
-        mask_prob=config.train.mask_prob,
-    )
-
-
-def _network(config: ModelConfig, n_colors: int, seq_len: int, objective: Objective) -> GPT:
-    return GPT(config, n_colors=n_colors, seq_len=seq_len, objective=objective)
-
-
-def _load_folder(path: Path, document: dict[str, Any]) -> PixelModel:
-    where = str(path / "config.json")
-    if document.get("model_type") not in ("imagegpt", "igpt") or "igpt" not in document:
-        raise UserError(f"{where} does not describe a model of igpt: check the path")
-    recorded = dict(document["igpt"])
-    version = recorded.pop("schema_version", None)
-    if version != SCHEMA_VERSION:
-        raise UserError(f"{where} has schema version {version}: use the igpt that wrote it")
-    facts = ModelFacts(**recorded)
-    tensors = _read_tensors(path / "model.safetensors")
-    if document["model_type"] == "imagegpt":
-        config = ModelConfig(
-            **{key: document[key] for key in ("n_layer", "n_head", "n_embd")},
-            bias=has_biases(tensors),
-        )
-        n_colors = document["vocab_size"] - 1
-        tensors = from_imagegpt(tensors, bias=config.bias)
-    else:
-        config, n_colors = ModelConfig(**document["model"]), document["n_colors"]
-    tokenizer: Tokenizer = RawTokens() if facts.tokens == "raw" else _palette_of(path)
-    channels = 3 if facts.tokens == "raw" else 1
-    seq_len = facts.image_size**2 * channels
-    network = _network(config, n_colors, seq_len, facts.objective)
-    checkpoint.load_weights(network, tensors, where=str(path / "model.safetensors"))
-    return PixelModel(network, tokenizer, facts, folder=path)
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"{path} is missing: restore the model folder")
-    try:
-        return safetensors.torch.load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}): restore the model folder") from error
-
-
-def _palette_of(path: Path) -> Palette:
-    settings = read_json(path / "preprocessor_config.json")
-    if "clusters" not in settings:
-        raise UserError(f"{path / 'preprocessor_config.json'} has no clusters: restore the folder")
-    return Palette(np.asarray(settings["clusters"], dtype=np.float32))
+    parts = read_newest(folder)
+    return PixelModel(parts.network, parts.tokenizer, parts.facts, folder=folder / "model")
 
 
 def export_run(folder: Path) -> Path:

@@ -6,7 +6,8 @@ import torch
 from igpt.config import ModelConfig, Objective, SampleConfig
 from igpt.generate.draw import draw
 from igpt.model.gpt import GPT
-from igpt.pixelmodel import ModelFacts, PixelModel
+from igpt.modelfolder import ModelFacts
+from igpt.pixelmodel import PixelModel
 from igpt.tokens.palette import Palette
 from tests.strategies import lively_gpt
 

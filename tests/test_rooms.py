@@ -17,6 +17,7 @@ ROWS = [
     ["tokens"],
     ["model"],
     ["train"],
+    ["modelfolder"],
     ["pixelmodel"],
     ["evaluate", "generate", "interop"],
     ["sklearn"],

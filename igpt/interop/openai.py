@@ -12,7 +12,8 @@ from igpt.config import ModelConfig, Objective
 from igpt.errors import UserError
 from igpt.interop.bundle import Bundle
 from igpt.model.gpt import GPT
-from igpt.pixelmodel import ModelFacts, PixelModel
+from igpt.modelfolder import ModelFacts
+from igpt.pixelmodel import PixelModel
 from igpt.tokens.palette import Palette
 from igpt.train.checkpoint import load_weights
 

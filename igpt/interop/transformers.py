@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -20,7 +19,8 @@ from igpt.errors import UserError
 from igpt.interop.tensors import read_weights
 from igpt.model.gpt import GPT
 from igpt.model.imagegpt import from_imagegpt, has_biases, imagegpt_config, to_imagegpt
-from igpt.pixelmodel import ModelFacts, PixelModel, preprocessor_config
+from igpt.modelfolder import ModelFacts, write_preprocessor, write_tensors
+from igpt.pixelmodel import PixelModel
 from igpt.runs import read_json, write_json, writing_folder
 from igpt.tokens.palette import Palette
 from igpt.train.checkpoint import load_weights
@@ -223,11 +223,8 @@ def _write(model: PixelModel, folder: Path, head: _ClassHead | None) -> None:
         config["id2label"] = {str(label): name for label, name in enumerate(head.classes)}
         config["label2id"] = {name: label for label, name in enumerate(head.classes)}
     write_json(folder / "config.json", config)
-    write_json(folder / "preprocessor_config.json", preprocessor_config(model))
-    data = safetensors.torch.save(
-        {name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"}
-    )
-    (folder / "model.safetensors").write_bytes(data)
+    write_preprocessor(folder, model.tokenizer, model.image_size)
+    write_tensors(folder, tensors)
 
 
 def _prove(model: PixelModel, folder: Path, head: _ClassHead | None) -> None:

@@ -1,0 +1,199 @@
+"""Model folders and runs on disk: a network, its tokeniser and its facts, written and read.
+
+A model folder holds `config.json`, `model.safetensors` and `preprocessor_config.json`. Where
+`transformers`' ImageGPT can express the model, the folder is one that it opens, and our own facts
+stand under the one key `igpt`; otherwise `model_type` is `igpt` and the tensors have our names.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from igpt.config import ModelConfig, Objective, RunConfig, TrainConfig
+from igpt.config import Tokenizer as TokenizerKind
+from igpt.errors import UserError
+from igpt.model.gpt import GPT
+from igpt.model.imagegpt import from_imagegpt, has_biases, imagegpt_config, to_imagegpt
+from igpt.runs import read_json, write_json
+from igpt.tokens.palette import Palette
+from igpt.tokens.raw import RawTokens
+from igpt.tokens.tokenizer import Tokenizer
+from igpt.train import checkpoint
+from igpt.train.setup import read_run, tokenizer_of_run
+
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What a model folder records beside its weights, under the key `igpt`."""
+
+    objective: Objective
+    image_size: int
+    """Side S of the input, pixels."""
+    tokens: TokenizerKind
+    trained: dict[str, Any]
+    """Where the weights come from: data, seed, steps, command; empty when unknown."""
+    mask_prob: float = TrainConfig().mask_prob
+    """BERT only: the share of positions masked, in training and so wherever it is judged."""
+    shifted: bool = True
+    """False: an imported classifier that reads the image unshifted, without `sos` (PAPER §D)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelParts:
+    """What makes a model: all that a folder of one says."""
+
+    network: GPT
+    tokenizer: Tokenizer
+    facts: ModelFacts
+
+
+def write_folder(folder: Path, parts: ModelParts) -> None:
+    """Write the three files of a model into a folder that is there."""
+    network = parts.network
+    state = {name: t.detach().cpu() for name, t in network.state_dict().items()}
+    config = _own_config(network, parts.facts)
+    if network.shifted:
+        state = to_imagegpt(state)
+        theirs = imagegpt_config(network.config, n_colors=network.n_colors, seq_len=network.seq_len)
+        config = {**theirs, "igpt": config["igpt"]}
+    write_json(folder / "config.json", config)
+    write_preprocessor(folder, parts.tokenizer, parts.facts.image_size)
+    write_tensors(folder, state)
+
+
+def write_tensors(folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Write `model.safetensors` as transformers does."""
+    whole = {name: tensor.contiguous() for name, tensor in state.items()}
+    data = safetensors.torch.save(whole, metadata={"format": "pt"})
+    (folder / "model.safetensors").write_bytes(data)
+
+
+def write_preprocessor(folder: Path, tokenizer: Tokenizer, image_size: int) -> None:
+    """Write what transformers' ImageGPTImageProcessor reads: the size and the colours."""
+    settings: dict[str, Any] = {
+        "image_processor_type": "ImageGPTImageProcessor",
+        "do_resize": True,
+        "size": {"height": image_size, "width": image_size},
+        "resample": 2,
+        "do_normalize": True,
+        "do_color_quantize": True,
+    }
+    if isinstance(tokenizer, Palette):
+        settings["clusters"] = tokenizer.colors.tolist()
+    write_json(folder / "preprocessor_config.json", settings)
+
+
+def may_replace(path: Path) -> bool:
+    """Whether a folder is a model folder or empty, so that a model may be written there."""
+    return (path / "config.json").is_file() or not any(path.iterdir())
+
+
+def _own_config(network: GPT, facts: ModelFacts) -> dict[str, Any]:
+    return {
+        "model_type": "igpt",
+        "model": dataclasses.asdict(network.config),
+        "n_colors": network.n_colors,
+        "igpt": {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(facts)},
+    }
+
+
+def read_newest(folder: Path) -> ModelParts:
+    """The model of a run's newest intact checkpoint.
+
+    Raises:
+        UserError: the run has none.
+    """
+    config, facts = read_run(folder)
+    path, rejected = checkpoint.newest(folder)
+    if path is None:
+        reason = f" ({rejected[0]})" if rejected else ""
+        raise UserError(f"{folder} has no usable checkpoint{reason}: train it with --resume")
+    held = checkpoint.load(path)
+    tokenizer = tokenizer_of_run(folder, config)
+    network = _network(
+        config.model, tokenizer.n_colors, config.data.seq_len, config.train.objective
+    )
+    checkpoint.load_weights(network, held.model, where=str(path / "model.safetensors"))
+    trained = {
+        **facts,
+        "recipe": config.recipe,
+        "seed": config.seed,
+        "valid_fraction": config.data.valid_fraction,
+        "step": held.step,
+        "images": held.step * config.train.batch_size,
+    }
+    return ModelParts(network, tokenizer, _facts_of_run(config, trained))
+
+
+def _facts_of_run(config: RunConfig, trained: dict[str, Any]) -> ModelFacts:
+    return ModelFacts(
+        objective=config.train.objective,
+        image_size=config.data.image_size,
+        tokens=config.data.tokens,
+        trained=trained,
+        mask_prob=config.train.mask_prob,
+    )
+
+
+def _network(config: ModelConfig, n_colors: int, seq_len: int, objective: Objective) -> GPT:
+    return GPT(config, n_colors=n_colors, seq_len=seq_len, objective=objective)
+
+
+def read_folder(path: Path, document: dict[str, Any]) -> ModelParts:
+    """The model of a folder that `write_folder` wrote.
+
+    Args:
+        path: of the folder.
+        document: its config.json.
+
+    Raises:
+        UserError: it is none, of another version, or a file is missing or damaged.
+    """
+    where = str(path / "config.json")
+    if document.get("model_type") not in ("imagegpt", "igpt") or "igpt" not in document:
+        raise UserError(f"{where} does not describe a model of igpt: check the path")
+    recorded = dict(document["igpt"])
+    version = recorded.pop("schema_version", None)
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{where} has schema version {version}: use the igpt that wrote it")
+    facts = ModelFacts(**recorded)
+    tensors = _read_tensors(path / "model.safetensors")
+    if document["model_type"] == "imagegpt":
+        config = ModelConfig(
+            **{key: document[key] for key in ("n_layer", "n_head", "n_embd")},
+            bias=has_biases(tensors),
+        )
+        n_colors = document["vocab_size"] - 1
+        tensors = from_imagegpt(tensors, bias=config.bias)
+    else:
+        config, n_colors = ModelConfig(**document["model"]), document["n_colors"]
+    tokenizer: Tokenizer = RawTokens() if facts.tokens == "raw" else _palette_of(path)
+    channels = 3 if facts.tokens == "raw" else 1
+    seq_len = facts.image_size**2 * channels
+    network = _network(config, n_colors, seq_len, facts.objective)
+    checkpoint.load_weights(network, tensors, where=str(path / "model.safetensors"))
+    return ModelParts(network, tokenizer, facts)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"{path} is missing: restore the model folder")
+    try:
+        return safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}): restore the model folder") from error
+
+
+def _palette_of(path: Path) -> Palette:
+    settings = read_json(path / "preprocessor_config.json")
+    if "clusters" not in settings:
+        raise UserError(f"{path / 'preprocessor_config.json'} has no clusters: restore the folder")
+    return Palette(np.asarray(settings["clusters"], dtype=np.float32))
