@@ -11,6 +11,7 @@ from igpt.errors import UserError
 
 if TYPE_CHECKING:
     from igpt.pixelmodel import PixelModel
+    from igpt.train.trainer import Trainer
 
 
 def pretrain(
@@ -67,31 +68,17 @@ def train_run(
     from igpt import compute
     from igpt.images.prepare import open_data
     from igpt.pixelmodel import export_run
-    from igpt.progress import say, ticking
     from igpt.runs import FolderLock
     from igpt.train.distributed import default_world
-    from igpt.train.loop import run_steps
-    from igpt.train.setup import (
-        check_resumable,
-        create_run,
-        make_trainer,
-        read_run,
-        tokenizer_of_run,
-    )
-    from igpt.train.setup import resume as go_back
+    from igpt.train.resume import check_same_data
+    from igpt.train.setup import create_run, make_trainer, read_run, tokenizer_of_run
     from igpt.train.tracking import read_metrics
-    from igpt.train.watch import Watch
 
     compute.set_threads()
     world = default_world()
     exists = bool(world.from_first((folder / "config.json").exists()))
-    if exists and not resume:
-        raise UserError(
-            f"{folder} already holds a run: add --resume to go on with it, or choose another folder"
-        )
     if exists:
-        stored, _ = read_run(folder)
-        check_resumable(stored, config)
+        _check_may_go_on(folder, config, resume=resume)
     start = None if init_from is None or exists else _start_from(init_from, config)
     with world.first_alone():
         packed = open_data(
@@ -102,7 +89,9 @@ def train_run(
         )
     with FolderLock(folder) if world.is_first else nullcontext():
         with world.first_alone():
-            if not exists and world.is_first:
+            if exists:
+                check_same_data(folder, packed)
+            elif world.is_first:
                 create_run(config, packed, folder, tokenizer=start.tokenizer if start else None)
         # What is stored has no `auto` left; a resumed run may have changed a free setting.
         config = config if exists else read_run(folder)[0]
@@ -113,17 +102,38 @@ def train_run(
             tokenizer=tokenizer_of_run(folder, config),
             initial=start.network.state_dict() if start else None,
         )
-        if exists:
-            go_back(trainer)
-        if trainer.step >= config.train.total_steps:
-            say(f"{folder} is finished: all {trainer.step} steps are done")
-        else:
-            with ticking("training") as ticker, Watch(trainer):
-                run_steps(trainer, ticker)
-        if world.is_first:
-            export_run(folder)
+        _train(trainer, resume=exists)
+        with world.first_alone():
+            if world.is_first:
+                export_run(folder)
     nats = [line["valid_nats"] for line in read_metrics(folder) if "valid_nats" in line]
     return {"step": trainer.step, "valid_nats": nats[-1], "model": str(folder / "model")}
+
+
+def _check_may_go_on(folder: Path, config: RunConfig, *, resume: bool) -> None:
+    from igpt.train.resume import check_resumable
+    from igpt.train.setup import read_run
+
+    if not resume:
+        raise UserError(
+            f"{folder} already holds a run: add --resume to go on with it, or choose another folder"
+        )
+    check_resumable(read_run(folder)[0], config)
+
+
+def _train(trainer: "Trainer", *, resume: bool) -> None:
+    """Take the steps that are left."""
+    from igpt.progress import say, ticking
+    from igpt.train.loop import run_steps
+    from igpt.train.resume import resume as go_back
+
+    if resume:
+        go_back(trainer)
+    if trainer.step >= trainer.config.train.total_steps:
+        say(f"{trainer.folder} is finished: all {trainer.step} steps are done")
+        return
+    with ticking("training") as ticker:
+        run_steps(trainer, ticker)
 
 
 def _start_from(place: str, config: RunConfig) -> "PixelModel":

@@ -27,32 +27,14 @@ from igpt.tokens.batches import BatchStream
 from igpt.tokens.palette import Palette
 from igpt.tokens.raw import RawTokens
 from igpt.tokens.tokenizer import ImageArray, Tokenizer
-from igpt.train import checkpoint, loop
+from igpt.train import checkpoint
 from igpt.train.distributed import World, copied, default_world, keep_own_part, shard
 from igpt.train.objectives import loss_sum
 from igpt.train.optim import Optimizer, warmup_steps_of
-from igpt.train.tracking import drop_metrics_after
+from igpt.train.trainer import Trainer
 
 # Of a parameter: its float32 weight, gradient and two moments.
 STATE_BYTES = 16
-# What may change when a run is resumed; anything else would make it another run.
-FREE_AT_RESUME = frozenset(
-    f"train.{name}"
-    for name in (
-        "log_every",
-        "valid_every",
-        "valid_images",
-        "checkpoint_every",
-        "checkpoint_at",
-        "keep_last",
-        "timeout_s",
-    )
-)
-# These keep the run valid but not bit for bit the same.
-INEXACT_AT_RESUME = frozenset(
-    f"train.{name}"
-    for name in ("micro_batch", "precision", "compile", "checkpoint_activations", "parallel")
-)
 
 
 def read_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
@@ -179,34 +161,6 @@ def _fitting_micro_batch(config: RunConfig, *, n_colors: int, device: torch.devi
     return micro_batch
 
 
-def check_resumable(stored: RunConfig, asked: RunConfig) -> None:
-    """Refuse a changed configuration that would make it another run; warn where bits may differ.
-
-    Raises:
-        UserError: names each changed key.
-    """
-    changes = _differences(stored.to_dict(), asked.to_dict())
-    fatal = [c for c in changes if c[0] not in FREE_AT_RESUME | INEXACT_AT_RESUME]
-    if fatal:
-        listed = ", ".join(f"{key} {old} -> {new}" for key, old, new in fatal)
-        raise UserError(f"--resume cannot change {listed}: drop it, or start another run folder")
-    for key, old, new in changes:
-        if key in INEXACT_AT_RESUME:
-            say(f"warning: {key} {old} -> {new}: the weights will not be bit for bit the same")
-
-
-def _differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
-) -> list[tuple[str, Any, Any]]:
-    found: list[tuple[str, Any, Any]] = []
-    for key, value in old.items():
-        if isinstance(value, Mapping):
-            found += _differences(value, new[key], f"{prefix}{key}.")
-        elif value != new[key]:
-            found.append((f"{prefix}{key}", value, new[key]))
-    return found
-
-
 def make_network(config: RunConfig, *, n_colors: int, device: str = "cpu") -> GPT:
     """A network whose weights are not drawn yet; on `meta` they take no memory either."""
     with torch.device(device):
@@ -254,7 +208,7 @@ def make_trainer(
     tokenizer: Tokenizer,
     initial: Mapping[str, Tensor] | None = None,
     world: World | None = None,
-) -> loop.Trainer:
+) -> Trainer:
     """A trainer at step 0.
 
     Args:
@@ -283,7 +237,7 @@ def make_trainer(
         network.to_empty(device=device)
     network.to(device)
     _set_weights(network, config.seed, initial)
-    return loop.Trainer(
+    return Trainer(
         config=config,
         folder=folder,
         network=network,
@@ -330,25 +284,3 @@ def exactness_facts(device: torch.device, world: World) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "world_size": world.size,
     }
-
-
-def resume(trainer: loop.Trainer) -> None:
-    """Go back to the newest intact checkpoint, naming those passed over; none: start at step 0."""
-    world, step = trainer.world, 0
-    if world.is_first:
-        path, rejected = checkpoint.newest(trainer.folder)
-        for line in rejected:
-            say(f"warning: {line}")
-        step = 0 if path is None else checkpoint.step_of(path)
-    step = world.from_first(step)
-    if step:
-        held = loop.restore(trainer, checkpoint.folder_of(trainer.folder, step))
-        for key, value in trainer.facts.items():
-            if held.get(key) != value:
-                say(
-                    f"warning: {key} {held.get(key)} -> {value}: "
-                    "the weights will not be bit for bit the same"
-                )
-    if world.is_first:
-        drop_metrics_after(trainer.folder, trainer.step)
-    say(f"resuming at step {trainer.step} of {trainer.config.train.total_steps}")

@@ -4,10 +4,9 @@ import numpy as np
 import torch
 
 from igpt import compute
-from igpt.model.gpt import GPT
 from igpt.tokens.masks import bert_masks
-from igpt.train.distributed import World
 from igpt.train.objectives import loss_count, loss_sum
+from igpt.train.trainer import Trainer
 
 BATCH_SIZE = 32
 # Stands for a step in the name of the masks' stream; training steps start at 0.
@@ -17,29 +16,16 @@ VALID_STEP = -1
 # Compiling the blocks once more for this batch size and mode would cost more than it saves.
 @torch.compiler.set_stance("force_eager")  # type: ignore[untyped-decorator]
 @torch.no_grad()  # not inference mode: FSDP's buffers are used in training again
-def validation_nats(
-    network: GPT,
-    tokens: np.ndarray,
-    *,
-    mask_prob: float,
-    seed: int,
-    dtype: torch.dtype,
-    world: World,
-) -> float:
-    """Mean loss of some images; BERT's masks depend on the seed and the image's place only.
+def validation_nats(trainer: Trainer) -> float:
+    """Mean loss of a run's validation images, shared by its ranks.
 
-    Args:
-        network: the model, on any device.
-        tokens: (N, T) integers.
-        mask_prob: BERT's chance of masking a position.
-        seed: of the masks.
-        dtype: of the matrix products.
-        world: the ranks that share the images.
+    BERT's masks depend on the seed and the image's place only.
 
     Returns:
         Nats per token over all T tokens (BERT: per image's mean masked token).
     """
-    device = next(network.parameters()).device
+    network, tokens, device = trainer.network, trainer.valid_tokens, trainer.device
+    world, seed = trainer.world, trainer.config.seed
     sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, count
     first = world.slots(len(tokens)).start
     for cut in world.parts(len(tokens), BATCH_SIZE):
@@ -48,11 +34,12 @@ def validation_nats(
         part = torch.from_numpy(rows).to(device)
         masked = None
         if network.objective == "bert":
+            share = trainer.config.train.mask_prob
             masks = bert_masks(
-                seed, VALID_STEP, slots=slots, seq_len=part.shape[1], mask_prob=mask_prob
+                seed, VALID_STEP, slots=slots, seq_len=part.shape[1], mask_prob=share
             )
             masked = torch.from_numpy(masks).to(device)
-        with compute.autocast(device, dtype):
+        with compute.autocast(device, trainer.dtype):
             logits = network(part, masked)
         sums[0] += loss_sum(logits, part, masked)
         sums[1] += loss_count(network.objective, part, masked)

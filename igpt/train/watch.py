@@ -15,7 +15,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from igpt.errors import UserError
 from igpt.progress import say
-from igpt.train.loop import Trainer
+from igpt.train.trainer import Trainer
 
 LOST_AFTER_S = 3.0
 """After another sign that a rank is lost, its silence for this long is enough to name it."""
@@ -38,14 +38,30 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._reports = [""] * self._world.size
         self._heard_s = [time.monotonic()] * self._world.size
-        self._began = [-1] * self._world.size
+        self._began = [0] * self._world.size
         self._moved_s = time.monotonic()
 
     def __enter__(self) -> Self:
         if self._world.size > 1:
             self._store = _store()
+            self._store.set(self._key(self._world.rank), "0 0")
+            self._await_others()
             self._thread.start()
         return self
+
+    def _await_others(self) -> None:
+        """Begin together, so that from here on silence means something."""
+        end_s = time.monotonic() + self._timeout_s
+        keys = [self._key(rank) for rank in range(self._world.size)]
+        while missing := [r for r, key in enumerate(keys) if not self._store.check([key])]:
+            if time.monotonic() > end_s:
+                raise UserError(
+                    f"{_named(missing)} did not begin to train within {self._timeout_s:g} s "
+                    "(train.timeout_s): the job ends; go on with --resume"
+                )
+            time.sleep(0.01)
+        self._heard_s = [time.monotonic()] * self._world.size
+        self._moved_s = time.monotonic()
 
     def __exit__(
         self,
@@ -59,30 +75,34 @@ class Watch:
             "gloo" in str(error) or isinstance(error, dist.DistError)
         ):
             time.sleep(LOST_AFTER_S + 2 * self._every_s)
+            if _DONE in self._reports:
+                raise SystemExit(2)  # that rank has said why it ended
             raise UserError(self._lost(LOST_AFTER_S) or _unknown(error)) from error
         self._done.set()
         self._thread.join()
+
+    def _key(self, rank: int) -> str:
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return f"igpt/watch/{attempt}/{self._trainer.folder.name}/{rank}"
 
     def _run(self) -> None:
         number = 0
         try:
             while not self._done.wait(self._every_s):
                 number += 1
-                self._store.set(_key(self._world.rank), f"{number} {self._trainer.began}")
+                self._store.set(self._key(self._world.rank), f"{number} {self._trainer.began}")
                 if self._world.rank < 2:
                     self._listen()
                     self._judge()
-            self._store.set(_key(self._world.rank), _DONE)
+            self._store.set(self._key(self._world.rank), _DONE)
         except dist.DistError:
             _end("torchrun is gone: the job ends; go on with --resume")
 
     def _listen(self) -> None:
         now_s = time.monotonic()
         for rank in range(self._world.size):
-            # A rank that has not begun to report is no more than slow to start.
-            known = self._store.check([_key(rank)])
-            report = self._store.get(_key(rank)).decode() if known else ""
-            if report != self._reports[rank] or report in ("", _DONE):
+            report = self._store.get(self._key(rank)).decode()
+            if report != self._reports[rank] or report == _DONE:
                 self._reports[rank], self._heard_s[rank] = report, now_s
             began = int(report.split()[1]) if " " in report else self._began[rank]
             if began != self._began[rank] or report == _DONE:
@@ -96,7 +116,8 @@ class Watch:
         if fault := self._lost(patience_s):
             _end(fault)
         if time.monotonic() - self._moved_s > patience_s:
-            _end(self._stalled())
+            # Who is silent as well is the one that stalls, whatever step the others wait in.
+            _end(self._lost(LOST_AFTER_S) or self._stalled())
 
     def _lost(self, silent_s: float) -> str | None:
         now_s = time.monotonic()
@@ -122,10 +143,6 @@ def _store() -> TCPStore:
     """Another connection to torchrun's store, as each one serves one thread at a time."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return TCPStore(host, port, is_master=False)
-
-
-def _key(rank: int) -> str:
-    return f"igpt/watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{rank}"
 
 
 def _named(ranks: list[int]) -> str:

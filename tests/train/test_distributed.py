@@ -79,11 +79,18 @@ def alone(digits, tmp_path_factory):
 @pytest.mark.parametrize(
     "options",
     [
-        ("--train.parallel", "ddp", "--train.micro-batch", "2"),
-        ("--train.parallel", "fsdp", "--train.checkpoint-activations"),
-        ("--train.parallel", "fsdp", "--train.objective", "bert", "--train.micro-batch", "2"),
+        pytest.param(("--train.parallel", "ddp", "--train.micro-batch", "2"), id="ddp"),
+        pytest.param(
+            ("--train.parallel", "fsdp", "--train.checkpoint-activations"),
+            id="fsdp-as-xl",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ("--train.parallel", "fsdp", "--train.objective", "bert", "--train.micro-batch", "2"),
+            id="fsdp-bert",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["ddp", "fsdp-as-xl", "fsdp-bert"],
 )
 def test_two_ranks_learn_what_one_does(alone, tmp_path, options):
     if "bert" in options:
@@ -97,6 +104,7 @@ def test_two_ranks_learn_what_one_does(alone, tmp_path, options):
         torch.testing.assert_close(two.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_the_number_of_ranks_may_change_between_runs(alone, tmp_path, parallel):
     folder = tmp_path / "run"
@@ -144,6 +152,7 @@ def test_a_killed_rank_ends_the_job_with_its_name(digits, tmp_path):
     assert stderr.count("igpt: error") == 1
 
 
+@pytest.mark.slow
 def test_a_stalled_rank_ends_the_job_with_its_name(digits, tmp_path):
     launcher = start(tmp_path / "run", "--train.timeout-s", "6")
     pid = pid_of_rank(tmp_path / "run", 1, launcher)
@@ -156,6 +165,7 @@ def test_a_stalled_rank_ends_the_job_with_its_name(digits, tmp_path):
     assert re.search(r"rank 1 gave no sign of life for \d+ s at step \d+: the job ends", line)
 
 
+@pytest.mark.slow
 def test_a_fault_before_training_is_said_once(tmp_path):
     words = command(tmp_path / "run", 2)
     words[words.index("digits")] = str(tmp_path / "nowhere")
@@ -164,6 +174,7 @@ def test_a_fault_before_training_is_said_once(tmp_path):
     assert found.stderr.count("igpt: error") == 1
 
 
+@pytest.mark.slow
 def test_state_of_a_sharded_checkpoint_is_json_and_safetensors_only(digits, tmp_path):
     run(tmp_path / "run", 2, "--train.total-steps", "2", "--train.parallel", "fsdp")
     (folder,) = (tmp_path / "run" / "checkpoints").iterdir()

@@ -1,11 +1,8 @@
 import dataclasses
-import json
 import os
+import random
 import signal
-import subprocess
-import sys
 import threading
-import time
 
 import pytest
 import torch
@@ -13,8 +10,9 @@ import torch
 from igpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from igpt.errors import Interrupted, UserError
 from igpt.progress import Ticker
-from igpt.train import checkpoint, loop, setup
+from igpt.train import checkpoint, loop, resume, setup
 from igpt.train.tracking import read_metrics
+from tests.train import killing
 
 TINY = RunConfig(
     data=DataConfig(image_size=8, n_colors=17),
@@ -49,7 +47,7 @@ def resumed(data, folder):
     config, _ = setup.read_run(folder)
     tokenizer = setup.tokenizer_of_run(folder, config)
     trainer = setup.make_trainer(config, data, folder, tokenizer=tokenizer)
-    setup.resume(trainer)
+    resume.resume(trainer)
     return trainer
 
 
@@ -75,7 +73,7 @@ def test_a_run_resumed_at_any_step_ends_with_the_same_bits(
     broken = start(config, digits, tmp_path / "broken")
     for batch in broken.stream.prefetch(0, stop_at):
         loop.train_step(broken, batch)
-    loop.save(broken)
+    resume.save(broken)
     again = resumed(digits, tmp_path / "broken")
     assert again.step == stop_at
     loop.run_steps(again, QUIET)
@@ -154,14 +152,14 @@ def test_a_folder_that_holds_something_is_left_alone(digits, tmp_path):
 def test_resume_names_and_refuses_what_would_make_it_another_run():
     changed = dataclasses.replace(tiny(lr=0.5, batch_size=7), seed=3)
     with pytest.raises(UserError) as refusal:
-        setup.check_resumable(TINY, changed)
+        resume.check_resumable(TINY, changed)
     for text in ("seed 0 -> 3", "train.batch_size 6 -> 7", "train.lr 0.01 -> 0.5"):
         assert text in str(refusal.value)
-    setup.check_resumable(TINY, tiny(log_every=1, checkpoint_every=2, keep_last=5))
+    resume.check_resumable(TINY, tiny(log_every=1, checkpoint_every=2, keep_last=5))
 
 
 def test_resume_warns_where_bits_may_differ(capsys):
-    setup.check_resumable(tiny(micro_batch=6), tiny(micro_batch=3))
+    resume.check_resumable(tiny(micro_batch=6), tiny(micro_batch=3))
     assert "warning: train.micro_batch 6 -> 3: the weights will not be" in capsys.readouterr().err
 
 
@@ -185,47 +183,15 @@ def test_micro_batch_shrinks_to_the_memory_at_hand(monkeypatch):
     assert 1 <= config.train.micro_batch < 128
 
 
-@pytest.mark.parametrize("signal_name", ["SIGKILL"])
-def test_killed_at_random_moments_and_resumed_the_weights_are_bit_identical(
-    digits, tmp_path, signal_name
-):
-    """TARGETS, Reliability row 1, quick form: 3 kills; the 50 are in test_soak."""
-    run_command(tmp_path / "whole")
-    kill_and_resume(tmp_path / "broken", kills=3, seed=0, number=getattr(signal, signal_name))
-    assert final_weights(tmp_path / "whole") == final_weights(tmp_path / "broken")
-
-
-OPTIONS = (
-    "--data.image-size 8 --data.n-colors 17 --model.n-layer 2 --model.n-head 2 --model.n-embd 16 "
-    "--train.total-steps 60 --train.batch-size 6 --train.lr 0.01 --train.checkpoint-every 5 "
-    "--train.valid-every 20 --train.valid-images 20 --train.precision fp32 --train.compile off"
-).split()
-
-
-def command(folder, *more):
-    return [sys.executable, "-m", "igpt", "pretrain", "digits", str(folder), *OPTIONS, *more]
-
-
-def run_command(folder, *more):
-    result = subprocess.run(command(folder, *more), capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-
-
-def kill_and_resume(folder, *, kills, seed, number=signal.SIGKILL):
-    """Kill the run at moments spread over its length, then let it end."""
-    rng = torch.Generator().manual_seed(seed)
-    for _ in range(kills):
-        process = subprocess.Popen(
-            command(folder, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        wait_s = 2 + 4 * torch.rand((), generator=rng).item()
-        time.sleep(wait_s)
-        process.send_signal(number)
-        process.wait()
-    run_command(folder, "--resume")
-
-
-def final_weights(folder):
-    path, _ = checkpoint.newest(folder)
-    assert json.loads((path / "state.json").read_text())["step"] == 60
-    return (path / "model.safetensors").read_bytes()
+def test_killed_at_random_moments_and_resumed_the_weights_are_bit_identical(digits, tmp_path):
+    """TARGETS, Reliability row 1, quick form: 4 kills; the 50 are in test_soak."""
+    config = tiny(total_steps=400, checkpoint_every=5, log_every=50, valid_every=200)
+    killing.train(tmp_path / "whole", config, digits)
+    context, rng = killing.forks(), random.Random(0)
+    for _ in range(4):
+        wait_s = 0.3 * rng.random()
+        assert killing.killed_after(context, wait_s, tmp_path / "broken", config, digits)
+    assert 0 < killing.newest_step(tmp_path / "broken") < 400
+    killing.train(tmp_path / "broken", config, digits)
+    whole = killing.final_weights(tmp_path / "whole", 400)
+    assert killing.final_weights(tmp_path / "broken", 400) == whole

@@ -1,0 +1,72 @@
+"""A training run in a process of its own, to be killed at a chosen moment."""
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+from igpt.errors import UserError
+from igpt.progress import Ticker
+from igpt.train import checkpoint, loop, resume, setup
+
+QUIET = Ticker(None, None, "")
+
+
+def train(folder, config, data):
+    """Start or resume the run in `folder` and train it to its end."""
+    exists = (folder / "config.json").exists()
+    if not exists:
+        setup.create_run(config, data, folder)
+    config, _ = setup.read_run(folder)
+    tokenizer = setup.tokenizer_of_run(folder, config)
+    trainer = setup.make_trainer(config, data, folder, tokenizer=tokenizer)
+    if exists:
+        resume.resume(trainer)
+    loop.run_steps(trainer, QUIET)
+
+
+def train_in_silence(folder, config, data):
+    """`train` in a child that prints nothing and uses one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    train(folder, config, data)
+
+
+def forks():
+    """A server that has imported torch once and forks quickly from then on."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.train.killing"])
+    return context
+
+
+def killed_after(context, wait_s, folder, config, data):
+    """Train in a child, kill it after `wait_s` of training; returns whether it still ran then."""
+    before = newest_step(folder)
+    child = context.Process(target=train_in_silence, args=(folder, config, data))
+    child.start()
+    deadline_s = time.monotonic() + 120
+    while child.is_alive() and newest_step(folder) <= before:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
+    child.join(wait_s)
+    child.kill()
+    child.join()
+    return child.exitcode == -9
+
+
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint, -1 where there is none."""
+    steps = checkpoint.all_steps(folder)
+    return steps[0][0] if steps else -1
+
+
+def final_weights(folder, total_steps):
+    """The bytes of a finished run's weights."""
+    path, _ = checkpoint.newest(folder)
+    if path is None or checkpoint.step_of(path) != total_steps:
+        raise UserError(f"{folder} is not finished: {path}")
+    return (path / "model.safetensors").read_bytes()
