@@ -12,6 +12,7 @@ def own_cache(tmp_path_factory):
     kept = os.environ.get("IGPT_TEST_CACHE")
     os.environ["IGPT_CACHE"] = kept or str(tmp_path_factory.mktemp("cache"))
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["OMP_NUM_THREADS"] = "1"  # commands would take every core again
     torch.set_num_threads(1)
 
 

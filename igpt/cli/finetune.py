@@ -92,7 +92,8 @@ def finetune_model(
         UserError: the images have no labels, or are of one class.
     """
     from igpt.cli.probe import SPLITS, labels_of
-    from igpt.evaluate.finetune import LabelledImages, finetune_and_test, from_scratch, resampled
+    from igpt.evaluate.classifier import LabelledImages, from_scratch, resampled
+    from igpt.evaluate.finetune import finetune_and_test
     from igpt.evaluate.probe import check_labels
     from igpt.progress import ticking
 

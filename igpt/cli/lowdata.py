@@ -12,8 +12,8 @@ from igpt.config import FinetuneConfig
 if TYPE_CHECKING:
     import numpy as np
 
+    from igpt.evaluate.classifier import LabelledImages
     from igpt.evaluate.fewlabel import FewLabelResult
-    from igpt.evaluate.finetune import LabelledImages
     from igpt.images.packed import PackedSet
     from igpt.pixelmodel import PixelModel
     from igpt.tokens.tokenizer import ImageArray
@@ -92,8 +92,8 @@ def evaluate_lowdata(
         UserError: labels are missing, or fewer than asked for.
     """
     from igpt.cli.probe import labelled_features, labels_of
+    from igpt.evaluate.classifier import LabelledImages
     from igpt.evaluate.fewlabel import evaluate_few_labels, evaluate_supervised, subset_rows
-    from igpt.evaluate.finetune import LabelledImages
     from igpt.evaluate.probe import Labelled, pixel_features
     from igpt.progress import say
 
@@ -147,7 +147,8 @@ def _baselines(
     model: "PixelModel", data: "PackedSet", seed: int, steps: dict[str, int]
 ) -> "dict[str, Any]":
     """The supervised methods asked for, by name: each fits a subset and classifies images."""
-    from igpt.evaluate.finetune import finetune, from_scratch, predict
+    from igpt.evaluate.classifier import from_scratch, predict
+    from igpt.evaluate.finetune import finetune
     from igpt.evaluate.wideresnet import WideResNetConfig, train_wide_resnet
 
     assert data.classes is not None

@@ -15,7 +15,7 @@ import torch
 
 from igpt import streams
 from igpt.errors import UserError
-from igpt.evaluate.finetune import LabelledImages
+from igpt.evaluate.classifier import LabelledImages
 from igpt.evaluate.probe import STRENGTHS, Labelled, fit_standardised, log_softmax, present_labels
 from igpt.tokens.tokenizer import ImageArray
 

@@ -12,31 +12,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
 from igpt import compute, streams
 from igpt.config import FinetuneConfig
 from igpt.errors import UserError
-from igpt.evaluate.vote import modal_vote
+from igpt.evaluate.classifier import Classifier, Encode, LabelledImages, masks_for, predict
 from igpt.images.augment import crop_and_flip
 from igpt.model.gpt import GPT
 from igpt.tokens.batches import BatchStream
-from igpt.tokens.masks import bert_masks
-from igpt.tokens.tokenizer import ImageArray
 from igpt.train.objectives import loss_count, loss_sum
 from igpt.train.optim import clip_gradients
-
-Encode = Callable[[np.ndarray], np.ndarray]
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledImages:
-    """One split: images and the class of each, numbered from 0 to C - 1."""
-
-    images: ImageArray
-    """(N, S, S, 3) uint8, indexed by slices or integer arrays."""
-    labels: np.ndarray
-    """(N,) int64."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,53 +51,6 @@ class FinetuneResult:
     n_valid: int
     n_test: int
     curve: tuple[FinetunePoint, ...]
-
-
-class Classifier(nn.Module):
-    """A network with a linear head on the pooled features of one layer; the head starts at zero.
-
-    Args:
-        network: is trained along.
-        n_classes: C.
-        layer: whose features are read; none: the last.
-
-    Raises:
-        UserError: the network has no such layer.
-    """
-
-    def __init__(self, network: GPT, n_classes: int, *, layer: int | None = None) -> None:
-        super().__init__()
-        last = network.config.n_layer
-        if layer is not None and not 0 <= layer <= last:
-            raise UserError(f"layer {layer} does not exist: choose from 0 to {last}")
-        self.network = network
-        self.layer = last if layer is None else layer
-        self.head = nn.Linear(network.config.n_embd, n_classes, bias=False)
-        nn.init.zeros_(self.head.weight)  # so the first class loss is exactly ln C
-        self.head.to(network.wpe.weight.device)
-
-    def forward(
-        self, tokens: Tensor, masked: Tensor | None = None, *, generate: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Class scores and, where asked for, logits of every token, in one pass.
-
-        Args:
-            tokens: (B, T) int64.
-            masked: (B, T) bool, BERT only.
-            generate: whether logits are wanted; without, nothing past the head's layer is run.
-
-        Returns:
-            (B, C) float, and (B, T, K) float or none.
-        """
-        network = self.network
-        if generate:
-            network.check_predicts()
-        for layer, h in enumerate(network.hidden(tokens, masked)):
-            if layer == self.layer:
-                scores = self.head(network.normalised(layer, h).mean(dim=1))
-                if not generate:
-                    return scores, None
-        return scores, network.head(network.ln_f(h))
 
 
 def finetune(
@@ -250,37 +188,6 @@ def _searched(
     return lr, classifier, points
 
 
-@torch.inference_mode()
-def predict(
-    classifier: Classifier,
-    images: ImageArray,
-    *,
-    encode: Encode,
-    mask_prob: float,
-    n_masks: int = 1,
-    seed: int = 0,
-    batch_size: int = 64,
-) -> np.ndarray:
-    """The likeliest class of each image: (N, S, S, 3) uint8 -> (N,) int64 from 0 to C - 1.
-
-    BERT models see masked images, as in training; of several masks the modal answer counts.
-    """
-    device = classifier.head.weight.device
-    dtype = compute.choose_dtype("auto", device)
-    bert = classifier.network.objective == "bert"
-    votes = np.empty((n_masks if bert else 1, len(images)), np.int64)
-    for start in range(0, len(images), batch_size):
-        part = encode(np.asarray(images[start : start + batch_size]))
-        tokens = torch.from_numpy(part).to(device)
-        slots = range(start, start + len(part))
-        for row, vote in enumerate(votes):
-            masked = _masks(classifier.network, seed, -1 - row, slots, mask_prob)
-            with compute.autocast(device, dtype):
-                scores, _ = classifier(tokens, masked)
-            vote[start : start + len(part)] = scores.argmax(dim=1).cpu().numpy()
-    return modal_vote(votes, n_classes=classifier.head.out_features, seed=seed)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Trainer:
     classifier: Classifier
@@ -296,7 +203,7 @@ class _Trainer:
         device = classifier.head.weight.device
         batch = torch.from_numpy(tokens).to(device)
         codes = torch.from_numpy(labels).to(device)
-        masked = _masks(network, config.seed, step, range(len(batch)), self.mask_prob)
+        masked = masks_for(network, config.seed, step, range(len(batch)), self.mask_prob)
         count = max(1, loss_count(network.objective, batch, masked))
         class_nats, token_nats = 0.0, 0.0
         for start in range(0, len(batch), config.micro_batch):
@@ -320,14 +227,6 @@ class _Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return class_nats, token_nats if config.joint else None
-
-
-def _masks(network: GPT, seed: int, step: int, slots: range, mask_prob: float) -> Tensor | None:
-    """(B, T) bool on the network's device; none for an autoregressive network."""
-    if network.objective == "ar":
-        return None
-    drawn = bert_masks(seed, step, slots=slots, seq_len=network.seq_len, mask_prob=mask_prob)
-    return torch.from_numpy(drawn).to(network.wpe.weight.device)
 
 
 def _batches(
@@ -361,48 +260,3 @@ def _point(
 def _best(points: Sequence[FinetunePoint]) -> FinetunePoint:
     """The best validation accuracy, the earliest of equals."""
     return max(points, key=lambda point: point.valid_accuracy)
-
-
-def from_scratch(network: GPT, *, seed: int) -> GPT:
-    """A network of the same shape with fresh weights: the supervised baseline."""
-    fresh = GPT(
-        network.config,
-        n_colors=network.n_colors,
-        seq_len=network.seq_len,
-        objective=network.objective,
-    )
-    generator = torch.Generator().manual_seed(streams.torch_seed(seed, "init"))
-    fresh.init_weights(generator)
-    fresh.shifted = network.shifted
-    return fresh.to(network.wpe.weight.device)
-
-
-def resampled(network: GPT, *, image_size: int, new_image_size: int) -> GPT:
-    """The same network for images of another size: position embeddings are interpolated.
-
-    Args:
-        network: reads `image_size`.
-        image_size: side S of its images, pixels.
-        new_image_size: side wanted, pixels.
-
-    Raises:
-        UserError: the network does not read images of `image_size`.
-    """
-    per_pixel, rest = divmod(network.seq_len, image_size**2)
-    if rest:
-        raise UserError(f"the network's {network.seq_len} tokens are no {image_size} px image")
-    state = dict(network.state_dict())
-    width = network.config.n_embd
-    grid = state["wpe.weight"].view(1, image_size, image_size, per_pixel * width)
-    size = (new_image_size, new_image_size)
-    moved = F.interpolate(
-        grid.permute(0, 3, 1, 2), size, mode="bicubic", align_corners=False, antialias=True
-    )
-    seq_len = new_image_size**2 * per_pixel
-    state["wpe.weight"] = moved.permute(0, 2, 3, 1).reshape(seq_len, width)
-    made = GPT(
-        network.config, n_colors=network.n_colors, seq_len=seq_len, objective=network.objective
-    )
-    made.load_state_dict(state)
-    made.shifted = network.shifted
-    return made.to(network.wpe.weight.device)

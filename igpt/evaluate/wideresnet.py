@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from igpt import compute, streams
-from igpt.evaluate.finetune import LabelledImages
+from igpt.evaluate.classifier import LabelledImages
 from igpt.images.augment import crop_and_flip
 from igpt.tokens.tokenizer import ImageArray
 

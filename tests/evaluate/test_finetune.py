@@ -11,15 +11,14 @@ import torch.nn.functional as F
 from igpt.config import FinetuneConfig, ModelConfig, Objective
 from igpt.errors import UserError
 from igpt.evaluate import finetune as finetune_module
-from igpt.evaluate.finetune import (
+from igpt.evaluate.classifier import (
     Classifier,
     LabelledImages,
-    finetune,
-    finetune_and_test,
     from_scratch,
     predict,
     resampled,
 )
+from igpt.evaluate.finetune import finetune, finetune_and_test
 from igpt.evaluate.vote import modal_vote
 from igpt.model.gpt import GPT
 from igpt.tokens.masks import bert_masks

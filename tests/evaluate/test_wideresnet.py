@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
+from igpt.evaluate.classifier import LabelledImages
 from igpt.evaluate.fewlabel import evaluate_supervised
-from igpt.evaluate.finetune import LabelledImages
 from igpt.evaluate.wideresnet import WideResNet, WideResNetConfig, train_wide_resnet
 
 
