@@ -309,35 +309,46 @@ def _layer_number(layer: int | str, network: GPT) -> int:
 
 
 def load(source: str | Path) -> PixelModel:
-    """A model by name: a run, a model folder, a transformers folder or a Hub id.
+    """A model by name: a run, a model folder, a foreign checkpoint or a Hub id.
 
     Args:
-        source: a path, or `owner/name` on the Hub.
+        source: a path to a run, a model folder, a transformers folder or a TensorFlow checkpoint
+            of the authors' (folder, prefix or any of its files); or `owner/name` on the Hub.
 
     Raises:
         UserError: there is nothing of the kind, or a file in it is missing or damaged.
     """
-    path = Path(source)
-    if not path.is_dir():
-        from igpt.interop.hub import fetch, is_hub_id
+    from igpt.interop.openai import find_checkpoint, read_openai
 
-        if not is_hub_id(str(source)):
-            raise UserError(f"{source} is neither a run nor a model folder: check the path")
-        path = fetch(str(source))
+    prefix = find_checkpoint(str(source))
+    model = _load_folder(_folder_of(source)) if prefix is None else read_openai(prefix)
+    model.network.to(compute.default_device())
+    return model
+
+
+def _folder_of(source: str | Path) -> Path:
+    """Where the model of a name lies; one on the Hub is fetched."""
+    if (path := Path(source)).is_dir():
+        return path
+    from igpt.interop.hub import fetch, is_hub_id
+
+    if not is_hub_id(str(source)):
+        raise UserError(f"{source} is neither a run nor a model folder: check the path")
+    return fetch(str(source))
+
+
+def _load_folder(path: Path) -> PixelModel:
     document = read_json(path / "config.json") if (path / "config.json").is_file() else None
     if not isinstance(document, dict):
         raise UserError(f"{path} holds no model (config.json is missing): check the path")
     if "facts" in document:
-        model = load_run(path)
-    elif _is_from_transformers(document):
+        return load_run(path)
+    if _is_from_transformers(document):
         from igpt.interop.transformers import read_transformers
 
-        model = read_transformers(path, document)
-    else:
-        parts = read_folder(path, document)
-        model = PixelModel(parts.network, parts.tokenizer, parts.facts, folder=path)
-    model.network.to(compute.default_device())
-    return model
+        return read_transformers(path, document)
+    parts = read_folder(path, document)
+    return PixelModel(parts.network, parts.tokenizer, parts.facts, folder=path)
 
 
 def _is_from_transformers(document: dict[str, Any]) -> bool:

@@ -16,19 +16,20 @@ def convert(
     """Rewrite a model in another format, and prove it by reading it back.
 
     Args:
-        model: a run, a model folder, a transformers folder, a Hub id, or the prefix or .index file
-            of a TensorFlow checkpoint of the authors' (model.ckpt-1000000).
+        model: a run, a model folder, a transformers folder, a Hub id, or a TensorFlow checkpoint
+            of the authors': its folder, its prefix (model.ckpt-1000000) or any of its files.
         out: folder to write.
         to: igpt: a model folder; transformers: for ImageGPTForCausalImageModeling;
             transformers-classifier: a fine-tuned model, for ImageGPTForImageClassification, which
             must be fed [sos, tokens[:-1]] to give the same scores.
-        palette: the authors' kmeans_centers.npy, which their TensorFlow checkpoints need.
+        palette: the colours of a TensorFlow checkpoint; none: kmeans_centers.npy beside it.
     """
-    from igpt.interop.openai import is_checkpoint, read_openai
+    from igpt.interop.openai import find_checkpoint, read_openai
     from igpt.interop.transformers import write_transformers
     from igpt.pixelmodel import load
 
-    loaded = read_openai(model, palette) if is_checkpoint(model) else load(model)
+    prefix = find_checkpoint(model) if palette else None
+    loaded = load(model) if prefix is None else read_openai(prefix, palette)
     if to == "igpt":
         loaded.save(out)
     else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from igpt.cli.arguments import Data, Model
 
 if TYPE_CHECKING:
+    from igpt.compute import Precision
     from igpt.evaluate.likelihood import Likelihood
     from igpt.images.packed import PackedSet
     from igpt.images.splits import Split
@@ -20,6 +21,7 @@ def evaluate(
     *,
     split: Literal["train", "valid", "test"] = "test",
     max_images: int | None = None,
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
     json: bool = False,
 ) -> None:
     """Likelihood of a split: nats per token over all T tokens, and bits per pixel.
@@ -29,6 +31,8 @@ def evaluate(
         data: a name (cifar10), a packed set, a folder of images, a tar, a parquet or csv file.
         split: which images; train and valid are fixed by the seed of the data.
         max_images: only the first so many.
+        precision: of the matrix products; auto: bf16 where that is faster, fp32 for figures to
+            four digits.
         json: print the result as one JSON document.
     """
     from igpt import compute
@@ -39,7 +43,9 @@ def evaluate(
     compute.set_threads()
     loaded = load(model)
     packed = open_for(loaded, data)
-    result = measure_likelihood(loaded, packed, split=split, max_images=max_images)
+    result = measure_likelihood(
+        loaded, packed, split=split, max_images=max_images, precision=precision
+    )
     if place := record_place(Path(model)):
         name = f"likelihood-{split}"
         write_record(place, name, result, model=loaded.digest(), data=packed.source, split=split)
@@ -54,13 +60,18 @@ def evaluate(
         print(f"  {result.bits_per_pixel:.4f} bits per pixel under this palette")
     if result.bits_per_dim is not None:
         print(f"  {result.bits_per_dim:.4f} bits per dimension")
-    print(
-        f"  unigram {result.unigram_nats_per_token:.4f}, bigram {result.bigram_nats_per_token:.4f}"
-    )
+    if packed.n("train"):  # which the two count
+        unigram, bigram = result.unigram_nats_per_token, result.bigram_nats_per_token
+        print(f"  unigram {unigram:.4f}, bigram {bigram:.4f}")
 
 
 def measure_likelihood(
-    model: "PixelModel", data: "PackedSet", *, split: "Split", max_images: int | None = None
+    model: "PixelModel",
+    data: "PackedSet",
+    *,
+    split: "Split",
+    max_images: int | None = None,
+    precision: "Precision" = "auto",
 ) -> "Likelihood":
     """The likelihood of a split beside unigram and bigram counts of the training split."""
     from igpt.evaluate.features import EncodedImages
@@ -83,5 +94,6 @@ def measure_likelihood(
             EncodedImages(data.images("train"), encode),
             tokens_per_pixel=model.network.seq_len // model.image_size**2,
             mask_prob=model.facts.mask_prob,
+            precision=precision,
             progress=advance,
         )

@@ -20,28 +20,52 @@ from igpt.train.checkpoint import load_weights
 _BLOCK = re.compile(r"h(\d+)/(ln_1/g|ln_2/g|attn/[qkvc]_proj|mlp/c_fc/w|mlp/c_proj/w)")
 # Adam's moments and the counters of training: two thirds of the released files.
 _OF_TRAINING = re.compile(r"(^|/)(adam|beta[12]_power)|_step(_\d+)?$", re.IGNORECASE)
+# The files of one checkpoint, by what follows its prefix.
+_PART = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
 _OUTER = {"wte": "wte.weight", "wpe": "wpe.weight", "wtet": "head.weight", "sos": "sos"}
 
 
-def is_checkpoint(name: str) -> bool:
-    """Whether a path names a TensorFlow checkpoint, by its prefix or its index."""
-    return Path(f"{_prefix(name)}.index").is_file() or name.endswith(".index")
+def find_checkpoint(name: str) -> Path | None:
+    """The prefix of the TensorFlow checkpoint that a path means; none where it means another thing.
+
+    Args:
+        name: the prefix itself, as in `model.ckpt-1000000`; any one of its files; or a folder
+            that holds one.
+
+    Raises:
+        UserError: the folder holds several.
+    """
+    path = Path(name)
+    if path.is_dir():
+        found = sorted(path.glob("*.index"))
+        if len(found) > 1:
+            raise UserError(
+                f"{name} holds several checkpoints: name one, as {found[-1].with_suffix('')}"
+            )
+        return found[0].with_suffix("") if found else None
+    prefix = path.with_name(_PART.sub("", path.name))
+    is_one = prefix != path or Path(f"{prefix}.index").is_file()
+    return prefix if is_one else None
 
 
-def read_openai(name: str, palette: str | None) -> PixelModel:
+def read_openai(prefix: Path, palette: str | None = None) -> PixelModel:
     """The model of a released checkpoint; without `sos` among its tensors it is a BERT one.
 
     Args:
-        name: the prefix, as in `model.ckpt-1000000`, or the path of its index.
-        palette: the authors' kmeans_centers.npy.
+        prefix: as `find_checkpoint` gives it.
+        palette: the authors' kmeans_centers.npy; none: the file of that name beside it.
 
     Raises:
         UserError: no palette, a damaged or missing file, a tensor missing, extra or of a shape
             that fits no image GPT.
     """
-    if palette is None:
-        raise UserError("a TensorFlow checkpoint has no colours: name them by --palette")
-    prefix = _prefix(name)
+    beside = prefix.with_name("kmeans_centers.npy")
+    if palette is None and not beside.is_file():
+        raise UserError(
+            f"{prefix} has no colours: put the authors' kmeans_centers.npy beside it, "
+            "or name them by igpt convert --palette"
+        )
+    colors = Palette.load(palette or beside)
     bundle = Bundle(prefix)
     where = f"{prefix}.index"
     held = {
@@ -50,10 +74,11 @@ def read_openai(name: str, palette: str | None) -> PixelModel:
         if not _OF_TRAINING.search(full)
     }
     score = held.pop("clf/wclf", None)
-    colors = Palette.load(palette)
     network = _network(held, where)
     if colors.n_colors != network.n_colors:
-        raise UserError(f"{palette} has {colors.n_colors} colours, {where} {network.n_colors}")
+        raise UserError(
+            f"{palette or beside} has {colors.n_colors} colours, {where} {network.n_colors}"
+        )
     facts = ModelFacts(
         objective=network.objective,
         image_size=math.isqrt(network.seq_len),
@@ -65,10 +90,6 @@ def read_openai(name: str, palette: str | None) -> PixelModel:
         classes = [str(label) for label in range(len(score))]
         model.take_class_head(score, classes, protocol="the class head of the checkpoint")
     return model
-
-
-def _prefix(name: str) -> Path:
-    return Path(name.removesuffix(".index"))
 
 
 def _network(held: dict[str, np.ndarray], where: str) -> GPT:

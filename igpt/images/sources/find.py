@@ -18,6 +18,7 @@ from igpt.images.sources import (
     repacked,
     tables,
     tars,
+    tokenised,
 )
 from igpt.images.sources.source import Source
 
@@ -35,6 +36,7 @@ _FINDERS: tuple[Callable[[Path], Source | None], ...] = (
     cifar.find_cifar,
     binaries.find_idx,
     binaries.find_stl10,
+    tokenised.find_tokens,
 )
 
 
@@ -61,7 +63,9 @@ def open_source(data: str, *, unlabelled: bool = False) -> Source:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The file, or those that a pattern in its name means, sorted."""
+    """The file, with those that belong to it; or those that a pattern in its name means, sorted."""
+    if files := tokenised.token_files(path):
+        return files
     if path.exists():
         return [path]
     if "*" not in path.name or not path.parent.is_dir():
@@ -89,6 +93,8 @@ def _open_folder(folder: Path, *, unlabelled: bool) -> Source:
 
 def _open_files(files: list[Path], *, name: str, unlabelled: bool) -> Source:
     suffixes = {path.suffix.lower() for path in files}
+    if tokenised.token_files(files[0]):
+        return tokenised.open_tokens(files)
     if suffixes == {".tar"}:
         return tars.open_tars(files, name=name, unlabelled=unlabelled)
     if suffixes <= set(columns.SUFFIXES):

@@ -153,7 +153,12 @@ class BlockBuilder:
 
 
 def array_blocks(
-    images: np.ndarray, labels: np.ndarray | None, *, code: int = TRAIN, name: str
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    *,
+    code: int = TRAIN,
+    name: str,
+    first: int = 0,
 ) -> Iterator[Block]:
     """Blocks of an array of images.
 
@@ -162,6 +167,7 @@ def array_blocks(
         labels: (N,) int or None.
         code: which split.
         name: before each image's number, in its key.
+        first: number of the first image.
     """
     step = block_length(images[:1].nbytes)
     for start in range(0, len(images), step):
@@ -169,6 +175,6 @@ def array_blocks(
         yield Block(
             images=np.ascontiguousarray(images[start:stop]),
             labels=None if labels is None else labels[start:stop],
-            keys=[f"{name}/{i}" for i in range(start, stop)],
+            keys=[f"{name}/{first + i}" for i in range(start, stop)],
             code=code,
         )
