@@ -142,7 +142,7 @@ def _labels(path: Path, n: int) -> np.ndarray | None:
 def _one_hot(rows: np.ndarray, path: Path) -> np.ndarray:
     if not ((rows != 0).sum(axis=1) == 1).all():
         raise UserError(f"{path} is not one-hot: each row must have a single 1")
-    return rows.argmax(axis=1)
+    return np.asarray(rows.argmax(axis=1))
 
 
 def _mapped(path: Path) -> np.ndarray:
