@@ -62,6 +62,8 @@ def writing(path: Path) -> Iterator[Path]:
 
 def write_error(path: Path, error: OSError) -> UserError:
     """The one line for a write that failed, with what to do about it."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return UserError(f"cannot write {path}: a file stands in the way: choose another place")
     reason = error.strerror or str(error)
     return UserError(f"cannot write {path}: {reason}: free some space or choose another place")
 
@@ -153,10 +155,13 @@ class FolderLock:
         """Take the lock.
 
         Raises:
-            UserError: another live process holds it.
+            UserError: another live process holds it, or no folder can be made there.
         """
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise write_error(self._path.parent, error) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if self._wait else fcntl.LOCK_NB))
         except OSError as error:

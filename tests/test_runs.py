@@ -68,6 +68,17 @@ def test_a_locked_folder_is_not_touched_and_freed_when_the_holder_dies(tmp_path)
         pass
 
 
+def test_a_file_where_a_folder_should_be_is_one_line(tmp_path):
+    (tmp_path / "taken").write_bytes(b"mine")
+    for folder in ("taken", "taken/run"):
+        with (
+            pytest.raises(UserError, match="a file stands in the way: choose another place"),
+            runs.FolderLock(tmp_path / folder),
+        ):
+            pass
+    assert (tmp_path / "taken").read_bytes() == b"mine"
+
+
 def test_cache_folder_is_moved_by_igpt_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("IGPT_CACHE", str(tmp_path))
     assert runs.cache_folder() == tmp_path

@@ -1,5 +1,6 @@
 """`igpt pretrain`."""
 
+import dataclasses
 import json as json_format
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,6 +22,7 @@ def pretrain(
     config: Config,
     resume: bool = False,
     init_from: str | None = None,
+    plan: bool = False,
     json: bool = False,
 ) -> None:
     """Train a model on images without labels (paper §3.4).
@@ -31,8 +33,12 @@ def pretrain(
         config: every setting of the run.
         resume: go on from the newest intact checkpoint.
         init_from: a run or model folder whose weights and palette to start from.
+        plan: only say what the run would cost: parameters, operations, memory and time.
         json: print the result as one JSON document.
     """
+    if plan:
+        _print_plan(config, json=json)
+        return
     from igpt.train.distributed import joined
 
     with joined() as world:
@@ -46,6 +52,15 @@ def pretrain(
             f"{run}: step {result['step']}, validation {result['valid_nats']:.4f} nats per token; "
             f"model in {result['model']}"
         )
+
+
+def _print_plan(config: RunConfig, *, json: bool) -> None:
+    from igpt import compute
+    from igpt.train.plan import plan_of
+
+    compute.set_threads()
+    plan = plan_of(config)
+    print(json_format.dumps(dataclasses.asdict(plan)) if json else "\n".join(plan.lines()))
 
 
 def train_run(
@@ -68,6 +83,7 @@ def train_run(
     from igpt import compute
     from igpt.images.prepare import open_data
     from igpt.pixelmodel import export_run
+    from igpt.progress import say
     from igpt.runs import FolderLock
     from igpt.train.distributed import default_world
     from igpt.train.resume import check_same_data
@@ -79,6 +95,8 @@ def train_run(
     exists = bool(world.from_first((folder / "config.json").exists()))
     if exists:
         _check_may_go_on(folder, config, resume=resume)
+    elif resume:
+        say(f"{folder} holds no run yet: a new one starts")
     start = None if init_from is None or exists else _start_from(init_from, config)
     with world.first_alone():
         packed = open_data(

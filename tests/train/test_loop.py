@@ -130,6 +130,44 @@ def test_a_signal_saves_the_step_and_says_how_to_go_on(digits, tmp_path):
     assert path == checkpoint.folder_of(tmp_path / "run", trainer.step)
 
 
+@pytest.mark.parametrize("step", [0, 3])
+def test_ctrl_c_that_breaks_the_compiler_too_still_ends_in_one_line(
+    digits, tmp_path, monkeypatch, step
+):
+    """A terminal sends it to the processes that compile, and the step that waits for them fails."""
+    trainer = start(tiny(), digits, tmp_path / "run")
+    take = loop.train_step
+
+    def broken_step(trainer, batch):
+        if trainer.step < step:
+            return take(trainer, batch)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise RuntimeError("CppCompileError")
+
+    monkeypatch.setattr(loop, "train_step", broken_step)
+    with pytest.raises(Interrupted) as stop:
+        loop.run_steps(trainer, QUIET)
+    assert stop.value.signal_number == signal.SIGINT
+    path, _ = checkpoint.newest(tmp_path / "run")
+    if step:
+        assert path == checkpoint.folder_of(tmp_path / "run", step)
+        assert "stopped after step 3, which is saved" in str(stop.value)
+    else:
+        assert path is None
+        assert "stopped before the first step: start over with --resume" in str(stop.value)
+
+
+def test_a_step_that_fails_without_a_signal_is_not_hidden(digits, tmp_path, monkeypatch):
+    trainer = start(tiny(), digits, tmp_path / "run")
+
+    def broken_step(trainer, batch):
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(loop, "train_step", broken_step)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        loop.run_steps(trainer, QUIET)
+
+
 def test_metrics_after_the_checkpoint_are_dropped_at_resume(digits, tmp_path):
     trainer = start(tiny(), digits, tmp_path / "run")
     loop.run_steps(trainer, QUIET)

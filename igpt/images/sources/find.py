@@ -76,8 +76,10 @@ def files_of(path: Path) -> list[Path]:
 def unknown_data(data: str) -> UserError:
     """What to say of DATA that is neither a name nor a path."""
     near = difflib.get_close_matches(data, NAMED, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"names: {', '.join(NAMED)}"
-    return UserError(f"there is no data at {data}: {hint}, or the path of {KINDS}")
+    if near:
+        return UserError(f"there is no data at {data}: did you mean {near[0]}?")
+    names = ", ".join(NAMED)
+    return UserError(f"there is no data at {data}: names: {names}, or the path of {KINDS}")
 
 
 def _open_folder(folder: Path, *, unlabelled: bool) -> Source:
