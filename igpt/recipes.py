@@ -20,7 +20,7 @@ _IGPT = {
 
 def _paper_recipe(model: ModelConfig, lr: float) -> RunConfig:
     return RunConfig(
-        data=DataConfig(image_size=32, augment="imagenet", valid_fraction=0.04),
+        data=DataConfig(image_size=32, augment="imagenet"),
         model=model,
         train=TrainConfig(lr=lr, grad_clip_norm=0.0, checkpoint_at=PAPER_CHECKPOINTS),
     )

@@ -3,11 +3,14 @@
 import json as json_format
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from igpt.cli.arguments import Out, Source
 from igpt.images.packed import PackedSet
 from igpt.images.prepare import MAX_BAD
+
+if TYPE_CHECKING:
+    from igpt.tokens.palette import Palette
 
 
 def prepare(
@@ -24,6 +27,7 @@ def prepare(
     part: str = "1/1",
     workers: int = 0,
     max_bad: float = MAX_BAD,
+    tokens: str | None = None,
     json: bool = False,
 ) -> None:
     """Decode, crop, reduce and pack images, from any source.
@@ -48,6 +52,8 @@ def prepare(
         part: prepare one part, such as 3/16; the process that finishes the last one merges them.
         workers: processes that decode; 0: one a core.
         max_bad: share of images that may be left out before it stops.
+        tokens: a palette (.npy) whose tokens are stored beside the images; training with this
+            palette and without augmentation then need not encode them.
         json: print the result as one JSON document.
     """
     from igpt.images.decoding import Packing
@@ -56,8 +62,10 @@ def prepare(
     from igpt.images.sources.find import open_source
     from igpt.images.sources.source import Part
     from igpt.progress import say
+    from igpt.tokens.stored import store_tokens
 
     share = Part.parse(part)
+    palette = None if tokens is None else _palette(tokens)
     packing = Packing(
         image_size=image_size,
         views=views,
@@ -79,6 +87,8 @@ def prepare(
     if packed.folder != Path(out):
         missing = missing_parts(Path(out), share.count)
         say(f"part {part} is done; missing: {', '.join(f'{i}/{share.count}' for i in missing)}")
+    elif palette is not None:
+        facts["tokens"] = str(store_tokens(packed, palette))
     if json:
         print(json_format.dumps(facts))
         return
@@ -87,6 +97,12 @@ def prepare(
         if key != "rejects":
             print(f"{key:<{width}}  {value}")
     _print_rejects(packed)
+
+
+def _palette(path: str) -> "Palette":
+    from igpt.tokens.palette import Palette
+
+    return Palette.load(path)
 
 
 def _facts(packed: PackedSet, seconds: float) -> dict[str, Any]:

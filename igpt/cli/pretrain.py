@@ -2,9 +2,12 @@
 
 import dataclasses
 import json as json_format
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tyro.conf import UseAppendAction
 
 from igpt.cli.arguments import Config, Data, Run
 from igpt.config import RunConfig
@@ -12,6 +15,7 @@ from igpt.errors import UserError
 
 if TYPE_CHECKING:
     from igpt.pixelmodel import PixelModel
+    from igpt.train.feeding import Ingredient
     from igpt.train.trainer import Trainer
 
 
@@ -20,6 +24,8 @@ def pretrain(
     run: Run,
     *,
     config: Config,
+    mix: UseAppendAction[tuple[str, ...]] = (),
+    workers: int = 0,
     resume: bool = False,
     init_from: str | None = None,
     plan: bool = False,
@@ -31,6 +37,10 @@ def pretrain(
         data: a name (cifar10), a packed set, a folder of images, a tar, a parquet or csv file.
         run: folder to write; must be new unless --resume.
         config: every setting of the run.
+        mix: WEIGHT:AUGMENT:DATA mixes other images in; may come several times. 0.5:none:web.tar
+            draws half as many images from web.tar as from DATA and leaves them as they are;
+            validation stays that of DATA.
+        workers: processes that decode images anew under augment imagenet; 0: one a core.
         resume: go on from the newest intact checkpoint.
         init_from: a run or model folder whose weights and palette to start from.
         plan: only say what the run would cost: parameters, operations, memory and time.
@@ -42,7 +52,9 @@ def pretrain(
     from igpt.train.distributed import joined
 
     with joined() as world:
-        result = train_run(data, Path(run), config, resume=resume, init_from=init_from)
+        result = train_run(
+            data, Path(run), config, mix=mix, workers=workers, resume=resume, init_from=init_from
+        )
     if not world.is_first:
         return
     if json:
@@ -68,6 +80,8 @@ def train_run(
     folder: Path,
     config: RunConfig,
     *,
+    mix: Sequence[str] = (),
+    workers: int = 0,
     resume: bool = False,
     init_from: str | None = None,
 ) -> dict[str, Any]:
@@ -81,11 +95,11 @@ def train_run(
         Interrupted: a signal stopped it after a checkpoint.
     """
     from igpt import compute
-    from igpt.images.prepare import open_data
     from igpt.pixelmodel import export_run
     from igpt.progress import say
     from igpt.runs import FolderLock
     from igpt.train.distributed import default_world
+    from igpt.train.feeding import training_stream
     from igpt.train.resume import check_same_data
     from igpt.train.setup import create_run, make_trainer, read_run, tokenizer_of_run
     from igpt.train.tracking import read_metrics
@@ -99,28 +113,27 @@ def train_run(
         say(f"{folder} holds no run yet: a new one starts")
     start = None if init_from is None or exists else _start_from(init_from, config)
     with world.first_alone():
-        packed = open_data(
-            data,
-            image_size=config.data.image_size,
-            seed=config.seed,
-            valid_fraction=config.data.valid_fraction,
-        )
+        first, *mixed = _open_all(data, mix, config)
     with FolderLock(folder) if world.is_first else nullcontext():
         with world.first_alone():
             if exists:
-                check_same_data(folder, packed)
+                check_same_data(folder, first.packed, mixed)
             elif world.is_first:
-                create_run(config, packed, folder, tokenizer=start.tokenizer if start else None)
+                tokenizer = start.tokenizer if start else None
+                create_run(config, first.packed, folder, tokenizer=tokenizer, mixed=mixed)
         # What is stored has no `auto` left; a resumed run may have changed a free setting.
         config = config if exists else read_run(folder)[0]
-        trainer = make_trainer(
-            config,
-            packed,
-            folder,
-            tokenizer=tokenizer_of_run(folder, config),
-            initial=start.network.state_dict() if start else None,
-        )
-        _train(trainer, resume=exists)
+        tokenizer = tokenizer_of_run(folder, config)
+        with training_stream(config, [first, *mixed], tokenizer, workers=workers) as batches:
+            trainer = make_trainer(
+                config,
+                first.packed,
+                folder,
+                tokenizer=tokenizer,
+                initial=start.network.state_dict() if start else None,
+                batches=batches,
+            )
+            _train(trainer, resume=exists)
         with world.first_alone():
             if world.is_first:
                 export_run(folder)
@@ -152,6 +165,32 @@ def _train(trainer: "Trainer", *, resume: bool) -> None:
         return
     with ticking("training") as ticker:
         run_steps(trainer, ticker)
+
+
+def _open_all(data: str, mix: Sequence[str], config: RunConfig) -> "list[Ingredient]":
+    """DATA and what is mixed in, prepared where needed.
+
+    Raises:
+        UserError: one cannot be read, or is not written as it must be.
+    """
+    from igpt.images.prepare import open_data
+    from igpt.train.feeding import Ingredient, parse_mix
+
+    asked = [(1.0, config.data.augment, data), *map(parse_mix, mix)]
+    return [
+        Ingredient(
+            packed=open_data(
+                name,
+                image_size=config.data.image_size,
+                seed=config.seed,
+                valid_fraction=config.data.valid_fraction,
+            ),
+            augment=augment,
+            weight=weight,
+            data=name,
+        )
+        for weight, augment, name in asked
+    ]
 
 
 def _start_from(place: str, config: RunConfig) -> "PixelModel":

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from igpt.errors import UserError
+from igpt.images.modes import as_rgb
 
 # Pillow's other readers start programs (EPS), or read what nobody trains on.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF")
@@ -146,7 +147,7 @@ def _decoded(image: Image.Image) -> Image.Image:
     """The whole image decoded, in RGB, turned as its EXIF says."""
     image.load()
     turn = _orientation(image)
-    rgb = _as_rgb(image)
+    rgb = as_rgb(image)
     return rgb.transpose(_TURNS[turn]) if turn in _TURNS else rgb
 
 
@@ -158,24 +159,3 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # damaged metadata raises nearly anything; the pixels are still good
         return 1
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):
-        return _sixteen_bits(image)
-    if image.mode == "F":
-        raise UserError("float pixels have no fixed range")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _sixteen_bits(image: Image.Image) -> Image.Image:
-    """0..65535 scaled to 0..255, not cut: Pillow's own conversion clips at 255."""
-    wide = np.asarray(image).astype(np.int64)
-    if wide.min() < 0 or wide.max() > 65535:
-        raise UserError("32-bit pixels have no fixed range")
-    return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")

@@ -6,7 +6,8 @@ decoding of every image in every epoch; `igpt prepare --views` stores some crops
 
 import csv
 import math
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from igpt.images.files import decode, open_image, unwarned
 from igpt.images.packed import PackedSet
 from igpt.images.resize import CROP_SIZE, RANDOM_SIDES, crop_resize, random_crop
 from igpt.images.sources.find import open_source
+from igpt.images.sources.layout import DUPLICATE
 from igpt.images.sources.source import WHOLE, Span
 from igpt.images.workers import n_workers, worker_pool
 from igpt.streams import stream
@@ -37,29 +39,53 @@ class Draw:
     slot: int
 
 
+class Spans:
+    """Encoded images as columns: a hundred million objects would not fit in memory."""
+
+    def __init__(self) -> None:
+        self._paths: list[str] = []
+        self._number: dict[str, int] = {}
+        self._path, self._start, self._size = array("q"), array("q"), array("q")
+
+    def __len__(self) -> int:
+        return len(self._path)
+
+    def append(self, span: Span) -> None:
+        """Add one behind the others."""
+        path = str(span.path)
+        number = self._number.setdefault(path, len(self._paths))
+        if number == len(self._paths):
+            self._paths.append(path)
+        self._path.append(number)
+        self._start.append(span.start)
+        self._size.append(-1 if span.size is None else span.size)
+
+    def at(self, i: int) -> Span:
+        """The i-th."""
+        size = self._size[i]
+        return Span(Path(self._paths[self._path[i]]), self._start[i], None if size < 0 else size)
+
+
 class LiveImages:
-    """The training images of a packed set, in its order, as random crops of the originals.
+    """Some images of a packed set, in its order, as random crops of the originals.
 
     Args:
-        spans: the encoded images.
+        spans: the encoded images of the whole set.
+        rows: (N,) int64, which of them.
         image_size: side S of the crops, in pixels.
         workers: processes that decode; 0: one a core.
     """
 
-    def __init__(self, spans: list[Span], image_size: int, *, workers: int = 0) -> None:
-        self._paths = sorted({span.path for span in spans})
-        number = {path: i for i, path in enumerate(self._paths)}
-        # Arrays, not objects: a hundred million spans would not fit.
-        self._path = np.array([number[span.path] for span in spans], np.int32)
-        self._start = np.array([span.start for span in spans], np.int64)
-        self._size = np.array([-1 if s.size is None else s.size for s in spans], np.int64)
-        self._image_size = image_size
+    def __init__(
+        self, spans: Spans, rows: np.ndarray, image_size: int, *, workers: int = 0
+    ) -> None:
+        self._spans, self._rows, self._image_size = spans, rows, image_size
         self._workers = n_workers(workers)
-        self._pool = worker_pool(self._workers)
-        self.shape = (len(spans), image_size, image_size, 3)
+        # They start when a thread first asks for crops, so they cannot be forked.
+        self._pool = worker_pool(self._workers, method="spawn")
 
     def __len__(self) -> int:
-        return len(self._path)
+        return len(self._rows)
 
     def __enter__(self) -> Self:
         return self
@@ -76,32 +102,39 @@ class LiveImages:
         """End the processes."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def crops(self, ids: np.ndarray, draws: list[Draw]) -> np.ndarray:
-        """One random crop of each image: (k,) ids -> (k, S, S, 3) uint8.
+    def crops(
+        self, ids: np.ndarray, *, seed: int, name: str, step: int, slots: np.ndarray
+    ) -> np.ndarray:
+        """One random crop of each image, the same whatever the number of processes.
 
-        The same for the same draws, whatever the number of processes.
+        Args:
+            ids: (k,) which images.
+            seed: of the run.
+            name: of the images; with the next two it names the random stream of each crop.
+            step: of the run.
+            slots: (k,) places in its batch.
+
+        Returns:
+            (k, S, S, 3) uint8.
 
         Raises:
             UserError: an image can no longer be read.
         """
         results: list[Future[np.ndarray]] = []
-        for some in np.array_split(np.arange(len(ids)), self._workers):
-            spans = [self._span(int(ids[i])) for i in some]
-            chosen = [draws[i] for i in some]
-            results.append(self._pool.submit(crop_spans, spans, chosen, self._image_size))
+        for some in np.array_split(np.arange(len(ids)), min(self._workers, max(1, len(ids)))):
+            spans = [self._spans.at(int(self._rows[ids[i]])) for i in some]
+            draws = [Draw(seed, name, step, int(slots[i])) for i in some]
+            results.append(self._pool.submit(crop_spans, spans, draws, self._image_size))
         try:
             return np.concatenate([result.result() for result in results])
         except BrokenProcessPool as error:
             raise UserError(
-                "a process that decodes images died, perhaps for want of memory: resume the run"
+                "a process that decodes images died, perhaps for want of memory: resume the run, "
+                "with fewer --workers"
             ) from error
 
-    def _span(self, i: int) -> Span:
-        size = int(self._size[i])
-        return Span(self._paths[self._path[i]], int(self._start[i]), None if size < 0 else size)
 
-
-def crop_spans(spans: list[Span], draws: list[Draw], image_size: int) -> np.ndarray:
+def crop_spans(spans: Sequence[Span], draws: Sequence[Draw], image_size: int) -> np.ndarray:
     """One random crop of each encoded image: (k, S, S, 3) uint8.
 
     Raises:
@@ -124,34 +157,45 @@ def crop_spans(spans: list[Span], draws: list[Draw], image_size: int) -> np.ndar
     return crops
 
 
-def open_live(data: str, packed: PackedSet, *, workers: int = 0) -> LiveImages:
-    """The originals behind the training split of a set that `open_data` prepared of the same DATA.
+def open_live(data: str, packed: PackedSet, rows: np.ndarray, *, workers: int = 0) -> LiveImages:
+    """The originals behind images of a set that `open_data` prepared of the same DATA.
 
     Args:
         data: what the command line calls DATA: a folder, tars, a CSV.
-        packed: the set prepared of it; image i here is image i of its training split.
+        packed: the set prepared of it.
+        rows: (N,) which of its images, as `PackedSet.rows` gives them.
         workers: processes that decode; 0: one a core.
 
     Raises:
         UserError: the images are not encoded files, or are not those that were prepared.
     """
+    if packed.manifest["views"]:
+        raise UserError(
+            f"{packed.folder} holds random crops already: set data.augment to none, or pass the "
+            "images themselves as DATA"
+        )
     rejected = set(_rejected(packed.folder / "rejects.csv"))
-    spans = []
+    spans = Spans()
     for block in open_source(data).blocks(WHOLE):
         for image, key in zip(block.images, block.keys, strict=True):
             if not isinstance(image, Span):
                 raise UserError(
-                    f"{data} has no image files to crop anew: "
-                    "use data.augment cifar, or store crops with igpt prepare --views"
+                    f"{data} has no image files to crop anew: set data.augment to cifar, flip or "
+                    "none, or store crops with igpt prepare --views"
                 )
-            if key not in rejected:
+            if not rejected or _as_written(key) not in rejected:
                 spans.append(image)
     if len(spans) != packed.manifest["n_images"]:
         raise UserError(f"{data} changed since {packed.folder} was prepared: prepare it again")
-    chosen = [spans[row] for row in packed.rows("train")]
-    return LiveImages(chosen, packed.image_size, workers=workers)
+    return LiveImages(spans, rows, packed.image_size, workers=workers)
+
+
+def _as_written(key: str) -> str:
+    """A name as the table of rejects holds it."""
+    return key.encode(errors="backslashreplace").decode()
 
 
 def _rejected(path: Path) -> Iterator[str]:
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        yield from (row[0] for row in csv.reader(file))
+    """Names of images that were read and left out; a repeated name is that of one kept."""
+    with path.open(newline="", encoding="utf-8") as file:
+        yield from (row[0] for row in csv.reader(file) if row[-1] != DUPLICATE)

@@ -20,12 +20,9 @@ from typing import Any, Self
 import numpy as np
 
 from igpt.errors import UserError
+from igpt.images.manifest import read_manifest
 from igpt.images.splits import SPLITS, Split, draw_splits
-from igpt.runs import read_json, sha256_of
-
-MANIFEST = "manifest.json"
-FORMAT = "igpt-packed"
-SCHEMA_VERSION = 1
+from igpt.runs import sha256_of
 
 Index = int | np.integer[Any] | slice | np.ndarray | list[int]
 
@@ -92,7 +89,7 @@ class PackedSet:
             UserError: there is none, it is unfinished, or a file is missing or cut.
         """
         folder = Path(folder)
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         packed = cls(folder, manifest, manifest["seed"], manifest["valid_fraction"])
         packed._check_files()
         return packed
@@ -140,7 +137,11 @@ class PackedSet:
 
     def images(self, split: Split) -> PackedImages:
         """Images of a split, (n, S, S, 3) uint8, read when indexed."""
-        return PackedImages(self._shards, self.rows(split))
+        return self.images_at(self.rows(split))
+
+    def images_at(self, rows: np.ndarray) -> PackedImages:
+        """Images by their (n,) places among all that are stored."""
+        return PackedImages(self._shards, rows)
 
     def rows(self, split: Split) -> np.ndarray:
         """(n,) int64 places of a split's images among all that are stored."""
@@ -200,40 +201,3 @@ class PackedSet:
                 raise UserError(f"{path} holds {shape}, not {wanted}: prepare it again")
         if not n == self.manifest["labels"]["n"] == self.manifest["splits"]["n"]:
             raise UserError(f"{self.folder} has shards, labels and splits of unlike lengths")
-
-
-def is_packed(folder: Path) -> bool:
-    """Whether a folder says that it is a packed set."""
-    return (folder / MANIFEST).is_file() and (folder / "splits.npy").exists()
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise UserError(f"{folder} is not a packed set (no {MANIFEST}): make one with igpt prepare")
-    manifest = read_json(path)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{path} is not of a packed set: make one with igpt prepare")
-    if manifest.get("schema_version") != SCHEMA_VERSION:
-        raise UserError(f"{path} is of another igpt version: prepare the images again")
-    try:
-        _check_manifest(manifest)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error!r}): prepare the images again") from error
-    return manifest
-
-
-def _check_manifest(manifest: dict[str, Any]) -> None:
-    entries = [*manifest["shards"], manifest["labels"], manifest["splits"]]
-    for entry in entries:
-        if Path(entry["file"]).name != entry["file"] or type(entry["n"]) is not int:
-            raise ValueError(entry["file"])
-        bytes.fromhex(entry["sha256"])
-    for key in ("image_size", "views", "seed"):
-        if type(manifest[key]) is not int or manifest[key] < 0:
-            raise ValueError(key)
-    if not 0 < manifest["valid_fraction"] < 1 or not manifest["shards"]:
-        raise ValueError("valid_fraction or shards")
-    if manifest["classes"] is not None and not all(isinstance(c, str) for c in manifest["classes"]):
-        raise ValueError("classes")
-    list(map(int, manifest["own_splits"]))

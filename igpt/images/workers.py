@@ -14,12 +14,15 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from igpt.errors import UserError
 
 
-def worker_pool(workers: int) -> ProcessPoolExecutor:
-    """Processes for work that holds Python's lock; 0: one a core.
+def worker_pool(workers: int, *, method: str | None = None) -> ProcessPoolExecutor:
+    """Processes for work that holds Python's lock.
 
-    Forked where this process has no other threads that could hold a lock: they start at once.
+    Args:
+        workers: how many; 0: one a core.
+        method: how they start, spawn or fork; none: forked where this process has no other
+            threads that could hold a lock, since then they start at once.
     """
-    method = "fork" if threading.active_count() == 1 else "spawn"
+    method = method or ("fork" if threading.active_count() == 1 else "spawn")
     return ProcessPoolExecutor(n_workers(workers), get_context(method), start_worker)
 
 

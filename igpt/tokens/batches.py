@@ -15,7 +15,7 @@ from igpt.errors import UserError
 from igpt.images.augment import N_DRAWS, cropped, flipped
 from igpt.tokens.mixture import Mixture
 from igpt.tokens.order import shuffled
-from igpt.tokens.tokenizer import ImageArray, Tokenizer
+from igpt.tokens.tokenizer import CroppedImages, ImageArray, Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class Batch:
 class Source:
     """One set of images in a mixture."""
 
-    images: ImageArray
-    """(N, S, S, 3) uint8, or, where the stream has no tokeniser, tokens (N, T)."""
+    images: ImageArray | CroppedImages
+    """(N, S, S, 3) uint8; or random crops of them; or tokens (N, T) in their smallest type."""
     labels: NDArray[np.int64] | None = None
     """(N,) class indices, or none."""
     augment: Augment = "none"
@@ -120,12 +120,14 @@ class BatchStream:
                 raise UserError(f"there are no images to draw from in {source.name}")
             if source.labels is not None and len(source.labels) != n:
                 raise UserError(f"{source.name} has {n} images but {len(source.labels)} labels")
-            if source.augment == "imagenet":
+            is_cropped = isinstance(source.images, CroppedImages)
+            if source.augment == "imagenet" and not is_cropped:
                 raise UserError(
                     f"the random crops of data.augment imagenet are no longer in {source.name}: "
                     "store them with igpt prepare --views and set data.augment to none"
                 )
-            if tokenizer is None and source.augment != "none":
+            holds_tokens = tokenizer is None or getattr(source.images, "ndim", 4) == 2
+            if holds_tokens and source.augment != "none":
                 raise UserError(
                     f"{source.name} holds tokens, which cannot be augmented: "
                     "set data.augment to none or prepare it as images"
@@ -133,6 +135,7 @@ class BatchStream:
         self.batch_size = batch_size
         self._sources, self._tokenizer, self._seed = sources, tokenizer, seed
         self._mixture = Mixture([source.weight for source in sources])
+        self._is_cropped = any(isinstance(source.images, CroppedImages) for source in sources)
         self._labelled = any(source.labels is not None for source in sources)
         self._first_id = np.cumsum([0, *(len(source.images) for source in sources)])
 
@@ -163,7 +166,7 @@ class BatchStream:
         stop_step: int,
         slots: slice | None = None,
         *,
-        threads: int = 1,
+        threads: int | None = None,
         ahead: int = 4,
     ) -> Iterator[Batch]:
         """The batches of steps `start_step` to `stop_step` - 1, made ahead of their use.
@@ -175,9 +178,11 @@ class BatchStream:
             start_step: the first step.
             stop_step: the step after the last.
             slots: as for `at`.
-            threads: that make batches; numpy's loops run outside Python's lock.
+            threads: that make batches; numpy's loops run outside Python's lock. None: one, or
+                two where one would leave processes that crop waiting.
             ahead: batches that wait at most.
         """
+        threads = threads or (2 if self._is_cropped else 1)
         with ThreadPoolExecutor(threads, thread_name_prefix="igpt-batches") as pool:
             waiting: deque[Future[Batch]] = deque()
             try:
@@ -204,9 +209,15 @@ class BatchStream:
         self, source: Source, ids: NDArray[np.int64], step: int, slots: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """Tokens (k, T) int64 of the images `ids` in `slots`."""
-        images = source.images[ids]
-        if self._tokenizer is None:
-            return np.asarray(images).astype(np.int64)
+        if isinstance(source.images, CroppedImages):
+            assert self._tokenizer is not None
+            images = source.images.crops(
+                ids, seed=self._seed, name=source.name, step=step, slots=slots
+            )
+            return self._tokenizer.encode(images)
+        images = np.asarray(source.images[ids])
+        if self._tokenizer is None or images.ndim == 2:
+            return images.astype(np.int64)
         if source.augment != "none":
             # Drawn for all slots, so that one's draws do not depend on which others are asked for.
             rng = streams.stream(self._seed, f"augment/{source.name}", step)

@@ -1,6 +1,7 @@
 """Fit a palette: k-means over the colours of any number of pixels (paper §3.2)."""
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +35,35 @@ def fit_colors(images: ImageArray, n_colors: int, *, seed: int) -> NDArray[np.fl
     Raises:
         UserError: no images, or a number of colours outside 2 to 65536.
     """
+    return _fitted(count_colors(images), n_colors, seed)
+
+
+def fit_mixed(
+    sets: Sequence[tuple[ImageArray, float]], n_colors: int, *, seed: int
+) -> NDArray[np.float32]:
+    """The k-means centres of several sets, each counting by its weight, whatever its size.
+
+    Args:
+        sets: (N, S, S, 3) uint8 images, and their weight.
+        n_colors: as for `fit_colors`.
+        seed: as for `fit_colors`.
+
+    Raises:
+        UserError: as for `fit_colors`.
+    """
+    total = np.zeros(N_RGB)
+    for images, weight in sets:
+        counts = count_colors(images)
+        total += weight / max(1, counts.sum()) * counts
+    # k-means sees the same proportions, at a size that rounding cannot harm.
+    return _fitted(total / max(total.max(), 1e-300), n_colors, seed)
+
+
+def _fitted(
+    counts: NDArray[np.int64] | NDArray[np.float64], n_colors: int, seed: int
+) -> NDArray[np.float32]:
     if not 2 <= n_colors <= 65536:
         raise UserError(f"n_colors is {n_colors}: choose from 2 to 65536")
-    counts = count_colors(images)
     index = np.flatnonzero(counts)
     if len(index) == 0:
         raise UserError("there are no images to fit a palette to")
@@ -45,7 +72,7 @@ def fit_colors(images: ImageArray, n_colors: int, *, seed: int) -> NDArray[np.fl
             warnings.warn(
                 f"the images hold {len(index)} distinct colours: "
                 f"the palette has these, not {n_colors}",
-                stacklevel=3,
+                stacklevel=4,
             )
         return _rgb_of(index).astype(np.float32)
     weights = counts[index].astype(np.float64)

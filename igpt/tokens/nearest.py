@@ -5,15 +5,23 @@ colours are handed down that are nearest somewhere in the cell; at side 4 two or
 left, and those are compared value by value. The result is that of comparing all of them.
 """
 
+import hashlib
+
 import numpy as np
 from numpy.typing import NDArray
+
+from igpt.errors import UserError
+from igpt.runs import cache_folder, writing
 
 N_RGB = 1 << 24
 CHUNK_PX = 1 << 15  # scratch of 256 KiB stays in the second-level cache
 _SPLIT = 4  # a cell has 4 x 4 x 4 parts
 _ROUNDING = 1e-9  # far above what float64 rounds, far below what separates colours
 
+KEPT_TABLES = 16  # 32 MiB each
+
 Cells = NDArray[np.intp]
+Table = NDArray[np.uint8] | NDArray[np.uint16]
 
 
 def rgb_index(pixels: NDArray[np.uint8], out: NDArray[np.intp]) -> None:
@@ -34,7 +42,31 @@ def rgb_index(pixels: NDArray[np.uint8], out: NDArray[np.intp]) -> None:
     out[-1] = red | green << 8 | blue << 16
 
 
-def nearest_table(colors: NDArray[np.float32]) -> NDArray[np.uint8] | NDArray[np.uint16]:
+def kept_table(colors: NDArray[np.float32], digest: str) -> Table:
+    """The table kept under this digest, made and kept first where it is missing or damaged."""
+    path = cache_folder() / "tables" / f"{digest}.bin"
+    dtype = np.dtype("u1" if len(colors) <= 256 else "<u2")
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError:
+        data = np.empty(0, np.uint8)
+    body, seal = data[:-32], data[-32:].tobytes()  # views: the table is in memory once
+    if body.nbytes == N_RGB * dtype.itemsize and hashlib.sha256(body.data).digest() == seal:
+        return body.view(dtype)
+    table = nearest_table(colors).astype(dtype, copy=False)
+    try:
+        with writing(path) as part, part.open("wb") as file:
+            file.write(table.data)
+            file.write(hashlib.sha256(table.data).digest())
+        kept = sorted(path.parent.glob("*.bin"), key=lambda table_path: table_path.stat().st_mtime)
+        for oldest in kept[:-KEPT_TABLES]:
+            oldest.unlink(missing_ok=True)
+    except (UserError, OSError):
+        pass  # a cache that cannot be written costs two seconds next time, no more
+    return table
+
+
+def nearest_table(colors: NDArray[np.float32]) -> Table:
     """The index of the nearest colour of every RGB value; ties go to the lower index.
 
     Nearest is by ((x - c) ** 2).sum() in float64 with x = rgb / 127.5 - 1 (paper §3.2).

@@ -11,13 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from igpt import runs
 from igpt.errors import UserError
-from igpt.tokens.nearest import CHUNK_PX, N_RGB, nearest_table, rgb_index
+from igpt.tokens.nearest import CHUNK_PX, Table, kept_table, rgb_index
 from igpt.tokens.tokenizer import ImageArray, check_images, image_chunks, image_side
 
 MAX_COLORS = 65536
-KEPT_TABLES = 16  # 32 MiB each
-
-Table = NDArray[np.uint8] | NDArray[np.uint16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,29 +209,5 @@ class Palette:
     def _looked_up(self) -> Table:
         """The table of nearest colours: from memory, the cache folder, or made now."""
         if self._table is None:
-            self._table = _cached_table(self.colors, self.digest)
+            self._table = kept_table(self.colors, self.digest)
         return self._table
-
-
-def _cached_table(colors: NDArray[np.float32], digest: str) -> Table:
-    """The table kept under this digest, made and kept first where it is missing or damaged."""
-    path = runs.cache_folder() / "tables" / f"{digest}.bin"
-    dtype = np.dtype("u1" if len(colors) <= 256 else "<u2")
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError:
-        data = np.empty(0, np.uint8)
-    body, seal = data[:-32], data[-32:].tobytes()  # views: the table is in memory once
-    if body.nbytes == N_RGB * dtype.itemsize and hashlib.sha256(body.data).digest() == seal:
-        return body.view(dtype)
-    table = nearest_table(colors).astype(dtype, copy=False)
-    try:
-        with runs.writing(path) as part, part.open("wb") as file:
-            file.write(table.data)
-            file.write(hashlib.sha256(table.data).digest())
-        kept = sorted(path.parent.glob("*.bin"), key=lambda table_path: table_path.stat().st_mtime)
-        for oldest in kept[:-KEPT_TABLES]:
-            oldest.unlink(missing_ok=True)
-    except (UserError, OSError):
-        pass  # a cache that cannot be written costs two seconds next time, no more
-    return table

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from math import isqrt
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,19 @@ class ImageArray(Protocol):
 
     def __getitem__(self, ids: Any, /) -> Any:
         """Images (k, S, S, 3) uint8, or tokens (k, T), of a slice or an int array of k ids."""
+
+
+@runtime_checkable
+class CroppedImages(Protocol):
+    """What gives another random crop of an image each time, such as `igpt.images.live`."""
+
+    def __len__(self) -> int:
+        """Images N."""
+
+    def crops(
+        self, ids: NDArray[np.int64], *, seed: int, name: str, step: int, slots: NDArray[np.int64]
+    ) -> NDArray[np.uint8]:
+        """Images (k, S, S, 3) uint8 for k ids in k slots of a step."""
 
 
 class Tokenizer(Protocol):

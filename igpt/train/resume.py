@@ -1,6 +1,6 @@
 """From a run's moment to a checkpoint and back, and what a resumed run may change."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from igpt.progress import say
 from igpt.runs import read_json
 from igpt.train import checkpoint
 from igpt.train.distributed import is_sharded
+from igpt.train.feeding import Ingredient
 from igpt.train.tracking import drop_metrics_after
 from igpt.train.trainer import Trainer
 
@@ -94,8 +95,8 @@ def resume(trainer: Trainer) -> None:
     say(f"resuming at step {trainer.step} of {trainer.config.train.total_steps}")
 
 
-def check_same_data(folder: Path, data: PackedSet) -> None:
-    """Refuse to go on with other images than a run was started with.
+def check_same_data(folder: Path, data: PackedSet, mixed: Sequence[Ingredient] = ()) -> None:
+    """Refuse to go on with other images than a run was started with, or another mixture of them.
 
     Raises:
         UserError: the images are not the same.
@@ -105,6 +106,10 @@ def check_same_data(folder: Path, data: PackedSet) -> None:
         raise UserError(
             f"{folder} was trained on {facts['data']} (digest {facts['data_digest'][:12]}), not on "
             f"{data.source} ({data.digest[:12]}): give the same data, or start another run folder"
+        )
+    if facts.get("mixed", []) != [other.facts() for other in mixed]:
+        raise UserError(
+            f"{folder} was started with another --mix: repeat its options ({facts['command']})"
         )
 
 

@@ -5,7 +5,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ from igpt.streams import stream, torch_seed
 from igpt.tokens.batches import BatchStream
 from igpt.tokens.palette import Palette
 from igpt.tokens.raw import RawTokens
-from igpt.tokens.tokenizer import ImageArray, Tokenizer
+from igpt.tokens.tokenizer import Tokenizer
 from igpt.train import checkpoint
 from igpt.train.distributed import World, copied, default_world, keep_own_part, shard
+from igpt.train.feeding import Ingredient, epoch_images, fitted_palette, images_of
 from igpt.train.objectives import loss_sum
 from igpt.train.optim import Optimizer, warmup_steps_of
 from igpt.train.trainer import Trainer
@@ -54,7 +55,12 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
 
 
 def create_run(
-    config: RunConfig, data: PackedSet, folder: Path, *, tokenizer: Tokenizer | None = None
+    config: RunConfig,
+    data: PackedSet,
+    folder: Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    mixed: Sequence[Ingredient] = (),
 ) -> RunConfig:
     """Start a run folder: resolve every `auto`, write config.json and palette.npy.
 
@@ -63,6 +69,7 @@ def create_run(
         data: packed images at the configured size.
         folder: to start; must be new or empty.
         tokenizer: of the model whose weights the run starts from; none makes one.
+        mixed: what is mixed into `data`.
 
     Raises:
         UserError: the folder holds something already, or cannot be written.
@@ -74,26 +81,27 @@ def create_run(
     others = [p.name for p in folder.iterdir() if p.name != "lock"] if folder.is_dir() else []
     if others:
         raise UserError(f"{folder} is not empty ({others[0]}, ...): choose another folder")
-    tokenizer = tokenizer or _make_tokenizer(config, data)
-    config = resolve(config, n_images=n_training_images(config, data), n_colors=tokenizer.n_colors)
+    ingredients = (Ingredient(packed=data, augment=config.data.augment), *mixed)
+    tokenizer = tokenizer or _make_tokenizer(config, ingredients)
+    own = dataclasses.replace(config.data, valid_fraction=data.valid_fraction)
+    config = dataclasses.replace(config, data=own)
+    n_images = epoch_images(config, ingredients)
+    config = resolve(config, n_images=n_images, n_colors=tokenizer.n_colors)
     if isinstance(tokenizer, Palette):
         tokenizer.save(folder / "palette.npy")
-    write_json(folder / "config.json", {**config.to_dict(), "facts": facts_of(data, tokenizer)})
+    facts = facts_of(data, tokenizer)
+    if mixed:
+        facts["mixed"] = [other.facts() for other in mixed]
+    write_json(folder / "config.json", {**config.to_dict(), "facts": facts})
     return config
 
 
-def n_training_images(config: RunConfig, data: PackedSet) -> int:
-    """Images an epoch has."""
-    return data.n("train") + (data.n("valid") if config.data.fold_validation else 0)
-
-
-def _make_tokenizer(config: RunConfig, data: PackedSet) -> Tokenizer:
+def _make_tokenizer(config: RunConfig, ingredients: Sequence[Ingredient]) -> Tokenizer:
     if config.data.tokens == "raw":
         return RawTokens()
     if config.data.palette is not None:
         return Palette.load(Path(config.data.palette))
-    say(f"fitting a palette of {config.data.n_colors} colours on the training split")
-    return Palette.fit(data.images("train"), n_colors=config.data.n_colors, seed=config.seed)
+    return fitted_palette(config, ingredients)
 
 
 def tokenizer_of_run(folder: Path, config: RunConfig) -> Tokenizer:
@@ -207,6 +215,7 @@ def make_trainer(
     *,
     tokenizer: Tokenizer,
     initial: Mapping[str, Tensor] | None = None,
+    batches: BatchStream | None = None,
     world: World | None = None,
 ) -> Trainer:
     """A trainer at step 0.
@@ -217,6 +226,7 @@ def make_trainer(
         folder: of the run.
         tokenizer: colours to tokens.
         initial: weights to start from, by name; none draws them from the seed.
+        batches: what it trains on; none: the training images of `data`.
         world: this process's place among the ranks; none: as torchrun made it.
     """
     world = world or default_world()
@@ -244,7 +254,7 @@ def make_trainer(
         forward=copied(network, device) if world.size > 1 and not sharded else network,
         loss_sum=summed,
         optimizer=Optimizer(network, config.train),
-        stream=_training_stream(config, data, tokenizer),
+        stream=batches or _training_stream(config, data, tokenizer),
         valid_tokens=_validation_tokens(config, data, tokenizer),
         device=device,
         dtype=dtype,
@@ -255,11 +265,8 @@ def make_trainer(
 
 
 def _training_stream(config: RunConfig, data: PackedSet, tokenizer: Tokenizer) -> BatchStream:
-    images: ImageArray = data.images("train")
-    if config.data.fold_validation:
-        images = np.concatenate([images[:], data.images("valid")[:]])
     return BatchStream(
-        images,
+        images_of(data, config),
         None,
         tokenizer,
         batch_size=config.train.batch_size,

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from igpt.errors import UserError
-from igpt.images.packed import PackedSet, is_packed
+from igpt.images.manifest import is_packed
+from igpt.images.packed import PackedSet
 from igpt.images.packing import GrowingArray, PackWriter, check_target
 
 FACTS = {

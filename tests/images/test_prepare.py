@@ -14,8 +14,9 @@ from PIL import Image
 from igpt.errors import Interrupted, UserError
 from igpt.images import packing, prepare
 from igpt.images.decoding import Packing, pack_block
+from igpt.images.manifest import is_packed
 from igpt.images.merging import missing_parts, part_folder
-from igpt.images.packed import PackedSet, is_packed
+from igpt.images.packed import PackedSet
 from igpt.images.resize import area_resize, center_square
 from igpt.images.sources.find import open_source
 from igpt.images.sources.source import Block, Part, Source

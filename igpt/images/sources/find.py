@@ -6,7 +6,8 @@ from pathlib import Path
 
 from igpt.errors import UserError
 from igpt.images.files import SUFFIXES
-from igpt.images.packed import PackedSet, is_packed
+from igpt.images.manifest import is_packed
+from igpt.images.packed import PackedSet
 from igpt.images.sources import (
     arrays,
     binaries,

