@@ -99,7 +99,7 @@ def train_run(
     from igpt.progress import say
     from igpt.runs import FolderLock
     from igpt.train.distributed import default_world
-    from igpt.train.feeding import training_stream
+    from igpt.train.feeding import originals, training_stream
     from igpt.train.resume import check_same_data
     from igpt.train.setup import create_run, make_trainer, read_run, tokenizer_of_run
     from igpt.train.tracking import read_metrics
@@ -114,7 +114,10 @@ def train_run(
     start = None if init_from is None or exists else _start_from(init_from, config)
     with world.first_alone():
         first, *mixed = _open_all(data, mix, config)
-    with FolderLock(folder) if world.is_first else nullcontext():
+    with (
+        originals(config, [first, *mixed], workers=workers) as live,
+        FolderLock(folder) if world.is_first else nullcontext(),
+    ):
         with world.first_alone():
             if exists:
                 check_same_data(folder, first.packed, mixed)
@@ -124,16 +127,15 @@ def train_run(
         # What is stored has no `auto` left; a resumed run may have changed a free setting.
         config = config if exists else read_run(folder)[0]
         tokenizer = tokenizer_of_run(folder, config)
-        with training_stream(config, [first, *mixed], tokenizer, workers=workers) as batches:
-            trainer = make_trainer(
-                config,
-                first.packed,
-                folder,
-                tokenizer=tokenizer,
-                initial=start.network.state_dict() if start else None,
-                batches=batches,
-            )
-            _train(trainer, resume=exists)
+        trainer = make_trainer(
+            config,
+            first.packed,
+            folder,
+            tokenizer=tokenizer,
+            initial=start.network.state_dict() if start else None,
+            batches=training_stream(config, [first, *mixed], tokenizer, live),
+        )
+        _train(trainer, resume=exists)
         with world.first_alone():
             if world.is_first:
                 export_run(folder)

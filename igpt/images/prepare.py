@@ -127,8 +127,7 @@ def prepare(
     """
     if valid_fraction is not None and not 0 < valid_fraction < 1:
         raise UserError(f"the share for validation is {valid_fraction}: choose between 0 and 1")
-    if workers < 0:
-        raise UserError(f"--workers {workers} is not possible: choose 0 for one a core, or more")
+    n_workers(workers)  # refuses a number below 0
     target = out if part == WHOLE else part_folder(out, part)
     if target == out or not is_packed(target):
         check_target(target)

@@ -27,7 +27,13 @@ def worker_pool(workers: int, *, method: str | None = None) -> ProcessPoolExecut
 
 
 def n_workers(workers: int) -> int:
-    """How many that is: 0 means one for each core this process may use."""
+    """How many that is: 0 means one for each core this process may use.
+
+    Raises:
+        UserError: it is below 0.
+    """
+    if workers < 0:
+        raise UserError(f"--workers {workers} is not possible: choose 0 for one a core, or more")
     return workers or len(os.sched_getaffinity(0))
 
 

@@ -10,14 +10,15 @@ import numpy as np
 
 from igpt.config import Augment, RunConfig
 from igpt.errors import UserError
-from igpt.images.live import open_live
+from igpt.images.live import LiveImages, open_live
 from igpt.images.packed import PackedImages, PackedSet
 from igpt.images.workers import n_workers
 from igpt.progress import say
 from igpt.tokens.batches import BatchStream, Source
+from igpt.tokens.mixture import Mixture
 from igpt.tokens.palette import Palette
 from igpt.tokens.stored import stored_tokens
-from igpt.tokens.tokenizer import Tokenizer
+from igpt.tokens.tokenizer import ImageArray, Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,55 +91,71 @@ def epoch_images(config: RunConfig, ingredients: Sequence[Ingredient]) -> int:
 
 
 @contextmanager
+def originals(
+    config: RunConfig, ingredients: Sequence[Ingredient], *, workers: int = 0
+) -> Iterator[list[LiveImages | None]]:
+    """What decodes anew those sets that ask for it; its processes end with the block.
+
+    Entered before a run is created, so that what cannot be used so leaves no run behind.
+
+    Args:
+        config: of the run.
+        ingredients: DATA, and what is mixed in.
+        workers: processes of this rank; 0: its share of the cores.
+
+    Raises:
+        UserError: a set has no originals, or the weights cannot be mixed.
+    """
+    Mixture([ingredient.weight for ingredient in ingredients])
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    workers = n_workers(workers) if workers else max(1, n_workers(0) // ranks_here)
+    with ExitStack() as held:
+        live: list[LiveImages | None] = []
+        for ingredient in ingredients:
+            packed, opened = ingredient.packed, None
+            if ingredient.augment == "imagenet":
+                data = ingredient.data or str(packed.folder)
+                rows = rows_of(packed, config)
+                opened = held.enter_context(open_live(data, packed, rows, workers=workers))
+            live.append(opened)
+        yield live
+
+
 def training_stream(
     config: RunConfig,
     ingredients: Sequence[Ingredient],
     tokenizer: Tokenizer,
-    *,
-    workers: int = 0,
-) -> Iterator[BatchStream]:
-    """The batches of a run; processes that decode images end with the block.
+    live: Sequence[LiveImages | None],
+) -> BatchStream:
+    """The batches of a run.
 
     Args:
         config: of the run.
         ingredients: DATA, and what is mixed in.
         tokenizer: colours to tokens.
-        workers: processes of this rank that decode for `imagenet`; 0: its share of the cores.
+        live: of each, from `originals`.
 
     Raises:
         UserError: a set cannot be used so.
     """
-    with ExitStack() as held:
-        sources = []
-        for number, ingredient in enumerate(ingredients):
-            name = "train" if number == 0 else f"mixed-{number}"
-            sources.append(_source(config, ingredient, tokenizer, name, workers, held))
-        yield BatchStream.mixed(
-            sources, tokenizer, batch_size=config.train.batch_size, seed=config.seed
+    sources = []
+    for number, (ingredient, opened) in enumerate(zip(ingredients, live, strict=True)):
+        source = Source(
+            images=opened or _kept(config, ingredient, tokenizer),
+            augment=ingredient.augment,
+            weight=ingredient.weight,
+            name=f"mixed-{number}" if number else "train",
         )
+        sources.append(source)
+    return BatchStream.mixed(
+        sources, tokenizer, batch_size=config.train.batch_size, seed=config.seed
+    )
 
 
-def _source(
-    config: RunConfig,
-    ingredient: Ingredient,
-    tokenizer: Tokenizer,
-    name: str,
-    workers: int,
-    held: ExitStack,
-) -> Source:
-    packed = ingredient.packed
-    rows = rows_of(packed, config)
-    images: Any = packed.images_at(rows)
-    if ingredient.augment == "imagenet":
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        live = open_live(
-            ingredient.data or str(packed.folder),
-            packed,
-            rows,
-            workers=workers or max(1, n_workers(0) // ranks_here),
-        )
-        images = held.enter_context(live)
-    elif ingredient.augment == "none":
+def _kept(config: RunConfig, ingredient: Ingredient, tokenizer: Tokenizer) -> ImageArray:
+    """Packed images, or their tokens where these are stored and nothing changes the images."""
+    packed, rows = ingredient.packed, rows_of(ingredient.packed, config)
+    stored = None
+    if ingredient.augment == "none":
         stored = stored_tokens(packed, tokenizer, rows)
-        images = images if stored is None else stored
-    return Source(images=images, augment=ingredient.augment, weight=ingredient.weight, name=name)
+    return packed.images_at(rows) if stored is None else stored

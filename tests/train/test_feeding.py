@@ -1,4 +1,5 @@
 import dataclasses
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from igpt.train.feeding import (
     epoch_images,
     fitted_palette,
     images_of,
+    originals,
     parse_mix,
     training_stream,
 )
@@ -27,6 +29,12 @@ CONFIG = RunConfig(
 
 def folded(config):
     return dataclasses.replace(config, data=dataclasses.replace(config.data, fold_validation=True))
+
+
+@contextmanager
+def streamed(sets, tokenizer=None):
+    with originals(CONFIG, sets, workers=1) as live:
+        yield training_stream(CONFIG, sets, tokenizer or RawTokens(), live)
 
 
 def plain(folder, color, n=20):
@@ -70,7 +78,7 @@ def test_sets_are_mixed_by_weight_with_their_own_changes(tmp_path, digits):
         Ingredient(packed=digits, augment="flip"),
         Ingredient(packed=web, augment="none", weight=0.5),
     ]
-    with training_stream(CONFIG, sets, RawTokens()) as stream:
+    with streamed(sets) as stream:
         tokens = np.concatenate([stream.at(step).tokens for step in range(20)])
     assert (tokens == 200).all(axis=1).sum() == 40
     assert epoch_images(CONFIG, sets) == round(1.5 * digits.n("train"))
@@ -93,7 +101,7 @@ def test_live_crops_are_mixed_in(tmp_path, monkeypatch):
     photos = write_tree(tmp_path / "in", {f"{i:02d}.jpg": painted(i) for i in range(10)})
     packed = open_data(str(photos), image_size=8)
     live = Ingredient(packed=packed, augment="imagenet", data=str(photos))
-    with training_stream(CONFIG, [live], RawTokens(), workers=1) as stream:
+    with streamed([live]) as stream:
         whole = stream.at(4)
         np.testing.assert_array_equal(stream.at(4, slice(2, 5)).tokens, whole.tokens[2:5])
         ahead = list(stream.prefetch(4, 6))
@@ -106,7 +114,7 @@ def test_stored_tokens_are_used_where_nothing_changes_the_images(digits, monkeyp
     palette = Palette(np.random.default_rng(0).uniform(-1, 1, (40, 3)))
     store_tokens(digits, palette)
     kept = Ingredient(packed=digits, augment="none")
-    with training_stream(CONFIG, [kept], palette) as stream:
+    with streamed([kept], palette) as stream:
         expected = palette.encode(digits.images("train")[stream.at(3).ids])
         monkeypatch.setattr(Palette, "encode", None)
         np.testing.assert_array_equal(stream.at(3).tokens, expected)
