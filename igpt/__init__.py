@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from igpt import sklearn as sklearn
     from igpt.errors import UserError as UserError
     from igpt.pixelmodel import PixelModel as PixelModel
     from igpt.pixelmodel import load as load
@@ -26,10 +27,12 @@ __all__ = ["Palette", "PixelModel", "UserError", "load"]
 
 def __getattr__(name: str) -> Any:
     """Import a public name from its home module on first use (PEP 562)."""
+    if name == "sklearn":  # the estimators, which need scikit-learn's seconds of import
+        return import_module("igpt.sklearn")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'igpt' has no attribute {name!r}")
     return getattr(import_module(_HOME_OF[name]), name)
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*__all__, "sklearn", "__version__"]

@@ -154,15 +154,15 @@ def choose_inside(
     label a class nothing can be left out: the middle layer and the middle strength.
 
     Args:
-        few: images class by class, as `subset_rows` gives them.
-        labels_per_class: of these images.
+        few: images in any order.
+        labels_per_class: images of the rarest class.
         strengths: to choose from.
         device: where to fit.
     """
     if labels_per_class == 1:
         return len(few.features) // 2, strengths[len(strengths) // 2]
     n_folds = min(N_FOLDS, labels_per_class)
-    fold = np.tile(np.arange(labels_per_class) % n_folds, len(few.labels) // labels_per_class)
+    fold = _rank_in_class(few.labels) % n_folds
     n_used = 1 if labels_per_class >= ONE_FOLD_FROM else n_folds
     losses = np.zeros((len(few.features), len(strengths)))
     codes = np.unique(few.labels, return_inverse=True)[1]
@@ -175,6 +175,15 @@ def choose_inside(
                 losses[row, column] -= right.sum()
     best_row, best_column = divmod(int(losses.argmin()), len(strengths))
     return best_row, strengths[best_column]
+
+
+def _rank_in_class(labels: np.ndarray) -> np.ndarray:
+    """How many images of its class stand before each one: (N,) int64."""
+    order = np.argsort(labels, kind="stable")
+    _, first, sizes = np.unique(labels[order], return_index=True, return_counts=True)
+    ranks = np.empty(len(labels), np.int64)
+    ranks[order] = np.arange(len(labels)) - np.repeat(first, sizes)
+    return ranks
 
 
 def evaluate_supervised(
