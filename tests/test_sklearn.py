@@ -35,7 +35,7 @@ def here(folder, monkeypatch):
 def tiny_pictures(_, rows):
     """Any numbers as pixels that follow them: what scikit-learn's checks make up is no image.
 
-    The pixels of a picture differ in brightness, so that few colours still tell close numbers apart.
+    The pixels of a picture differ in brightness, so few colours still tell close numbers apart.
     """
     n_pixels = SIDE**2
     tiled = np.tile(np.asarray(rows, np.float64), -(-3 * n_pixels // rows.shape[1]))
