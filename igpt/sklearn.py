@@ -31,7 +31,7 @@ from igpt.pixelmodel import Images, PixelModel, load
 __all__ = ["IGPTClassifier", "IGPTFeatures"]
 
 
-class _OnFeatures(BaseEstimator):
+class _OnFeatures(BaseEstimator):  # type: ignore[misc]
     """What both share: the model by its name, and how X becomes features of one layer."""
 
     def __init__(self, model: str | Path, *, layer: int | str = "best") -> None:
