@@ -232,6 +232,8 @@ class FinetuneConfig:
     """Images a forward pass."""
     valid_every: int = 100
     """Steps between looks at validation accuracy."""
+    valid_images: int | None = None
+    """Most validation images looked at; none: all."""
     patience: int = 5
     """Looks without a better accuracy before training ends; the best weights are kept."""
     augment: bool = True
@@ -250,6 +252,10 @@ class FinetuneConfig:
             value = getattr(self, name)
             _require(value >= 1, f"finetune.{name} is {value}: it must be at least 1")
         _require(self.lr > 0, f"finetune.lr is {self.lr}: it must be above 0")
+        _require(
+            self.valid_images is None or self.valid_images >= 1,
+            f"finetune.valid_images is {self.valid_images}: it must be at least 1",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -105,14 +105,16 @@ def _own_config(network: GPT, facts: ModelFacts) -> dict[str, Any]:
     }
 
 
-def read_newest(folder: Path) -> ModelParts:
-    """The model of a run's newest intact checkpoint.
+def read_newest(folder: Path, *, step: int | None = None) -> ModelParts:
+    """The model of a run's newest intact checkpoint, or of the one after `step` updates.
 
     Raises:
         UserError: the run has none.
     """
     config, facts = read_run(folder)
     path, rejected = checkpoint.newest(folder)
+    if step is not None:
+        path = checkpoint.folder_of(folder, step)
     if path is None:
         reason = f" ({rejected[0]})" if rejected else ""
         raise UserError(f"{folder} has no usable checkpoint{reason}: train it with --resume")

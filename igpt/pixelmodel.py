@@ -31,7 +31,7 @@ from igpt.runs import read_json, writing_folder
 from igpt.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from igpt.evaluate.probe import SavedProbe
+    from igpt.evaluate.savedprobe import SavedProbe
 
 Images = np.ndarray | Image.Image | str | Path | Sequence["np.ndarray | Image.Image | str | Path"]
 
@@ -137,7 +137,7 @@ class PixelModel:
         Raises:
             UserError: it was saved for another model or palette.
         """
-        from igpt.evaluate.probe import SavedProbe
+        from igpt.evaluate.savedprobe import SavedProbe
 
         if self.folder is None or not (self.folder / "probe.json").is_file():
             return self.classifier
@@ -153,7 +153,7 @@ class PixelModel:
             classes: the name of each of the C classes.
             protocol: one sentence: where the head comes from.
         """
-        from igpt.evaluate.probe import SavedProbe
+        from igpt.evaluate.savedprobe import SavedProbe
 
         self.classifier = SavedProbe(
             weights=weights,
@@ -357,9 +357,10 @@ def _is_from_transformers(document: dict[str, Any]) -> bool:
     return document.get("model_type") == "imagegpt" and not ours
 
 
-def load_run(folder: Path) -> PixelModel:
-    """The model of a run's newest intact checkpoint."""
-    parts = read_newest(folder)
+def load_run(folder: Path, *, step: int | None = None) -> PixelModel:
+    """The model of a run's newest intact checkpoint, or of the one after `step` updates."""
+    parts = read_newest(folder, step=step)
+    parts.network.to(compute.default_device())
     return PixelModel(parts.network, parts.tokenizer, parts.facts, folder=folder / "model")
 
 

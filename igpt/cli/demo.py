@@ -160,7 +160,7 @@ def _completions(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
 
 
 def _probe(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
-    from igpt.cli.probe import probe_model
+    from igpt.evaluate.probing import probe_model
     from igpt.evaluate.record import write_record
 
     result = probe_model(model, data)

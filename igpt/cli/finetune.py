@@ -2,6 +2,8 @@
 
 import dataclasses
 import json as json_format
+import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,8 +11,10 @@ from tyro.conf import arg
 
 from igpt.cli.arguments import Data, Model
 from igpt.config import FinetuneConfig
+from igpt.errors import UserError
 
 if TYPE_CHECKING:
+    from igpt.evaluate.finetune import FinetuneResult
     from igpt.images.packed import PackedSet
     from igpt.pixelmodel import PixelModel
 
@@ -25,6 +29,7 @@ def finetune(
     rates: tuple[float, ...] = (),
     scratch: bool = False,
     image_size: int | None = None,
+    seeds: int = 1,
     json: bool = False,
 ) -> None:
     """Train all weights to classify (paper §2.3); step and rate chosen on validation, then test.
@@ -36,6 +41,8 @@ def finetune(
         rates: learning rates to try in turn until validation accuracy falls; none: finetune.lr.
         scratch: start from fresh weights: the supervised baseline with the same budget.
         image_size: train at this size; position embeddings are interpolated. None: the model's.
+        seeds: fine-tune so many times, with finetune.seed and those after it; test accuracy is
+            then the mean, with its standard deviation. The first seed searches the rate.
         json: print the result as one JSON document.
     """
     from igpt import compute
@@ -46,11 +53,13 @@ def finetune(
     compute.set_threads()
     loaded = load(model)
     packed = open_for(loaded, data, image_size=image_size)
-    result = finetune_model(loaded, packed, config=finetune, rates=rates, scratch=scratch)
+    result = finetune_model(
+        loaded, packed, config=finetune, rates=rates, scratch=scratch, n_seeds=seeds
+    )
     if place := record_place(Path(model)):
         write_record(
             place,
-            _name(result),
+            _name(result, loaded.image_size),
             result,
             model=loaded.digest(),
             data=packed.source,
@@ -64,9 +73,12 @@ def finetune(
     print(f"best at step {result['step']}, rate {result['lr']:g}: ", end="")
     print(f"validation accuracy {result['valid_accuracy']:.2%}")
     print(f"test accuracy: {result['test_accuracy']:.2%} ± {result['test_accuracy_se']:.2%}")
+    if seeds > 1:
+        each = ", ".join(f"{accuracy:.2%}" for accuracy in result["test_accuracies"])
+        print(f"  over {seeds} seeds: {each}; standard deviation {result['test_accuracy_sd']:.2%}")
 
 
-def _name(result: dict[str, Any]) -> str:
+def _name(result: dict[str, Any], model_size: int) -> str:
     """`finetune`, with what sets it apart, so that the variants stand side by side in a run."""
     parts = ["finetune"]
     if not result["joint"]:
@@ -75,6 +87,8 @@ def _name(result: dict[str, Any]) -> str:
         parts.append("scratch")
     if result["layer"] is not None:
         parts.append(f"layer{result['layer']}")
+    if result["image_size"] != model_size:
+        parts.append(f"{result['image_size']}px")
     return "-".join(parts)
 
 
@@ -85,48 +99,82 @@ def finetune_model(
     config: FinetuneConfig,
     rates: tuple[float, ...] = (),
     scratch: bool = False,
+    n_seeds: int = 1,
 ) -> dict[str, Any]:
-    """Fine-tune a copy of the model: a `FinetuneResult` and what was asked for.
+    """Fine-tune copies of the model: the first one's `FinetuneResult`, and the spread over all.
 
     Raises:
-        UserError: the images have no labels, or are of one class.
+        UserError: the images have no labels, or are of one class; said before training starts.
     """
-    from igpt.cli.probe import SPLITS, labels_of
+    from igpt.evaluate.probing import checked_labels
+    from igpt.progress import ticking
+
+    if n_seeds < 1:
+        raise UserError(f"--seeds is {n_seeds}: it must be at least 1")
+    checked_labels(data)
+    done = 0
+    results: list[FinetuneResult] = []
+    with ticking("fine-tuning") as ticker:
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            runs = max(1, len(rates)) + n_seeds - 1
+            ticker.update(done, config.total_steps * runs, "steps")
+
+        for number in range(n_seeds):
+            seeded = dataclasses.replace(config, seed=config.seed + number)
+            if results:
+                seeded = dataclasses.replace(seeded, lr=results[0].lr)
+            tried = () if results else rates
+            results.append(_finetune_once(model, data, seeded, tried, scratch, advance))
+    accuracies = [result.test_accuracy for result in results]
+    return {
+        "joint": config.joint,
+        "layer": config.layer,
+        "scratch": scratch,
+        "image_size": data.image_size,
+        "objective": model.network.objective,
+        **dataclasses.asdict(results[0]),
+        "test_accuracy": statistics.mean(accuracies),
+        "test_accuracies": accuracies,
+        "test_accuracy_sd": statistics.stdev(accuracies) if n_seeds > 1 else None,
+    }
+
+
+def _finetune_once(
+    model: "PixelModel",
+    data: "PackedSet",
+    config: FinetuneConfig,
+    rates: tuple[float, ...],
+    scratch: bool,
+    advance: "Callable[[int], None]",
+) -> "FinetuneResult":
     from igpt.evaluate.classifier import LabelledImages, from_scratch, resampled
     from igpt.evaluate.finetune import finetune_and_test
-    from igpt.evaluate.probe import check_labels
-    from igpt.progress import ticking
+    from igpt.evaluate.probing import labels_of
+    from igpt.images.splits import SPLITS
 
     train, valid, test = (
         LabelledImages(data.images(name), labels_of(data, name)) for name in SPLITS
     )
-    check_labels(train.labels, len(train.images), "train")
     assert data.classes is not None
     network = model.network
     if data.image_size != model.image_size:
         network = resampled(network, image_size=model.image_size, new_image_size=data.image_size)
     if scratch:
         network = from_scratch(network, seed=config.seed)
-    done = 0
-    with ticking("fine-tuning") as ticker:
-
-        def advance(n: int) -> None:
-            nonlocal done
-            done += n
-            ticker.update(done, config.total_steps * max(1, len(rates)), "steps")
-
-        _, result = finetune_and_test(
-            network,
-            train,
-            valid,
-            test,
-            encode=model.tokenizer.encode,
-            n_classes=len(data.classes),
-            mask_prob=model.facts.mask_prob,
-            config=config,
-            rates=rates,
-            n_masks=BERT_MASKS,
-            progress=advance,
-        )
-    about = {"joint": config.joint, "layer": config.layer, "scratch": scratch}
-    return {**about, "image_size": data.image_size, **dataclasses.asdict(result)}
+    _, result = finetune_and_test(
+        network,
+        train,
+        valid,
+        test,
+        encode=model.tokenizer.encode,
+        n_classes=len(data.classes),
+        mask_prob=model.facts.mask_prob,
+        config=config,
+        rates=rates,
+        n_masks=BERT_MASKS,
+        progress=advance,
+    )
+    return result

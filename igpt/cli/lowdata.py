@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from igpt.cli.arguments import Data, Model
 from igpt.config import FinetuneConfig
+from igpt.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,8 +16,12 @@ if TYPE_CHECKING:
     from igpt.evaluate.classifier import LabelledImages
     from igpt.evaluate.fewlabel import FewLabelResult
     from igpt.images.packed import PackedSet
+    from igpt.images.splits import Split
     from igpt.pixelmodel import PixelModel
     from igpt.tokens.tokenizer import ImageArray
+
+
+TRAIN_TEST: "tuple[Split, ...]" = ("train", "test")
 
 
 def lowdata(
@@ -49,6 +54,8 @@ def lowdata(
     from igpt.evaluate.record import write_record
     from igpt.pixelmodel import load
 
+    if subsets < 1 or min(scratch_steps, wide_resnet_steps) < 0:
+        raise UserError("--subsets must be at least 1, and no number of steps may be negative")
     compute.set_threads()
     loaded = load(model)
     packed = open_for(loaded, data)
@@ -91,19 +98,17 @@ def evaluate_lowdata(
     Raises:
         UserError: labels are missing, or fewer than asked for.
     """
-    from igpt.cli.probe import labelled_features, labels_of
     from igpt.evaluate.classifier import LabelledImages
     from igpt.evaluate.fewlabel import evaluate_few_labels, evaluate_supervised, subset_rows
     from igpt.evaluate.probe import Labelled, pixel_features
+    from igpt.evaluate.probing import checked_labels, labelled_features
     from igpt.progress import say
 
-    images = {
-        split: LabelledImages(data.images(split), labels_of(data, split))
-        for split in ("train", "test")
-    }
+    checked = checked_labels(data)
+    images = {split: LabelledImages(data.images(split), checked[split]) for split in TRAIN_TEST}
     for count in labels:  # before the long work starts
         subset_rows(images["train"].labels, count, seed=seed, subset=0)
-    features = {split: labelled_features(model, data, split) for split in ("train", "test")}
+    features = {split: labelled_features(model, data, split) for split in TRAIN_TEST}
     pixels = {
         split: Labelled(pixel_features(part.images[:])[None], part.labels)
         for split, part in images.items()

@@ -3,19 +3,32 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from igpt.errors import UserError
+
 if TYPE_CHECKING:
     from igpt.images.packed import PackedSet
     from igpt.pixelmodel import PixelModel
 
 
 def open_for(model: "PixelModel", data: str, *, image_size: int | None = None) -> "PackedSet":
-    """DATA at the model's size or another one, split as it was for training."""
+    """DATA at the model's size or another one, split as it was for training.
+
+    Raises:
+        UserError: there is none, or it is packed at a smaller size.
+    """
+    from igpt.images.packed import PackedSet, is_packed
     from igpt.images.prepare import open_data
 
+    wanted = image_size or model.image_size
+    if is_packed(Path(data)) and (held := PackedSet.open(data).image_size) < wanted:
+        raise UserError(
+            f"{data} is packed at {held} pixels, {wanted} are needed here: "
+            f"prepare it again with --image-size {wanted}"
+        )
     trained = model.facts.trained
     return open_data(
         data,
-        image_size=image_size or model.image_size,
+        image_size=wanted,
         seed=trained.get("seed", 0),
         valid_fraction=trained.get("valid_fraction"),
     )

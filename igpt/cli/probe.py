@@ -1,20 +1,14 @@
 """`igpt probe`."""
 
-import dataclasses
 import json as json_format
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from igpt.cli.arguments import Data, Model
 from igpt.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from igpt.evaluate.probe import Labelled, ProbeResult
     from igpt.images.packed import PackedSet
-    from igpt.images.splits import Split
-    from igpt.pixelmodel import PixelModel
 
 
 def probe(
@@ -24,6 +18,9 @@ def probe(
     raw_residual: bool = False,
     raw_pixels: bool = True,
     joined: int = 0,
+    solver: Literal["lbfgs", "sgd"] = "lbfgs",
+    sgd_steps: int = 10_000,
+    checkpoints: bool = False,
     json: bool = False,
 ) -> None:
     """Linear probe of every layer (paper §2.4): layer and strength chosen on validation, then test.
@@ -36,18 +33,33 @@ def probe(
         raw_residual: pool the residual stream itself in place of the paper's normalised features.
         raw_pixels: treat the pixels themselves the same, for comparison.
         joined: also probe so many adjacent layers around the best, side by side (the paper's 5).
+        solver: lbfgs finds the optimum; sgd reads a batch at a time, for large sets (paper §3.4).
+        sgd_steps: updates of sgd for each of its rates.
+        checkpoints: probe every checkpoint that the run keeps, for Figure 3 of igpt report.
         json: print the result as one JSON document.
     """
     from igpt import compute
     from igpt.cli.opening import open_for, record_place
+    from igpt.evaluate.probing import probe_model
     from igpt.evaluate.record import write_record
     from igpt.pixelmodel import load
 
+    if joined < 0 or sgd_steps < 1:
+        raise UserError("--joined must not be negative and --sgd-steps must be at least 1")
     compute.set_threads()
     loaded = load(model)
     packed = open_for(loaded, data)
+    if checkpoints:
+        _print_checkpoints(_probe_checkpoints(Path(model), packed), model, packed, json=json)
+        return
     result = probe_model(
-        loaded, packed, normalised=not raw_residual, raw_pixels=raw_pixels, n_joined=joined
+        loaded,
+        packed,
+        normalised=not raw_residual,
+        raw_pixels=raw_pixels,
+        n_joined=joined,
+        solver=solver,
+        sgd_steps=sgd_steps,
     )
     if place := record_place(Path(model)):
         digest = loaded.digest()
@@ -59,8 +71,44 @@ def probe(
         _print_result(result)
 
 
+def _probe_checkpoints(run: Path, data: "PackedSet") -> dict[int, dict[str, Any]]:
+    """The probe of each checkpoint by its step, recorded as `probe-step-N`."""
+    from igpt.evaluate.probing import probe_model
+    from igpt.evaluate.record import write_record
+    from igpt.pixelmodel import load_run
+    from igpt.progress import say
+    from igpt.train.checkpoint import all_steps, fault_of
+
+    found = {}
+    for step, path in sorted(all_steps(run)):
+        if fault := fault_of(path):
+            say(f"passed over {path}: {fault}")
+            continue
+        model = load_run(run, step=step)
+        result = probe_model(model, data, raw_pixels=False, save=False)
+        name = f"probe-step-{step:07d}"
+        write_record(run, name, result, model=model.digest(), data=data.source, split="test")
+        found[step] = result
+    if not found:
+        raise UserError(f"{run} keeps no checkpoint that can be probed: train it first")
+    return found
+
+
+def _print_checkpoints(
+    results: dict[int, dict[str, Any]], model: str, data: "PackedSet", *, json: bool
+) -> None:
+    if json:
+        about = {"model": model, "data": data.source, "split": "test"}
+        print(json_format.dumps({**about, "checkpoints": results}))
+        return
+    print("    step  layer  validation accuracy  test accuracy")
+    for step, result in results.items():
+        accuracies = f"{result['valid_accuracy']:>19.2%}  {result['test_accuracy']:>13.2%}"
+        print(f"{step:>8}  {result['layer']:>5}  {accuracies}")
+
+
 def _print_result(result: dict[str, Any]) -> None:
-    print("layer  strength  validation accuracy")
+    print(f"layer  {'strength' if result['solver'] == 'lbfgs' else 'rate':>8}  validation accuracy")
     for score in result["by_layer"]:
         mark = "  <- chosen" if score["layer"] == result["layer"] else ""
         print(
@@ -74,176 +122,3 @@ def _print_result(result: dict[str, Any]) -> None:
         print(f"layers {side_by_side['layers']} joined: {side_by_side['test_accuracy']:.2%}")
     if vote := result.get("vote"):
         print(f"modal answer of {vote['n_masks']} masks: {vote['test_accuracy']:.2%}")
-
-
-def probe_model(
-    model: "PixelModel",
-    data: "PackedSet",
-    *,
-    normalised: bool = True,
-    raw_pixels: bool = True,
-    n_joined: int = 0,
-) -> dict[str, Any]:
-    """Probe all layers, save the chosen classifier in the model's folder, return the figures.
-
-    A BERT model is also judged by the modal answer of several masks (paper §4.6).
-
-    Raises:
-        UserError: the images have no labels, or too few of them.
-    """
-    from igpt.evaluate.probe import SavedProbe, probe_layers
-    from igpt.progress import ticking
-
-    labels_of(data, "train")
-    assert data.classes is not None
-    train, valid, test = (
-        labelled_features(model, data, name, normalised=normalised) for name in SPLITS
-    )
-    layers = range(model.network.config.n_layer + 1)
-    with ticking("probe") as ticker:
-        tick = _Counter(ticker, len(layers))
-        result, weights, biases = probe_layers(
-            train,
-            valid,
-            test,
-            layers=layers,
-            device=model.device,
-            progress=tick,
-        )
-    if model.folder is not None and model.folder.is_dir():
-        SavedProbe(
-            weights=weights,
-            biases=biases,
-            layer=result.layer,
-            normalised=normalised,
-            strength=result.strength,
-            labels=result.labels,
-            classes=tuple(data.classes[label] for label in result.labels),
-            model_digest=model.digest(),
-            protocol=PROTOCOL.format(source=data.source),
-        ).save(model.folder)
-    figures: dict[str, Any] = dataclasses.asdict(result)
-    if raw_pixels:
-        figures["raw_pixels"] = probe_pixels(data)
-    if n_joined:
-        figures["joined"] = _probe_joined((train, valid, test), result.layer, n_joined)
-    if model.network.objective == "bert":
-        figures["vote"] = _voted(model, data, result, weights, biases, normalised)
-    return figures
-
-
-def _probe_joined(splits: "tuple[Labelled, ...]", around: int, n_joined: int) -> dict[str, Any]:
-    """The same protocol on adjacent layers side by side (paper §4.4)."""
-    from igpt.evaluate.probe import Labelled, join_layers, probe_layers
-
-    pairs = [join_layers(split.features, around, n_joined=n_joined) for split in splits]
-    train, valid, test = (
-        Labelled(features[None], split.labels)
-        for (features, _), split in zip(pairs, splits, strict=True)
-    )
-    result, _, _ = probe_layers(train, valid, test, layers=[around])
-    return {"layers": list(pairs[0][1]), **dataclasses.asdict(result)}
-
-
-def _voted(
-    model: "PixelModel",
-    data: "PackedSet",
-    result: "ProbeResult",
-    weights: "np.ndarray",
-    biases: "np.ndarray",
-    normalised: bool,
-) -> dict[str, Any]:
-    """Test accuracy of the modal answer over `N_MASKS` masks; the probe saw the first one's."""
-    import numpy as np
-
-    from igpt.evaluate.features import EncodedImages, extract_features
-    from igpt.evaluate.vote import voted_accuracy
-
-    tokens = EncodedImages(data.images("test"), model.tokenizer.encode)
-    features = [
-        extract_features(
-            model.network,
-            tokens,
-            layers=[result.layer],
-            normalised=normalised,
-            mask_prob=model.facts.mask_prob,
-            mask_seed=seed,
-        )[0]
-        for seed in range(N_MASKS)
-    ]
-    accuracy = voted_accuracy(
-        np.stack(features),
-        labels_of(data, "test"),
-        weights=weights,
-        biases=biases,
-        present=np.array(result.labels),
-        seed=0,
-    )
-    return {"n_masks": N_MASKS, "test_accuracy": accuracy}
-
-
-SPLITS: "tuple[Split, ...]" = ("train", "valid", "test")
-N_MASKS = 5
-PROTOCOL = (
-    "Logistic regression on {source}; layer and strength chosen on validation, "
-    "refitted on train and validation, test looked at once."
-)
-
-
-def probe_pixels(data: "PackedSet") -> dict[str, Any]:
-    """The same protocol on the pixels themselves."""
-    from igpt.evaluate.probe import Labelled, pixel_features, probe_layers
-
-    train, valid, test = (
-        Labelled(pixel_features(data.images(name)[:])[None], labels_of(data, name))
-        for name in SPLITS
-    )
-    result, _, _ = probe_layers(train, valid, test, layers=[0])
-    return dataclasses.asdict(result)
-
-
-class _Counter:
-    """Turns `n more are done` into a ticker's `k of N`."""
-
-    def __init__(self, ticker: Any, total: int, unit: str = "") -> None:
-        self._ticker, self._total, self._unit, self._done = ticker, total, unit, 0
-
-    def __call__(self, n: int) -> None:
-        self._done += n
-        self._ticker.update(self._done, self._total, self._unit)
-
-
-def labelled_features(
-    model: "PixelModel", data: "PackedSet", split: "Split", *, normalised: bool = True
-) -> "Labelled":
-    """Features of all layers of a split, with its labels; kept in the cache folder.
-
-    Raises:
-        UserError: the images have no labels.
-    """
-    from igpt.evaluate.features import EncodedImages, extract_features
-    from igpt.evaluate.probe import Labelled
-    from igpt.progress import ticking
-
-    images = data.images(split)
-    with ticking(f"features, {split}") as ticker:
-        features = extract_features(
-            model.network,
-            EncodedImages(images, model.tokenizer.encode),
-            normalised=normalised,
-            mask_prob=model.facts.mask_prob,
-            progress=_Counter(ticker, len(images), "images"),
-        )
-    return Labelled(features, labels_of(data, split))
-
-
-def labels_of(data: "PackedSet", split: "Split") -> "np.ndarray":
-    """The labels of a split: (n,) int64.
-
-    Raises:
-        UserError: it has none.
-    """
-    labels = data.labels(split)
-    if labels is None:
-        raise UserError(f"{data.source} has no labels: give one folder a class, or a labelled set")
-    return labels

@@ -32,6 +32,14 @@ class LabelledImages:
     """(N,) int64."""
 
 
+def some_of(split: LabelledImages, n: int | None) -> LabelledImages:
+    """At most n images, evenly spread over the split, whose order may be that of the classes."""
+    if n is None or n >= len(split.labels):
+        return split
+    rows = np.linspace(0, len(split.labels) - 1, n).astype(np.int64)
+    return LabelledImages(split.images[rows], split.labels[rows])
+
+
 class Classifier(nn.Module):
     """A network with a linear head on the pooled features of one layer; the head starts at zero.
 
@@ -80,6 +88,7 @@ class Classifier(nn.Module):
 
 
 @torch.inference_mode()
+@torch.compiler.set_stance("force_eager")  # type: ignore[untyped-decorator]
 def predict(
     classifier: Classifier,
     images: ImageArray,

@@ -100,7 +100,8 @@ def extract_features(
     shape = (len(chosen), len(tokens), network.config.n_embd)
 
     def fill(target: np.ndarray) -> None:
-        model = _compiled(network) if _pays_to_compile(tokens, network) else network
+        pays = pays_to_compile(len(tokens) * network.seq_len, device)
+        model = _compiled(network) if pays else network
         batches = token_batches(network, tokens, batch_size, mask_prob, mask_seed)
         with torch.inference_mode(), compute.autocast(device, dtype):
             for rows, batch, masked in _same_shape(batches, batch_size):
@@ -149,10 +150,10 @@ def pooled_layers(
     return torch.stack(pooled)
 
 
-def _pays_to_compile(tokens: TokenSource, network: GPT) -> bool:
-    on_cpu = network.wpe.weight.device.type == "cpu"
-    many = len(tokens) * network.seq_len >= COMPILE_FROM_TOKENS
-    return on_cpu and many and compute.has_compiler()
+def pays_to_compile(n_tokens: int, device: torch.device) -> bool:
+    """Whether so many tokens of work repay the time that compiling the blocks takes."""
+    many = n_tokens >= COMPILE_FROM_TOKENS
+    return many and device.type == "cpu" and compute.has_compiler()
 
 
 def _compiled(network: GPT) -> GPT:

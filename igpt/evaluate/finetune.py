@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from igpt import compute, streams
 from igpt.config import FinetuneConfig
 from igpt.errors import UserError
-from igpt.evaluate.classifier import Classifier, Encode, LabelledImages, masks_for, predict
+from igpt.evaluate.classifier import Classifier, Encode, LabelledImages, masks_for, predict, some_of
+from igpt.evaluate.features import pays_to_compile
 from igpt.images.augment import crop_and_flip
 from igpt.model.gpt import GPT
 from igpt.tokens.batches import BatchStream
@@ -84,6 +85,11 @@ def finetune(
     """
     classifier = Classifier(copy.deepcopy(network), n_classes, layer=config.layer).train()
     device = classifier.head.weight.device
+    n_tokens = config.total_steps * min(config.batch_size, len(train.labels)) * network.seq_len
+    if pays_to_compile(n_tokens, device):
+        for block in classifier.network.h:
+            block.compile(dynamic=False)
+    valid = valid and some_of(valid, config.valid_images)
     trainer = _Trainer(
         classifier=classifier,
         optimizer=torch.optim.AdamW(

@@ -4,27 +4,20 @@ Layer and L2 strength are chosen on validation; that one classifier is fitted ag
 validation together and looks at the test split once.
 """
 
-import dataclasses
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
-from igpt import runs
 from igpt.errors import UserError
 from igpt.evaluate.logistic import fit_logistic
 
-SCHEMA_VERSION = 1
-
 # scikit-learn's C, on features of mean 0 and variance 1: the paper does not state its own.
 STRENGTHS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)
+
+SCORED_ROWS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +36,7 @@ class LayerScore:
 
     layer: int
     strength: float
+    """The penalty, as scikit-learn's C; of a probe by stochastic gradients, the learning rate."""
     valid_accuracy: float
     valid_loss_nats: float
 
@@ -64,89 +58,6 @@ class ProbeResult:
     n_features: int
     labels: tuple[int, ...]
     """The data set's number of each of the C classes that the classifier tells apart."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SavedProbe:
-    """A fitted classifier on pooled features, bound to the model and colours it was fitted on."""
-
-    weights: np.ndarray
-    """(C, D) float32."""
-    biases: np.ndarray
-    """(C,) float32."""
-    layer: int
-    normalised: bool
-    strength: float
-    labels: tuple[int, ...]
-    """The data set's number of each of the C classes."""
-    classes: tuple[str, ...]
-    """The name of each of the C classes."""
-    model_digest: str
-    """`PixelModel.digest`: of the weights and the colours."""
-    protocol: str
-    """One sentence: on what it was fitted and how it was chosen."""
-
-    def log_prob(self, features: np.ndarray) -> np.ndarray:
-        """(N, D) features -> (N, C) float32 log-probabilities."""
-        return log_softmax(features @ self.weights.T + self.biases)
-
-    def classify(self, features: np.ndarray) -> list[str]:
-        """(N, D) features -> the likeliest class of each image."""
-        return [self.classes[code] for code in self.log_prob(features).argmax(axis=1)]
-
-    def save(self, folder: Path) -> None:
-        """Write `probe.safetensors`, then `probe.json` that names its hash, into a model folder."""
-        facts = dataclasses.asdict(self)
-        tensors = {name: np.ascontiguousarray(facts.pop(name)) for name in ("weights", "biases")}
-        data = save(tensors)
-        digest = hashlib.sha256(data).hexdigest()
-        runs.write_bytes(folder / "probe.safetensors", data)
-        document = {"schema_version": SCHEMA_VERSION, **facts, "sha256": digest}
-        runs.write_json(folder / "probe.json", document)
-
-    @classmethod
-    def load(cls, folder: Path, *, model_digest: str) -> Self:
-        """The probe in a model folder.
-
-        Raises:
-            UserError: there is none, it is damaged, or it was fitted on another model or palette.
-        """
-        facts = runs.read_json(folder / "probe.json")
-        if not isinstance(facts, dict) or facts.get("model_digest") != model_digest:
-            raise UserError(
-                f"the probe in {folder} was fitted on another model or palette: "
-                "run igpt probe on this one"
-            )
-        try:
-            data = (folder / "probe.safetensors").read_bytes()
-            if hashlib.sha256(data).hexdigest() != facts["sha256"]:
-                raise ValueError("probe.safetensors is not the file that probe.json names")
-            return cls._from(facts, load(data))
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"the probe in {folder} is damaged ({error}): run igpt probe again"
-            ) from error
-
-    @classmethod
-    def _from(cls, facts: dict[str, Any], tensors: dict[str, np.ndarray]) -> Self:
-        if facts["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"schema version {facts['schema_version']}")
-        probe = cls(
-            weights=tensors["weights"],
-            biases=tensors["biases"],
-            layer=int(facts["layer"]),
-            normalised=bool(facts["normalised"]),
-            strength=float(facts["strength"]),
-            labels=tuple(int(label) for label in facts["labels"]),
-            classes=tuple(str(name) for name in facts["classes"]),
-            model_digest=str(facts["model_digest"]),
-            protocol=str(facts["protocol"]),
-        )
-        n_classes = len(probe.classes)
-        fits = probe.weights.ndim == 2 and len(probe.labels) == len(probe.weights) == n_classes
-        if not fits or probe.biases.shape != (n_classes,):
-            raise ValueError("shapes do not fit")
-        return probe
 
 
 def probe_layers(
@@ -183,17 +94,50 @@ def probe_layers(
     scores = []
     for layer, on_train, on_valid in zip(layers, train.features, valid.features, strict=True):
         fit = fit_standardised(on_train, train.labels, strengths, device)
-        scores.append(_best_strength(fit, present, on_valid, valid.labels, layer, strengths))
+        tried = [
+            score_of(weights, biases, present, on_valid, valid.labels, layer=layer, strength=c)
+            for c, weights, biases in zip(strengths, *fit, strict=True)
+        ]
+        scores.append(best_score(tried))
         if progress is not None:
             progress(1)
-    best = max(scores, key=lambda score: (score.valid_accuracy, -score.valid_loss_nats))
+    best = best_score(scores)
     row = list(layers).index(best.layer)
     both = np.concatenate([train.features[row], valid.features[row]])
     labels = np.concatenate([train.labels, valid.labels])
     weights, biases = (part[0] for part in fit_standardised(both, labels, [best.strength], device))
     present = present_labels(labels)
-    accuracy = _accuracy(weights, biases, present, test.features[row], test.labels)
-    result = ProbeResult(
+    result = judged(scores, (train, valid, test), row, weights, biases, present)
+    return result, weights, biases
+
+
+def best_score(scores: Sequence[LayerScore]) -> LayerScore:
+    """The best accuracy on validation; among equals, the lowest loss."""
+    return max(scores, key=lambda score: (score.valid_accuracy, -score.valid_loss_nats))
+
+
+def judged(
+    scores: Sequence[LayerScore],
+    splits: tuple[Labelled, Labelled, Labelled],
+    row: int,
+    weights: np.ndarray,
+    biases: np.ndarray,
+    present: np.ndarray,
+) -> ProbeResult:
+    """The result of a choice that was made: here the test labels are looked at, once.
+
+    Args:
+        scores: of every layer on validation.
+        splits: train, valid and test.
+        row: of `features`, the chosen layer's.
+        weights: (C, D), fitted on train and validation.
+        biases: (C,) of the same.
+        present: (C,) int64, the label that each row of weights is for.
+    """
+    train, valid, test = splits
+    best = best_score(scores)
+    accuracy = accuracy_of(weights, biases, present, test.features[row], test.labels)
+    return ProbeResult(
         by_layer=tuple(scores),
         layer=best.layer,
         strength=best.strength,
@@ -203,10 +147,9 @@ def probe_layers(
         n_train=len(train.labels),
         n_valid=len(valid.labels),
         n_test=len(test.labels),
-        n_features=both.shape[1],
+        n_features=weights.shape[1],
         labels=tuple(present.tolist()),
     )
-    return result, weights, biases
 
 
 def pixel_features(images: np.ndarray) -> np.ndarray:
@@ -255,6 +198,8 @@ def check_labels(labels: np.ndarray | None, n_images: int, split: str) -> None:
         raise UserError(f"{split} has {n_images} images but {len(labels)} labels: prepare it again")
     if n_images == 0:
         raise UserError(f"there are no {split} images: a probe needs some in every split")
+    if n_without := int((labels < 0).sum()):
+        raise UserError(f"{n_without} of the {split} images have no label: label or remove them")
     if split == "train":
         n_classes = len(np.unique(labels))
         if n_classes < 2:
@@ -290,39 +235,41 @@ def log_softmax(scores: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))  # type: ignore[no-any-return]
 
 
-def _accuracy(
+def accuracy_of(
     weights: np.ndarray,
     biases: np.ndarray,
     present: np.ndarray,
     features: np.ndarray,
     labels: np.ndarray,
 ) -> float:
-    predicted = present[(features @ weights.T + biases).argmax(axis=1)]
-    return float((predicted == labels).mean())
+    """The share of (N, D) features whose likeliest class is the label; some rows at a time."""
+    right = 0
+    for start in range(0, len(labels), SCORED_ROWS):
+        rows = slice(start, start + SCORED_ROWS)
+        codes = (features[rows] @ weights.T + biases).argmax(axis=1)
+        right += int((present[codes] == labels[rows]).sum())
+    return right / len(labels)
 
 
-def _best_strength(
-    fit: tuple[np.ndarray, np.ndarray],
+def score_of(
+    weights: np.ndarray,
+    biases: np.ndarray,
     present: np.ndarray,
     features: np.ndarray,
     labels: np.ndarray,
+    *,
     layer: int,
-    strengths: Sequence[float],
+    strength: float,
 ) -> LayerScore:
-    """The strength with the best accuracy on validation; among equals, the one of lower loss."""
-    scores = []
+    """How one fit does on validation: accuracy, and log-loss where the label is a known one."""
     known = np.isin(labels, present)  # a class that train lacks cannot be guessed: no loss for it
     codes = np.searchsorted(present, labels[known])
-    for strength, weights, biases in zip(strengths, *fit, strict=True):
-        log_prob = log_softmax(features[known] @ weights.T + biases)
-        right = int((log_prob.argmax(axis=1) == codes).sum())
-        loss = -float(log_prob[np.arange(len(codes)), codes].mean()) if len(codes) else math.inf
-        scores.append(
-            LayerScore(
-                layer=layer,
-                strength=strength,
-                valid_accuracy=right / len(labels),
-                valid_loss_nats=loss,
-            )
-        )
-    return max(scores, key=lambda score: (score.valid_accuracy, -score.valid_loss_nats))
+    log_prob = log_softmax(features[known] @ weights.T + biases)
+    right = int((log_prob.argmax(axis=1) == codes).sum())
+    loss = -float(log_prob[np.arange(len(codes)), codes].mean()) if len(codes) else math.inf
+    return LayerScore(
+        layer=layer,
+        strength=strength,
+        valid_accuracy=right / len(labels),
+        valid_loss_nats=loss,
+    )

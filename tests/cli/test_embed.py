@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from igpt.evaluate.probe import SavedProbe
+from igpt.evaluate.savedprobe import SavedProbe
 from igpt.pixelmodel import load
 from tests.cli.test_main import run
 from tests.networks import pixel_model
@@ -63,6 +63,25 @@ def test_classify_names_each_image_by_the_saved_probe(place, capsys):
     status, _, error = run(["classify", "tiny", "cats", "--top", "3"], capsys)
     assert status == 2
     assert "choose from 1 to 2 classes" in error
+
+
+def test_probe_of_another_model_or_palette_is_refused(place, capsys):
+    model = load("tiny")
+    model.network.wte.weight.data += 1
+    SavedProbe(
+        weights=np.zeros((2, 16), np.float32),
+        biases=np.zeros(2, np.float32),
+        layer=1,
+        normalised=True,
+        strength=1.0,
+        labels=(0, 1),
+        classes=("cat", "dog"),
+        model_digest=model.digest(),
+        protocol="by hand",
+    ).save(place / "tiny")
+    status, out, error = run(["classify", "tiny", "cats"], capsys)
+    line = "the probe in tiny was fitted on another model or palette: run igpt probe on this one"
+    assert (status, out, error) == (2, "", f"igpt: error: {line}\n")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from igpt.model.gpt import GPT
 from tests.cli.test_main import run
 from tests.networks import pixel_model
 
@@ -44,6 +45,26 @@ def test_finetune_reports_the_best_step_on_test(model, capsys):
     assert (said["joint"], said["scratch"], said["image_size"]) == (True, False, 8)
 
 
+def test_finetune_over_seeds_tells_mean_and_spread(model, capsys):
+    few = ["--finetune.total-steps", "2", "--finetune.valid-images", "20", "--seeds", "2"]
+    rates = ["--rates", "0.01", "0.003"]
+    _, out, _ = run(["finetune", model, "digits", *few, *rates, "--json"], capsys)
+    said = json.loads(out)
+    assert len(said["test_accuracies"]) == 2
+    assert said["test_accuracy"] == pytest.approx(np.mean(said["test_accuracies"]))
+    assert said["test_accuracy_sd"] == pytest.approx(np.std(said["test_accuracies"], ddof=1))
+    assert said["lr"] in (0.01, 0.003)
+
+
+def test_probe_by_stochastic_gradients(model, capsys):
+    command = ["probe", model, "digits", "--solver", "sgd", "--sgd-steps", "30"]
+    _, out, _ = run([*command, "--no-raw-pixels", "--json"], capsys)
+    said = json.loads(out)
+    assert said["solver"] == "sgd"
+    assert said["strength"] in (30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
+    assert said["test_accuracy"] > 0.2
+
+
 def test_finetune_at_another_size_from_scratch(model, capsys):
     few = ["--finetune.total-steps", "2", "--finetune.no-joint", "--scratch"]
     _, out, _ = run(["finetune", model, "digits", *few, "--image-size", "6", "--json"], capsys)
@@ -65,29 +86,81 @@ def test_lowdata_has_a_row_for_each_method_and_number_of_labels(model, capsys):
     assert all(len(row["accuracies"]) == 2 for row in rows)
 
 
+@pytest.fixture
+def no_work(monkeypatch):
+    """Fails where a network is run at all: refusals come before the long work."""
+
+    def worked(*_, **__):
+        raise AssertionError("the network was run")
+
+    monkeypatch.setattr(GPT, "hidden", worked)
+    monkeypatch.setattr(GPT, "forward", worked)
+
+
+@pytest.fixture
+def places(model, tmp_path, digits, monkeypatch):
+    """Sets that no classifier can come of, and a model that reads larger images."""
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3)).astype(np.uint8)
+    for folder in ("unlabelled", "alike/train/cat", "alike/test/cat", "alike/test/dog"):
+        for i, pixels in enumerate(noise):
+            path = tmp_path / folder / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    pixel_model(image_size=16).save(tmp_path / "larger")
+    return {"model": model, "packed": str(digits.folder), "larger": str(tmp_path / "larger")}
+
+
+ONE_CLASS = "all train images are of one class: a probe needs at least two"
+NO_LABELS = "unlabelled has no labels: give one folder a class, or a labelled set"
+TOO_SMALL = "is packed at 8 pixels, 16 are needed here: prepare it again with --image-size 16"
+
+
 @pytest.mark.parametrize(
     ("args", "line"),
     [
         (
             ["lowdata", "{model}", "digits", "--labels", "500"],
-            "fewer than the 500 labels per class",
+            "class 0 has 136 images, fewer than the 500 labels per class asked for: ask for fewer",
         ),
-        (["finetune", "{model}", "digits", "--finetune.layer", "3"], "choose from 0 to 2"),
-        (["finetune", "{model}", "digits", "--finetune.lr", "0"], "finetune.lr is 0.0"),
-        (["probe", "{model}", "unlabelled"], "has no labels"),
-        (["finetune", "{model}", "unlabelled"], "has no labels"),
-        (["lowdata", "{model}", "unlabelled"], "has no labels"),
+        (
+            ["lowdata", "{model}", "digits", "--subsets", "0"],
+            "--subsets must be at least 1, and no number of steps may be negative",
+        ),
+        (
+            ["probe", "{model}", "digits", "--sgd-steps", "0"],
+            "--joined must not be negative and --sgd-steps must be at least 1",
+        ),
+        (
+            ["finetune", "{model}", "digits", "--finetune.layer", "3"],
+            "layer 3 does not exist: choose from 0 to 2",
+        ),
+        (
+            ["finetune", "{model}", "digits", "--finetune.lr", "0"],
+            "finetune.lr is 0.0: it must be above 0",
+        ),
+        (
+            ["finetune", "{model}", "digits", "--finetune.valid-images", "0"],
+            "finetune.valid_images is 0: it must be at least 1",
+        ),
+        (["finetune", "{model}", "digits", "--seeds", "0"], "--seeds is 0: it must be at least 1"),
+        (["probe", "{model}", "unlabelled"], NO_LABELS),
+        (["finetune", "{model}", "unlabelled"], NO_LABELS),
+        (["lowdata", "{model}", "unlabelled"], NO_LABELS),
+        (["probe", "{model}", "alike"], ONE_CLASS),
+        (["finetune", "{model}", "alike"], ONE_CLASS),
+        (["lowdata", "{model}", "alike"], ONE_CLASS),
+        (["probe", "{larger}", "{packed}"], "{packed} " + TOO_SMALL),
+        (["finetune", "{larger}", "{packed}"], "{packed} " + TOO_SMALL),
+        (["lowdata", "{larger}", "{packed}"], "{packed} " + TOO_SMALL),
+        (["finetune", "{model}", "{packed}", "--image-size", "16"], "{packed} " + TOO_SMALL),
+        (
+            ["probe", "{model}", "digits", "--checkpoints"],
+            "{model} keeps no checkpoint that can be probed: train it first",
+        ),
     ],
 )
-def test_what_cannot_be_done_is_one_line(model, tmp_path, monkeypatch, capsys, args, line):
-    monkeypatch.chdir(tmp_path)
-    for i, value in enumerate(np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3))):
-        path = tmp_path / "unlabelled" / f"{i}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(value.astype(np.uint8)).save(path)
-    status, out, error = run([arg.format(model=model) for arg in args], capsys)
-    assert status == 2
-    assert out == ""
-    last = error.strip().splitlines()[-1]
-    assert last.startswith("igpt: error: ")
-    assert line in last
+def test_what_cannot_be_done_is_one_line_before_any_work(places, no_work, capsys, args, line):
+    status, out, error = run([arg.format(**places) for arg in args], capsys)
+    assert (status, out) == (2, "")
+    assert error.splitlines()[-1] == "igpt: error: " + line.format(**places)

@@ -12,13 +12,13 @@ from sklearn.preprocessing import StandardScaler
 from igpt.errors import UserError
 from igpt.evaluate.probe import (
     Labelled,
-    SavedProbe,
     check_labels,
     join_layers,
     pixel_features,
     present_labels,
     probe_layers,
 )
+from igpt.evaluate.savedprobe import SavedProbe
 
 N_LAYERS, WIDTH, N_CLASSES = 3, 8, 4
 
@@ -105,6 +105,7 @@ def test_class_that_train_lacks_counts_as_wrong() -> None:
         (np.arange(5), 5, "5 train images of 5 classes"),
         (np.zeros(4, int), 5, "5 images but 4 labels"),
         (np.zeros(0, int), 0, "no train images"),
+        (np.array([0, 1, -1, -1, 0]), 5, "2 of the train images have no label"),
     ],
 )
 def test_labels_that_cannot_be_learned_are_refused(

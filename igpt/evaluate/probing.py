@@ -1,0 +1,221 @@
+"""The linear probe of a model on a data set: features, protocol, joined layers, votes, pixels."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from igpt.errors import UserError
+from igpt.evaluate.features import EncodedImages, extract_features
+from igpt.evaluate.probe import (
+    Labelled,
+    ProbeResult,
+    check_labels,
+    join_layers,
+    pixel_features,
+    probe_layers,
+)
+from igpt.evaluate.savedprobe import SavedProbe
+from igpt.evaluate.sgd import probe_layers_by_sgd
+from igpt.evaluate.vote import voted_accuracy
+from igpt.images.packed import PackedSet
+from igpt.images.splits import SPLITS, Split
+from igpt.progress import ticking
+
+if TYPE_CHECKING:
+    from igpt.pixelmodel import PixelModel
+
+Solver = Literal["lbfgs", "sgd"]
+N_MASKS = 5
+"""Masks whose answers vote on an image (paper §4.6)."""
+PROTOCOL = (
+    "Logistic regression on {source}; layer and strength chosen on validation, "
+    "refitted on train and validation, test looked at once."
+)
+
+
+def probe_model(
+    model: "PixelModel",
+    data: PackedSet,
+    *,
+    normalised: bool = True,
+    raw_pixels: bool = True,
+    n_joined: int = 0,
+    solver: Solver = "lbfgs",
+    sgd_steps: int = 0,
+    save: bool = True,
+) -> dict[str, Any]:
+    """Probe all layers: a `ProbeResult`, and beside it what else was asked for.
+
+    A BERT model is also judged by the modal answer of several masks (paper §4.6).
+
+    Args:
+        model: what is probed.
+        data: labelled images at the model's size.
+        normalised: the paper's features; otherwise the raw residual stream.
+        raw_pixels: treat the pixels themselves the same, as `raw_pixels`.
+        n_joined: adjacent layers to probe side by side, as `joined`; 0: none.
+        solver: lbfgs finds the optimum; sgd sees a batch at a time, for sets that are too large.
+        sgd_steps: updates for each rate of sgd.
+        save: keep the chosen classifier in the model's folder.
+
+    Raises:
+        UserError: the images have no labels, or too few of them; said before anything is computed.
+    """
+    checked_labels(data)
+    assert data.classes is not None
+    splits = tuple(labelled_features(model, data, name, normalised=normalised) for name in SPLITS)
+    layers = range(model.network.config.n_layer + 1)
+    result, weights, biases = _fitted(model, splits, layers, solver, sgd_steps)
+    if save and model.folder is not None and model.folder.is_dir():
+        SavedProbe(
+            weights=weights,
+            biases=biases,
+            layer=result.layer,
+            normalised=normalised,
+            strength=result.strength,
+            labels=result.labels,
+            classes=tuple(data.classes[label] for label in result.labels),
+            model_digest=model.digest(),
+            protocol=PROTOCOL.format(source=data.source),
+        ).save(model.folder)
+    figures: dict[str, Any] = {"solver": solver, **dataclasses.asdict(result)}
+    if raw_pixels:
+        figures["raw_pixels"] = probe_pixels(data)
+    if n_joined:
+        figures["joined"] = _probe_joined(splits, result.layer, n_joined)
+    if model.network.objective == "bert":
+        figures["vote"] = _voted(model, data, result, weights, biases, normalised)
+    return figures
+
+
+def _fitted(
+    model: "PixelModel",
+    splits: tuple[Labelled, ...],
+    layers: range,
+    solver: Solver,
+    sgd_steps: int,
+) -> tuple[ProbeResult, np.ndarray, np.ndarray]:
+    with ticking("probe") as ticker:
+        tick = Counter(ticker, len(layers))
+        if solver == "lbfgs":
+            return probe_layers(*splits, layers=layers, device=model.device, progress=tick)
+        return probe_layers_by_sgd(
+            *splits, layers=layers, total_steps=sgd_steps, device=model.device, progress=tick
+        )
+
+
+def _probe_joined(splits: tuple[Labelled, ...], around: int, n_joined: int) -> dict[str, Any]:
+    """The same protocol on adjacent layers side by side (paper §4.4)."""
+    pairs = [join_layers(split.features, around, n_joined=n_joined) for split in splits]
+    train, valid, test = (
+        Labelled(features[None], split.labels)
+        for (features, _), split in zip(pairs, splits, strict=True)
+    )
+    result, _, _ = probe_layers(train, valid, test, layers=[around])
+    return {"layers": list(pairs[0][1]), **dataclasses.asdict(result)}
+
+
+def _voted(
+    model: "PixelModel",
+    data: PackedSet,
+    result: ProbeResult,
+    weights: np.ndarray,
+    biases: np.ndarray,
+    normalised: bool,
+) -> dict[str, Any]:
+    """Test accuracy of the modal answer over `N_MASKS` masks; the probe saw the first one's."""
+    tokens = EncodedImages(data.images("test"), model.tokenizer.encode)
+    features = [
+        extract_features(
+            model.network,
+            tokens,
+            layers=[result.layer],
+            normalised=normalised,
+            mask_prob=model.facts.mask_prob,
+            mask_seed=seed,
+        )[0]
+        for seed in range(N_MASKS)
+    ]
+    accuracy = voted_accuracy(
+        np.stack(features),
+        labels_of(data, "test"),
+        weights=weights,
+        biases=biases,
+        present=np.array(result.labels),
+        seed=0,
+    )
+    return {"n_masks": N_MASKS, "test_accuracy": accuracy}
+
+
+def probe_pixels(data: PackedSet) -> dict[str, Any]:
+    """The same protocol on the pixels themselves."""
+    train, valid, test = (
+        Labelled(pixel_features(data.images(name)[:])[None], labels_of(data, name))
+        for name in SPLITS
+    )
+    result, _, _ = probe_layers(train, valid, test, layers=[0])
+    return dataclasses.asdict(result)
+
+
+class Counter:
+    """Turns `n more are done` into a ticker's `k of N`."""
+
+    def __init__(self, ticker: Any, total: int, unit: str = "") -> None:
+        self._ticker, self._total, self._unit, self._done = ticker, total, unit, 0
+
+    def __call__(self, n: int) -> None:
+        """Count n more."""
+        self._done += n
+        self._ticker.update(self._done, self._total, self._unit)
+
+
+def labelled_features(
+    model: "PixelModel",
+    data: PackedSet,
+    split: Split,
+    *,
+    normalised: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> Labelled:
+    """Features of all layers of a split, with its labels; kept in the cache folder.
+
+    Raises:
+        UserError: the images have no labels.
+    """
+    labels = labels_of(data, split)
+    images = data.images(split)
+    with ticking(f"features, {split}") as ticker:
+        features = extract_features(
+            model.network,
+            EncodedImages(images, model.tokenizer.encode),
+            normalised=normalised,
+            mask_prob=model.facts.mask_prob,
+            progress=progress or Counter(ticker, len(images), "images"),
+        )
+    return Labelled(features, labels)
+
+
+def labels_of(data: PackedSet, split: Split) -> np.ndarray:
+    """The labels of a split: (n,) int64.
+
+    Raises:
+        UserError: it has none.
+    """
+    labels = data.labels(split)
+    if labels is None:
+        raise UserError(f"{data.source} has no labels: give one folder a class, or a labelled set")
+    return labels
+
+
+def checked_labels(data: PackedSet) -> dict[Split, np.ndarray]:
+    """The labels of every split, refused before any work where no classifier can come of them.
+
+    Raises:
+        UserError: they are missing, too few, or all the same.
+    """
+    labels = {split: labels_of(data, split) for split in SPLITS}
+    for split, of_split in labels.items():
+        check_labels(of_split, data.n(split), split)
+    return labels
