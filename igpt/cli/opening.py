@@ -16,7 +16,8 @@ def open_for(model: "PixelModel", data: str, *, image_size: int | None = None) -
     Raises:
         UserError: there is none, or it is packed at a smaller size.
     """
-    from igpt.images.packed import PackedSet, is_packed
+    from igpt.images.manifest import is_packed
+    from igpt.images.packed import PackedSet
     from igpt.images.prepare import open_data
 
     wanted = image_size or model.image_size
