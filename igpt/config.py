@@ -116,6 +116,8 @@ class TrainConfig:
     """Largest norm of the gradient; 0 turns clipping off."""
     warmup_steps: int | None = None
     """Steps of linear warm-up; none: one epoch, at most 5 % of the run."""
+    zero_outputs: bool = False
+    """Start the last matrix of both halves of each block at zero, not at the paper's values."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """After warm-up: cosine to 0, constant with a linear fall to 0 over the last part, constant."""
     decay_fraction: float = 0.5

@@ -52,6 +52,27 @@ RECIPES["demo"] = RunConfig(
         checkpoint_every=400,
     ),
 )
+# The model that ships (records/): next-pixel prediction at 16 x 16, without labels. `linear` lets
+# a run choose its end late: --resume --train.total-steps N, until the rate begins to fall.
+RECIPES["cifar10-record"] = RunConfig(
+    data=DataConfig(image_size=16, augment="flip"),
+    model=ModelConfig(n_layer=6, n_head=3, n_embd=192),
+    train=TrainConfig(
+        optimizer="muon",
+        lr=3e-3,
+        muon_lr=8e-3,
+        zero_outputs=True,
+        batch_size=16,
+        total_steps=20_000,
+        warmup_steps=100,
+        schedule="linear",
+        decay_fraction=0.3,
+        valid_every=250,
+        valid_images=1000,
+        checkpoint_every=250,
+        keep_last=4,
+    ),
+)
 
 
 def recipe(name: str) -> RunConfig:

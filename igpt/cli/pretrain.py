@@ -101,7 +101,13 @@ def train_run(
     from igpt.train.distributed import default_world
     from igpt.train.feeding import originals, training_stream
     from igpt.train.resume import check_same_data
-    from igpt.train.setup import create_run, make_trainer, read_run, tokenizer_of_run
+    from igpt.train.setup import (
+        create_run,
+        make_trainer,
+        read_run,
+        store_config,
+        tokenizer_of_run,
+    )
     from igpt.train.tracking import read_metrics
 
     compute.set_threads()
@@ -121,6 +127,8 @@ def train_run(
         with world.first_alone():
             if exists:
                 check_same_data(folder, first.packed, mixed)
+                if world.is_first:
+                    store_config(config, folder)
             elif world.is_first:
                 tokenizer = start.tokenizer if start else None
                 create_run(config, first.packed, folder, tokenizer=tokenizer, mixed=mixed)
@@ -144,14 +152,14 @@ def train_run(
 
 
 def _check_may_go_on(folder: Path, config: RunConfig, *, resume: bool) -> None:
-    from igpt.train.resume import check_resumable
+    from igpt.train.resume import check_resumable, steps_done
     from igpt.train.setup import read_run
 
     if not resume:
         raise UserError(
             f"{folder} already holds a run: add --resume to go on with it, or choose another folder"
         )
-    check_resumable(read_run(folder)[0], config)
+    check_resumable(read_run(folder)[0], config, step=steps_done(folder))
 
 
 def _train(trainer: "Trainer", *, resume: bool) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from igpt.config import RunConfig
+from igpt.config import RunConfig, TrainConfig
 from igpt.errors import UserError
 from igpt.images.packed import PackedSet
 from igpt.progress import say
@@ -12,6 +12,7 @@ from igpt.runs import read_json
 from igpt.train import checkpoint
 from igpt.train.distributed import is_sharded
 from igpt.train.feeding import Ingredient
+from igpt.train.optim import lr_factor_at
 from igpt.train.tracking import drop_metrics_after
 from igpt.train.trainer import Trainer
 
@@ -28,6 +29,8 @@ FREE_AT_RESUME = frozenset(
         "timeout_s",
     )
 )
+# These may change too, before the learning rate has begun to fall towards the end.
+THE_END = frozenset({"train.total_steps", "train.decay_fraction"})
 # These keep the run valid but not bit for bit the same.
 INEXACT_AT_RESUME = frozenset(
     f"train.{name}"
@@ -113,20 +116,44 @@ def check_same_data(folder: Path, data: PackedSet, mixed: Sequence[Ingredient] =
         )
 
 
-def check_resumable(stored: RunConfig, asked: RunConfig) -> None:
+def steps_done(folder: Path) -> int:
+    """Updates behind a run's newest intact checkpoint."""
+    path, _ = checkpoint.newest(folder)
+    return 0 if path is None else checkpoint.step_of(path)
+
+
+def check_resumable(stored: RunConfig, asked: RunConfig, *, step: int) -> None:
     """Refuse a changed configuration that would make it another run; warn where bits may differ.
+
+    Where every step made so far would have had the same learning rate, the end may still move: a
+    run of schedule `linear` chooses its last step late.
+
+    Args:
+        stored: the run's.
+        asked: now.
+        step: updates made so far.
 
     Raises:
         UserError: names each changed key.
     """
     changes = _differences(stored.to_dict(), asked.to_dict())
-    fatal = [c for c in changes if c[0] not in FREE_AT_RESUME | INEXACT_AT_RESUME]
+    free = FREE_AT_RESUME | INEXACT_AT_RESUME
+    if _is_level(stored.train, step) and _is_level(asked.train, step):
+        free |= THE_END
+    fatal = [c for c in changes if c[0] not in free]
     if fatal:
         listed = ", ".join(f"{key} {old} -> {new}" for key, old, new in fatal)
         raise UserError(f"--resume cannot change {listed}: drop it, or start another run folder")
     for key, old, new in changes:
         if key in INEXACT_AT_RESUME:
             say(f"warning: {key} {old} -> {new}: the weights will not be bit for bit the same")
+
+
+def _is_level(train: TrainConfig, step: int) -> bool:
+    """Whether the first `step` steps know nothing of the run's end: warm-up, then a constant."""
+    if train.schedule != "linear" or train.warmup_steps is None:
+        return False
+    return step <= train.warmup_steps or lr_factor_at(step - 1, train, train.warmup_steps) == 1
 
 
 def _differences(

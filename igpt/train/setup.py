@@ -96,6 +96,12 @@ def create_run(
     return config
 
 
+def store_config(config: RunConfig, folder: Path) -> None:
+    """Write a resumed run's configuration in place of the stored one; the facts stay."""
+    _, facts = read_run(folder)
+    write_json(folder / "config.json", {**config.to_dict(), "facts": facts})
+
+
 def _make_tokenizer(config: RunConfig, ingredients: Sequence[Ingredient]) -> Tokenizer:
     if config.data.tokens == "raw":
         return RawTokens()
@@ -180,7 +186,9 @@ def make_network(config: RunConfig, *, n_colors: int, device: str = "cpu") -> GP
         )
 
 
-def _set_weights(network: GPT, seed: int, initial: Mapping[str, Tensor] | None) -> None:
+def _set_weights(
+    network: GPT, seed: int, initial: Mapping[str, Tensor] | None, *, zero_outputs: bool
+) -> None:
     """Give a network, cut up or not, `initial` or else the weights that the seed draws."""
     if initial is not None:
         checkpoint.check_weights(network, initial, where="--init-from")
@@ -191,6 +199,8 @@ def _set_weights(network: GPT, seed: int, initial: Mapping[str, Tensor] | None) 
             continue
         whole = torch.empty(parameter.shape)
         network.fill_initial(name, whole, generator)
+        if zero_outputs and name.endswith("c_proj.weight"):
+            whole.zero_()
         keep_own_part(parameter, whole)
 
 
@@ -246,7 +256,7 @@ def make_trainer(
         shard(network, dtype)
         network.to_empty(device=device)
     network.to(device)
-    _set_weights(network, config.seed, initial)
+    _set_weights(network, config.seed, initial, zero_outputs=config.train.zero_outputs)
     return Trainer(
         config=config,
         folder=folder,
