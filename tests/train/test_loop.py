@@ -190,15 +190,45 @@ def test_a_folder_that_holds_something_is_left_alone(digits, tmp_path):
 def test_resume_names_and_refuses_what_would_make_it_another_run():
     changed = dataclasses.replace(tiny(lr=0.5, batch_size=7), seed=3)
     with pytest.raises(UserError) as refusal:
-        resume.check_resumable(TINY, changed)
+        resume.check_resumable(TINY, changed, step=4)
     for text in ("seed 0 -> 3", "train.batch_size 6 -> 7", "train.lr 0.01 -> 0.5"):
         assert text in str(refusal.value)
-    resume.check_resumable(TINY, tiny(log_every=1, checkpoint_every=2, keep_last=5))
+    resume.check_resumable(TINY, tiny(log_every=1, checkpoint_every=2, keep_last=5), step=4)
 
 
 def test_resume_warns_where_bits_may_differ(capsys):
-    resume.check_resumable(tiny(micro_batch=6), tiny(micro_batch=3))
+    resume.check_resumable(tiny(micro_batch=6), tiny(micro_batch=3), step=4)
     assert "warning: train.micro_batch 6 -> 3: the weights will not be" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("step", [0, 2, 6])
+def test_the_end_may_move_while_the_rate_is_level(step):
+    long = tiny(schedule="linear", total_steps=40, decay_fraction=0.5)
+    resume.check_resumable(
+        long, tiny(schedule="linear", total_steps=10, decay_fraction=0.5), step=step
+    )
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "step"),
+    [
+        ({"schedule": "linear", "total_steps": 8}, {"schedule": "linear", "total_steps": 12}, 7),
+        ({"schedule": "linear", "total_steps": 40}, {"schedule": "linear", "total_steps": 8}, 7),
+        ({"schedule": "linear", "total_steps": 40}, {"schedule": "linear", "total_steps": 4}, 6),
+        ({"schedule": "cosine", "total_steps": 8}, {"schedule": "cosine", "total_steps": 12}, 1),
+    ],
+)
+def test_the_end_may_not_move_once_the_rate_has_felt_it(stored, asked, step):
+    with pytest.raises(UserError, match="--resume cannot change train.total_steps"):
+        resume.check_resumable(tiny(**stored), tiny(**asked), step=step)
+
+
+def test_output_projections_start_at_zero_only_where_asked(digits, tmp_path):
+    for zero in (False, True):
+        trainer = start(tiny(zero_outputs=zero), digits, tmp_path / str(zero))
+        outputs = [p for n, p in trainer.network.named_parameters() if n.endswith("c_proj.weight")]
+        assert len(outputs) == 4
+        assert all(bool(p.any()) is not zero for p in outputs)
 
 
 def test_auto_settings_are_resolved_and_stored(digits, tmp_path):
