@@ -1,0 +1,323 @@
+"""One factor at a time on a small network: what is worth a long run (records/README.md).
+
+Each trial trains a proxy on CIFAR-10 at 16 x 16 on one thread, measures its loss on validation
+images and probes every layer on a few labels, and leaves one line in `ablations.jsonl`. Test images
+are never looked at. Time is the process's own CPU time, so that a shared machine does not count.
+
+    python records/ablate.py FACTOR SEED [FACTOR SEED ...]      (no arguments: the factors' names)
+"""
+
+import copy
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from igpt import compute, runs, streams
+from igpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from igpt.evaluate.features import pooled_layers
+from igpt.evaluate.probe import Labelled, probe_layers
+from igpt.images.prepare import open_data
+from igpt.model import gpt
+from igpt.model.gpt import GPT
+from igpt.tokens.batches import BatchStream
+from igpt.tokens.palette import Palette
+from igpt.train.objectives import loss_sum
+from igpt.train.optim import Optimizer, clip_gradients, lr_factor_at
+
+RESULTS = Path(__file__).with_name("ablations.jsonl")
+IMAGES_SEEN = 4000
+N_VALID = 500
+N_PROBED = 3000
+N_PROBE_VALID = 2000
+STRENGTHS = (1e-3, 1e-2, 1e-1)
+
+BASE = RunConfig(
+    data=DataConfig(image_size=16, augment="flip"),
+    model=ModelConfig(n_layer=4, n_head=2, n_embd=64),
+    train=TrainConfig(
+        optimizer="muon",
+        lr=3e-3,
+        muon_lr=8e-3,
+        zero_outputs=True,
+        batch_size=16,
+        total_steps=IMAGES_SEEN // 16,
+        warmup_steps=25,
+        schedule="linear",
+        decay_fraction=0.5,
+        precision="bf16",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What a trial changes: settings of the package, and parts that the package does not have."""
+
+    train: dict[str, Any] = dataclasses.field(default_factory=dict)
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    data: dict[str, Any] = dataclasses.field(default_factory=dict)
+    patch: Callable[[GPT], None] | None = None
+    """Changes the network before its weights are drawn into it."""
+    ema: float = 0.0
+    """Decay of a running mean of the weights that is judged in their place; 0: none."""
+
+
+class NormedAttention(gpt.Attention):
+    """Queries and keys normalised to length sqrt(E), times a learned gain a head."""
+
+    gain: Tensor
+
+    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        assert cache is None
+        B, T, D = x.shape
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, D // self.n_head)
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # each (B, H, T, E)
+        q, k = (F.rms_norm(part, part.shape[-1:]) for part in (q, k))
+        q = q * self.gain.view(1, -1, 1, 1)
+        y = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, is_causal=True)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
+
+
+def norm_queries_and_keys(network: GPT) -> None:
+    """Put `NormedAttention` in every block."""
+    for block in network.h:
+        block.attn.__class__ = NormedAttention
+        block.attn.gain = nn.Parameter(torch.ones(network.config.n_head))
+
+
+class RowsAndColumns(nn.Module):
+    """A position table that adds what a row and a column share to what each place has alone."""
+
+    def __init__(self, side: int, width: int) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.zeros(side * side, width))
+        self.row = nn.Parameter(torch.zeros(side, 1, width))
+        self.column = nn.Parameter(torch.zeros(1, side, width))
+
+    @property
+    def weight(self) -> Tensor:
+        """(T, D)."""
+        return self.place + (self.row + self.column).flatten(0, 1)
+
+
+def know_rows_and_columns(network: GPT) -> None:
+    """Replace the position table by `RowsAndColumns`."""
+    network.wpe = RowsAndColumns(math.isqrt(network.seq_len), network.config.n_embd)
+
+
+class SquaredRelu(gpt.MLP):
+    """The MLP with relu(x)^2 as its activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        return self.c_proj(F.relu(self.c_fc(x)).square())  # type: ignore[no-any-return]
+
+
+def square_relus(network: GPT) -> None:
+    """Put `SquaredRelu` in every block."""
+    for block in network.h:
+        block.mlp.__class__ = SquaredRelu
+
+
+class ScaledBlock(gpt.Block):
+    """A block whose two halves are scaled by learned numbers, one a channel."""
+
+    def forward(self, h: Tensor, cache: Any = None) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        assert cache is None
+        a = h + self.scale_1 * self.attn(self.ln_1(h))
+        return a + self.scale_2 * self.mlp(self.ln_2(a))  # type: ignore[no-any-return]
+
+
+def scale_residuals(network: GPT) -> None:
+    """Put `ScaledBlock` everywhere, with scales that begin at 1 / sqrt(2 L)."""
+    start = 1 / math.sqrt(2 * len(network.h))
+    for block in network.h:
+        block.__class__ = ScaledBlock
+        for name in ("scale_1", "scale_2"):
+            setattr(block, name, nn.Parameter(torch.full((network.config.n_embd,), start)))
+
+
+FACTORS: dict[str, Factor] = {
+    "base": Factor(),
+    "paper-optimizer": Factor(train={"optimizer": "adamw"}),
+    "paper-recipe": Factor(
+        train={"optimizer": "adamw", "zero_outputs": False, "schedule": "cosine"},
+        data={"augment": "none"},
+    ),
+    "paper-init": Factor(train={"zero_outputs": False}),
+    "cosine": Factor(train={"schedule": "cosine"}),
+    "short-decay": Factor(train={"decay_fraction": 0.2}),
+    "constant": Factor(train={"schedule": "constant"}),
+    "constant-ema": Factor(train={"schedule": "constant"}, ema=0.97),
+    "no-flips": Factor(data={"augment": "none"}),
+    "shifts": Factor(data={"augment": "cifar"}),
+    "batch-8": Factor(train={"batch_size": 8, "total_steps": IMAGES_SEEN // 8}),
+    "batch-32": Factor(train={"batch_size": 32, "total_steps": IMAGES_SEEN // 32}),
+    "qk-norm": Factor(patch=norm_queries_and_keys),
+    "rows-columns": Factor(patch=know_rows_and_columns),
+    "squared-relu": Factor(patch=square_relus),
+    "residual-scale": Factor(patch=scale_residuals),
+    "wide": Factor(model={"n_layer": 2, "n_embd": 96, "n_head": 3}),
+    "deep": Factor(model={"n_layer": 7, "n_embd": 48, "n_head": 2}),
+    "muon-lr-half": Factor(train={"muon_lr": 4e-3}),
+    "muon-lr-double": Factor(train={"muon_lr": 16e-3}),
+    "weight-decay": Factor(train={"weight_decay": 0.1}),
+    "one-head": Factor(model={"n_head": 1}),
+}
+# The scaling curve: three sizes, each at three budgets.
+for _width, _depth, _heads in ((32, 3, 1), (64, 4, 2), (128, 5, 2)):
+    for _images in (1000, 4000, 16000):
+        FACTORS[f"size-{_width}x{_depth}-images-{_images}"] = Factor(
+            model={"n_layer": _depth, "n_embd": _width, "n_head": _heads},
+            train={"total_steps": _images // 16},
+        )
+
+
+def configured(factor: Factor, seed: int) -> RunConfig:
+    """The base with a factor's settings."""
+    return dataclasses.replace(
+        BASE,
+        seed=seed,
+        data=dataclasses.replace(BASE.data, **factor.data),
+        model=dataclasses.replace(BASE.model, **factor.model),
+        train=dataclasses.replace(BASE.train, **factor.train),
+    )
+
+
+def make_proxy(factor: Factor, config: RunConfig) -> GPT:
+    """The network of a trial with its first weights, its blocks compiled."""
+    network = GPT(config.model, n_colors=config.data.n_colors, seq_len=config.data.seq_len)
+    if factor.patch is not None:
+        factor.patch(network)
+    generator = torch.Generator().manual_seed(streams.torch_seed(config.seed, "init"))
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "gain" in name or "scale_" in name:
+                continue
+            network.fill_initial(name, parameter, generator)
+            if config.train.zero_outputs and name.endswith("c_proj.weight"):
+                parameter.zero_()
+    for block in network.h:
+        block.compile(dynamic=False)
+    return network
+
+
+def train(network: GPT, config: RunConfig, stream: BatchStream, ema: float) -> tuple[GPT, float]:
+    """The trained network (or the running mean of its weights) and the CPU seconds it took."""
+    optimizer = Optimizer(network, config.train)
+    mean = [p.detach().clone() for p in network.parameters()]
+    nats = torch.compile(loss_sum, dynamic=False)
+    start_s = time.process_time()
+    for step in range(config.train.total_steps):
+        if step == 2:
+            start_s = time.process_time()  # the first ones compile
+        tokens = torch.from_numpy(stream.at(step).tokens)
+        with compute.autocast(torch.device("cpu"), torch.bfloat16):
+            logits = network(tokens)
+        (nats(logits, tokens, None) / tokens.numel()).backward()
+        clip_gradients(network.parameters(), config.train.grad_clip_norm)
+        optimizer.step(lr_factor_at(step, config.train, config.train.warmup_steps or 0))
+        for held, parameter in zip(mean, network.parameters(), strict=True):
+            held.lerp_(parameter.detach(), 1 - ema)
+    span_s = time.process_time() - start_s
+    if ema:
+        network = copy.deepcopy(network)
+        with torch.no_grad():
+            for held, parameter in zip(mean, network.parameters(), strict=True):
+                parameter.copy_(held)
+    return network, span_s
+
+
+@torch.compiler.set_stance("force_eager")
+@torch.inference_mode()
+def judge(network: GPT, tokens: np.ndarray, layers: bool) -> tuple[float, np.ndarray | None]:
+    """Mean nats per token, and where asked the pooled features (L + 1, N, D)."""
+    total, features = 0.0, []
+    for start in range(0, len(tokens), 50):
+        batch = torch.from_numpy(tokens[start : start + 50])
+        with compute.autocast(torch.device("cpu"), torch.bfloat16):
+            if layers:
+                chosen = range(len(network.h) + 1)
+                features.append(pooled_layers(network, batch, None, layers=chosen).numpy())
+            else:
+                total += float(loss_sum(network(batch), batch, None))
+    return total / tokens.size, np.concatenate(features, 1) if layers else None
+
+
+def run_trial(name: str, seed: int) -> dict[str, Any]:
+    """Train, measure and probe one proxy."""
+    torch._dynamo.reset()
+    factor = FACTORS[name]
+    config = configured(factor, seed)
+    data = open_data("cifar10", image_size=16, seed=0, valid_fraction=0.1)
+    palette = _palette(data)
+    stream = BatchStream(
+        data.images("train"),
+        None,
+        palette,
+        batch_size=config.train.batch_size,
+        seed=seed,
+        augment=config.data.augment,
+    )
+    network, span_s = train(make_proxy(factor, config), config, stream, factor.ema)
+    valid = data.images("valid")
+    nats, _ = judge(network, palette.encode(valid[:N_VALID]), layers=False)
+    parts = [
+        (data.images("train")[:N_PROBED], data.labels("train")[:N_PROBED]),
+        (valid[:N_PROBE_VALID], data.labels("valid")[:N_PROBE_VALID]),
+    ]
+    fitted, judged = (
+        Labelled(judge(network, palette.encode(images), layers=True)[1], labels)
+        for images, labels in parts
+    )
+    # What stands for test here is validation again: test is not looked at.
+    layers = range(len(network.h) + 1)
+    result, _, _ = probe_layers(fitted, judged, judged, layers=layers, strengths=STRENGTHS)
+    return {
+        "factor": name,
+        "seed": seed,
+        "images": config.train.total_steps * config.train.batch_size,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "cpu_s": round(span_s, 1),
+        "valid_nats": round(nats, 4),
+        "probe_by_layer": [round(score.valid_accuracy, 4) for score in result.by_layer],
+        "probe": round(result.valid_accuracy, 4),
+    }
+
+
+def _palette(data: Any) -> Palette:
+    """512 colours of the training split, fitted once and kept beside the results of all trials."""
+    path = runs.cache_folder() / "records-palette-16.npy"
+    if not path.is_file():
+        Palette.fit(data.images("train"), n_colors=BASE.data.n_colors, seed=0).save(path)
+    return Palette.load(path)
+
+
+def main(arguments: list[str]) -> None:
+    """Run the trials named on the command line, one after another."""
+    if not arguments:
+        print("\n".join(FACTORS))
+        return
+    torch.set_num_threads(1)
+    for name, seed in zip(arguments[::2], arguments[1::2], strict=True):
+        line = {**run_trial(name, int(seed)), "date": time.strftime("%Y-%m-%d")}
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
