@@ -44,6 +44,8 @@ class ModelFacts:
     """BERT only: the share of positions masked, in training and so wherever it is judged."""
     shifted: bool = True
     """False: an imported classifier that reads the image unshifted, without `sos` (PAPER §D)."""
+    predicts: bool = True
+    """False: an imported classifier, which came without an output head."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,13 +62,19 @@ def write_folder(folder: Path, parts: ModelParts) -> None:
     network = parts.network
     state = {name: t.detach().cpu() for name, t in network.state_dict().items()}
     config = _own_config(network, parts.facts)
-    if network.shifted:
+    if transformers_class(network):
         state = to_imagegpt(state)
         theirs = imagegpt_config(network.config, n_colors=network.n_colors, seq_len=network.seq_len)
         config = {**theirs, "igpt": config["igpt"]}
     write_json(folder / "config.json", config)
     write_preprocessor(folder, parts.tokenizer, parts.facts.image_size)
     write_tensors(folder, state)
+
+
+def transformers_class(network: GPT) -> str | None:
+    """The class of transformers that opens what `write_folder` writes, if one does."""
+    is_theirs = network.shifted and network.predicts
+    return "ImageGPTForCausalImageModeling" if is_theirs else None
 
 
 def write_tensors(folder: Path, state: Mapping[str, Tensor]) -> None:

@@ -25,6 +25,7 @@ from igpt.modelfolder import (
     may_replace,
     read_folder,
     read_newest,
+    transformers_class,
     write_folder,
 )
 from igpt.runs import read_json, writing_folder
@@ -61,6 +62,7 @@ class PixelModel:
     ) -> None:
         self.network = network.eval()
         self.network.shifted = facts.objective == "ar" and facts.shifted
+        self.network.predicts = facts.predicts
         self.tokenizer = tokenizer
         self.facts = facts
         self.folder = folder
@@ -142,6 +144,12 @@ class PixelModel:
         if self.folder is None or not (self.folder / "probe.json").is_file():
             return self.classifier
         return SavedProbe.load(self.folder, model_digest=self.digest())
+
+    def _own_probe(self) -> "SavedProbe | None":
+        try:
+            return self.probe()
+        except UserError:  # one that an earlier state of the weights left behind
+            return self.classifier
 
     def take_class_head(
         self, weights: np.ndarray, classes: Sequence[str], *, protocol: str
@@ -267,18 +275,22 @@ class PixelModel:
         return weights_digest(self.network) + self.tokenizer.digest[:16]
 
     def save(self, folder: str | Path) -> Path:
-        """Write a model folder; it appears whole or not at all.
+        """Write a model folder with its card and its probe; it appears whole or not at all.
 
         Raises:
             UserError: the folder exists and is no model folder, or cannot be written.
         """
-        path = Path(folder)
+        from igpt.interop.card import model_card
+
+        path, probe = Path(folder), self._own_probe()
         if path.exists() and not may_replace(path):
             raise UserError(f"{path} is not a model folder: choose another place")
         with writing_folder(path) as part:
             write_folder(part, ModelParts(self.network, self.tokenizer, self.facts))
-            if self.classifier is not None:
-                self.classifier.save(part)
+            if probe is not None:
+                probe.save(part)
+            card = model_card(self, name=path.name, architecture=transformers_class(self.network))
+            (part / "README.md").write_text(card)
         return path
 
 
@@ -353,7 +365,8 @@ def _load_folder(path: Path) -> PixelModel:
 
 def _is_from_transformers(document: dict[str, Any]) -> bool:
     """Whether transformers wrote a folder last; our own facts may have come through it."""
-    ours = "igpt" in document and "transformers_version" not in document
+    has_facts = "schema_version" in (document.get("igpt") or {})
+    ours = has_facts and "transformers_version" not in document
     return document.get("model_type") == "imagegpt" and not ours
 
 

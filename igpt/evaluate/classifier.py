@@ -137,7 +137,7 @@ def from_scratch(network: GPT, *, seed: int) -> GPT:
     )
     generator = torch.Generator().manual_seed(streams.torch_seed(seed, "init"))
     fresh.init_weights(generator)
-    fresh.shifted = network.shifted
+    fresh.shifted, fresh.predicts = network.shifted, network.predicts
     return fresh.to(network.wpe.weight.device)
 
 
@@ -168,5 +168,5 @@ def resampled(network: GPT, *, image_size: int, new_image_size: int) -> GPT:
         network.config, n_colors=network.n_colors, seq_len=seq_len, objective=network.objective
     )
     made.load_state_dict(state)
-    made.shifted = network.shifted
+    made.shifted, made.predicts = network.shifted, network.predicts
     return made.to(network.wpe.weight.device)

@@ -1,7 +1,8 @@
 """Models of `transformers`' ImageGPT, in and out (PAPER §D lists how it differs from the paper).
 
 Theirs expects the caller to put `sos` first; ours does that itself. Their classifier is trained
-without it, so an imported one keeps reading the image unshifted, and the model's facts say so.
+without it, so an imported one keeps reading the image unshifted, and the model's facts say so; a
+classifier that we export is marked in its config, so that we read it back as it was trained.
 """
 
 import math
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from igpt.config import ModelConfig
 from igpt.errors import UserError
+from igpt.interop.card import model_card
 from igpt.interop.tensors import read_weights
 from igpt.model.gpt import GPT
 from igpt.model.imagegpt import from_imagegpt, has_biases, imagegpt_config, to_imagegpt
@@ -60,13 +62,15 @@ def read_transformers(folder: Path, document: Mapping[str, Any]) -> PixelModel:
     if score is not None:
         tensors["lm_head.weight"] = torch.zeros(shape["vocab_size"] - 1, shape["n_embd"])
     network = _network(shape, tensors, where=str(file))
-    source = {"source": "transformers", **(document.get("igpt") or {}).get("trained", {})}
+    ours = document.get("igpt") or {}
+    source = {"source": "transformers", **ours.get("trained", {})}
     facts = ModelFacts(
         objective="ar",
         image_size=side,
         tokens="palette",
         trained=source,
-        shifted=score is None,
+        shifted=score is None or ours.get("shifted") is True,
+        predicts=score is None,
     )
     model = PixelModel(network, Palette(colors), facts, folder=folder)
     if score is not None:
@@ -184,7 +188,7 @@ def write_transformers(model: PixelModel, folder: Path, *, classes: bool = False
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty: choose another place")
     with writing_folder(folder) as part:
-        _write(model, part, head)
+        _write(model, part, head, name=folder.name)
         _prove(model, part, head)
     return folder
 
@@ -211,20 +215,26 @@ def _class_head(model: PixelModel) -> _ClassHead:
     return _ClassHead(head.weights, head.classes)
 
 
-def _write(model: PixelModel, folder: Path, head: _ClassHead | None) -> None:
+def _write(model: PixelModel, folder: Path, head: _ClassHead | None, *, name: str) -> None:
     network = model.network
     state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
     tensors = to_imagegpt(state)
-    config = imagegpt_config(network.config, n_colors=network.n_colors, seq_len=network.seq_len)
+    config: dict[str, Any] = imagegpt_config(
+        network.config, n_colors=network.n_colors, seq_len=network.seq_len
+    )
     if head is not None:
         del tensors["lm_head.weight"]
         tensors["score.weight"] = torch.from_numpy(head.weights)
         config["architectures"] = ["ImageGPTForImageClassification"]
         config["id2label"] = {str(label): name for label, name in enumerate(head.classes)}
         config["label2id"] = {name: label for label, name in enumerate(head.classes)}
+        # Read by us alone: whether [sos, tokens[:-1]] is what these weights were trained on.
+        config["igpt"] = {"shifted": model.facts.shifted}
     write_json(folder / "config.json", config)
     write_preprocessor(folder, model.tokenizer, model.image_size)
     write_tensors(folder, tensors)
+    card = model_card(model, name=name, architecture=config["architectures"][0])
+    (folder / "README.md").write_text(card)
 
 
 def _prove(model: PixelModel, folder: Path, head: _ClassHead | None) -> None:

@@ -102,7 +102,8 @@ class GPT(nn.Module):
         self.seq_len = seq_len
         self.objective = objective
         self.checkpoint_activations = False
-        # Classifiers from transformers feed the image unshifted, without sos, and predict no token.
+        # Classifiers from transformers have no output head, and their own feed no sos either.
+        self.predicts = True
         self.shifted = objective == "ar"
         width, causal = config.n_embd, objective == "ar"
         self.wte = nn.Embedding(n_colors, width)
@@ -204,7 +205,7 @@ class GPT(nn.Module):
         Raises:
             UserError: it is a classifier from transformers.
         """
-        if self.objective == "ar" and not self.shifted:
+        if not self.predicts:
             raise UserError(
                 "this classifier came from transformers without an output head: it gives features "
                 "and classes only, so use the model that it was fine-tuned from"

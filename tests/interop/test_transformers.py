@@ -98,9 +98,42 @@ def classifier():
     return model
 
 
-def test_an_imported_classifier_reads_the_image_unshifted(tmp_path):
+def foreign_classifier(folder):
+    """As transformers itself trains and writes one: nothing of ours in its config."""
+    write_transformers(classifier(), folder, classes=True)
+    document = json.loads((folder / "config.json").read_text())
+    del document["igpt"]
+    (folder / "config.json").write_text(json.dumps(document))
+    return folder
+
+
+def test_a_classifier_of_ours_reads_back_as_it_was_trained(tmp_path):
+    ours = classifier()
+    back = igpt.load(write_transformers(ours, tmp_path / "out", classes=True))
+    images = np.random.default_rng(1).integers(0, 256, (5, 4, 4, 3), np.uint8)
+    np.testing.assert_array_equal(back.features(images, 2), ours.features(images, 2))
+    assert back.classify(images) == ours.classify(images)
+    with pytest.raises(UserError, match=r"without an output head"):
+        back.sample(1)
+    again = igpt.load(back.save(tmp_path / "again"))
+    assert again.classify(images) == ours.classify(images)
+    with pytest.raises(UserError, match=r"without an output head"):
+        again.sample(1)
+
+
+def test_the_card_says_how_an_exported_classifier_is_fed(tmp_path):
     folder = write_transformers(classifier(), tmp_path / "out", classes=True)
-    model = igpt.load(folder)
+    card = (folder / "README.md").read_text()
+    assert "opens this folder as `ImageGPTForImageClassification`" in card
+    assert "`[sos, tokens[:-1]]`" in card
+    foreign = igpt.load(foreign_classifier(tmp_path / "theirs"))
+    card = (write_transformers(foreign, tmp_path / "back", classes=True) / "README.md").read_text()
+    assert "fed the tokens as they are" in card
+    assert not igpt.load(tmp_path / "back").facts.shifted
+
+
+def test_an_imported_classifier_reads_the_image_unshifted(tmp_path):
+    model = igpt.load(foreign_classifier(tmp_path / "out"))
     tokens = random_tokens(model.network, 2)
     *_, h = model.network.hidden(tokens)
     x = model.network.wte(tokens) + model.network.wpe.weight
@@ -111,7 +144,7 @@ def test_an_imported_classifier_reads_the_image_unshifted(tmp_path):
 
 
 def test_an_imported_classifier_classifies_is_saved_and_draws_nothing(tmp_path):
-    model = igpt.load(write_transformers(classifier(), tmp_path / "out", classes=True))
+    model = igpt.load(foreign_classifier(tmp_path / "out"))
     images = np.random.default_rng(1).integers(0, 256, (5, 4, 4, 3), np.uint8)
     names = model.classify(images)
     assert set(names) <= {"cat", "dog", "emu"}
@@ -129,7 +162,7 @@ def test_an_imported_classifier_classifies_is_saved_and_draws_nothing(tmp_path):
 
 
 def test_the_convention_changes_the_digest(tmp_path):
-    model = igpt.load(write_transformers(classifier(), tmp_path / "out", classes=True))
+    model = igpt.load(foreign_classifier(tmp_path / "out"))
     before = model.digest()
     model.network.shifted = True
     assert model.digest() != before
