@@ -18,6 +18,10 @@ SCHEMA_VERSION = 1
 Objective = Literal["ar", "bert"]
 Tokenizer = Literal["palette", "raw"]
 Augment = Literal["none", "flip", "cifar", "imagenet"]
+TrackerName = Literal["tensorboard", "wandb"]
+
+# Settings younger than the first runs: a config.json without one was made with its default.
+YOUNGER_KEYS = frozenset({"train.draw_every", "train.track", "train.zero_outputs"})
 
 
 def _require(condition: bool, message: str) -> None:
@@ -144,6 +148,10 @@ class TrainConfig:
     """Steps whose checkpoints are kept for good (the paper's 65k, 131k, 262k, 524k)."""
     keep_last: int = 2
     """Newest checkpoints kept beside those of checkpoint-at."""
+    draw_every: int = 0
+    """Steps between grids of samples and completions (pictures/training/ of the run); 0: none."""
+    track: tuple[TrackerName, ...] = ()
+    """Where metrics and grids go besides the run folder: tensorboard, wandb (offline)."""
 
     def __post_init__(self) -> None:
         for name in ("total_steps", "batch_size", "log_every", "valid_every", "valid_images"):
@@ -155,7 +163,7 @@ class TrainConfig:
         for name in ("lr", "muon_lr", "timeout_s"):
             value = getattr(self, name)
             _require(value > 0, f"train.{name} is {value}: it must be above 0")
-        for name in ("weight_decay", "grad_clip_norm"):
+        for name in ("weight_decay", "grad_clip_norm", "draw_every"):
             value = getattr(self, name)
             _require(value >= 0, f"train.{name} is {value}: it must not be negative")
         _require(
@@ -334,11 +342,12 @@ def _restore_dataclass(kind: Any, values: Any, *, where: str, path: str) -> Any:
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(hints)}"
             raise UserError(f"{where}: unknown key {path + key!r}: {hint}")
     for key in hints:
-        if key not in values:
+        if key not in values and path + key not in YOUNGER_KEYS:
             raise UserError(f"{where}: key {path + key!r} is missing: write the file anew")
     return kind(
         **{
             key: _restore(hint, values[key], where=where, path=f"{path}{key}.")
             for key, hint in hints.items()
+            if key in values
         }
     )

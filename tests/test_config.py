@@ -95,6 +95,11 @@ def test_bad_settings_fail_before_any_work(kind, values, message):
         kind(**values)
 
 
+def test_a_setting_younger_than_a_file_takes_its_default():
+    document = changed("train.draw_every", None)
+    assert RunConfig.from_dict(document, where="c.json") == RunConfig()
+
+
 def test_every_setting_says_what_it_is():
     """A field without a docstring would be an option without help."""
     import ast

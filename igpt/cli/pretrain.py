@@ -2,7 +2,7 @@
 
 import dataclasses
 import json as json_format
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,12 @@ from igpt.config import RunConfig
 from igpt.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from igpt.images.live import LiveImages
+    from igpt.images.packed import PackedSet
     from igpt.pixelmodel import PixelModel
+    from igpt.tokens.tokenizer import Tokenizer
     from igpt.train.feeding import Ingredient
     from igpt.train.trainer import Trainer
 
@@ -99,18 +104,14 @@ def train_run(
     from igpt.progress import say
     from igpt.runs import FolderLock
     from igpt.train.distributed import default_world
-    from igpt.train.feeding import originals, training_stream
+    from igpt.train.feeding import originals
     from igpt.train.resume import check_same_data
-    from igpt.train.setup import (
-        create_run,
-        make_trainer,
-        read_run,
-        store_config,
-        tokenizer_of_run,
-    )
+    from igpt.train.setup import create_run, read_run, store_config
+    from igpt.train.trackers import check_trackers
     from igpt.train.tracking import read_metrics
 
     compute.set_threads()
+    check_trackers(config.train.track)
     world = default_world()
     exists = bool(world.from_first((folder / "config.json").exists()))
     if exists:
@@ -134,15 +135,7 @@ def train_run(
                 create_run(config, first.packed, folder, tokenizer=tokenizer, mixed=mixed)
         # What is stored has no `auto` left; a resumed run may have changed a free setting.
         config = config if exists else read_run(folder)[0]
-        tokenizer = tokenizer_of_run(folder, config)
-        trainer = make_trainer(
-            config,
-            first.packed,
-            folder,
-            tokenizer=tokenizer,
-            initial=start.network.state_dict() if start else None,
-            batches=training_stream(config, [first, *mixed], tokenizer, live),
-        )
+        trainer = _ready(config, folder, [first, *mixed], live, start=start)
         _train(trainer, resume=exists)
         with world.first_alone():
             if world.is_first:
@@ -160,6 +153,60 @@ def _check_may_go_on(folder: Path, config: RunConfig, *, resume: bool) -> None:
             f"{folder} already holds a run: add --resume to go on with it, or choose another folder"
         )
     check_resumable(read_run(folder)[0], config, step=steps_done(folder))
+
+
+def _ready(
+    config: RunConfig,
+    folder: Path,
+    ingredients: "Sequence[Ingredient]",
+    live: "Sequence[LiveImages | None]",
+    *,
+    start: "PixelModel | None",
+) -> "Trainer":
+    """A trainer at step 0 of a run that is there."""
+    from igpt.train.feeding import training_stream
+    from igpt.train.setup import make_trainer, tokenizer_of_run
+
+    packed, tokenizer = ingredients[0].packed, tokenizer_of_run(folder, config)
+    trainer = make_trainer(
+        config,
+        packed,
+        folder,
+        tokenizer=tokenizer,
+        initial=start.network.state_dict() if start else None,
+        batches=training_stream(config, ingredients, tokenizer, live),
+    )
+    trainer.draw = _drawer(trainer, packed, tokenizer)
+    return trainer
+
+
+def _drawer(
+    trainer: "Trainer", data: "PackedSet", tokenizer: "Tokenizer"
+) -> Callable[[], dict[str, "np.ndarray"]] | None:
+    """What draws grids with the network as it is when called; none where none are wanted."""
+    config = trainer.config
+    if not config.train.draw_every:
+        return None
+    from igpt.generate.grids import N_COMPLETED, grids
+    from igpt.modelfolder import ModelFacts
+    from igpt.pixelmodel import PixelModel
+    from igpt.progress import say
+    from igpt.train.distributed import is_sharded
+
+    if is_sharded(trainer.network):
+        say("warning: train.draw_every draws nothing where the network is cut up over ranks")
+        return None
+    facts = ModelFacts(
+        objective=config.train.objective,
+        image_size=config.data.image_size,
+        tokens=config.data.tokens,
+        trained={},
+        mask_prob=config.train.mask_prob,
+    )
+    model = PixelModel(trainer.network, tokenizer, facts)
+    trainer.network.train()
+    originals = data.images("valid")[:N_COMPLETED]
+    return lambda: grids(model, originals, seed=config.seed)
 
 
 def _train(trainer: "Trainer", *, resume: bool) -> None:

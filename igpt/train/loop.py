@@ -21,6 +21,7 @@ from igpt.train.objectives import loss_count
 from igpt.train.optim import clip_gradients, lr_factor_at
 from igpt.train.resume import save
 from igpt.train.stopping import stopping_softly
+from igpt.train.trackers import tracking
 from igpt.train.trainer import Trainer
 from igpt.train.validate import validation_nats
 from igpt.train.watch import Watch
@@ -102,11 +103,11 @@ def run_steps(trainer: Trainer, ticker: Ticker) -> None:
         UserError: the loss is not finite, or a file cannot be written.
     """
     train = trainer.config.train
-    meter = Meter(trainer)
     slots = trainer.world.slots(train.batch_size)
     batches = trainer.stream.prefetch(trainer.step, train.total_steps, slots)
     # Watched inside, so that the signals torchrun sends when a rank is lost do not cut it short.
-    with stopping_softly(trainer), Watch(trainer):
+    with stopping_softly(trainer), Watch(trainer), tracking(trainer) as trackers:
+        meter = Meter(trainer, trackers)
         for batch in batches:
             loss_nats, grad_norm = train_step(trainer, batch)
             step, total = trainer.step, train.total_steps
@@ -115,6 +116,8 @@ def run_steps(trainer: Trainer, ticker: Ticker) -> None:
                 ticker.update(step, total, meter.log())
             if is_due(step, every=train.valid_every, total=total):
                 meter.log_validation(validation_nats(trainer))
+            if train.draw_every and is_due(step, every=train.draw_every, total=total):
+                meter.log_pictures()
             stopped = trainer.world.largest(trainer.stop_signal or 0)
             if (
                 stopped

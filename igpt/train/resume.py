@@ -26,6 +26,8 @@ FREE_AT_RESUME = frozenset(
         "checkpoint_every",
         "checkpoint_at",
         "keep_last",
+        "draw_every",
+        "track",
         "timeout_s",
     )
 )

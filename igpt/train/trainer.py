@@ -43,5 +43,7 @@ class Trainer:
     began: int = 0
     """The step whose images are at hand, counted from 1."""
     stop_signal: int | None = None
+    draw: Callable[[], dict[str, np.ndarray]] | None = None
+    """Gives pictures of what the network does by now, by name: (H, W, 3) uint8."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What `state.json` records beside the step, for checks at resume."""

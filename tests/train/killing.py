@@ -43,13 +43,17 @@ def forks():
     return context
 
 
-def killed_after(context, wait_s, folder, config, data):
-    """Train in a child, kill it after `wait_s` of training; returns whether it still ran then."""
+def killed_after(context, wait_s, folder, config, data, *, from_start=False):
+    """Train in a child and kill it `wait_s` after its first checkpoint, or after its start.
+
+    Returns:
+        Whether it still ran then.
+    """
     before = newest_step(folder)
     child = context.Process(target=train_in_silence, args=(folder, config, data))
     child.start()
     deadline_s = time.monotonic() + 120
-    while child.is_alive() and newest_step(folder) <= before:
+    while not from_start and child.is_alive() and newest_step(folder) <= before:
         assert time.monotonic() < deadline_s
         time.sleep(0.001)
     child.join(wait_s)

@@ -1,0 +1,40 @@
+"""Grids of samples and completions, to see how a network comes along while it is trained."""
+
+import numpy as np
+import torch
+
+from igpt.generate.pictures import hide
+from igpt.images.grid import tile
+from igpt.pixelmodel import PixelModel
+
+N_SAMPLES = 16
+N_COMPLETED = 8
+N_COMPLETIONS = 3
+KEEP_ROWS = 0.5
+ENLARGE = 4
+
+
+# Blocks compiled for training would be compiled again for the shapes met here.
+@torch.compiler.set_stance("force_eager")  # type: ignore[untyped-decorator]
+def grids(model: PixelModel, originals: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
+    """Pictures by name: `samples` (autoregressive only) and `completions`, of the same draws.
+
+    Args:
+        model: as it is now.
+        originals: (N, S, S, 3) uint8, a row of completions each: given half, draws, original.
+        seed: of the draws, the same at every call, so that grids of one run can be compared.
+
+    Returns:
+        (H, W, 3) uint8 each.
+    """
+    found: dict[str, np.ndarray] = {}
+    if model.facts.objective == "ar":
+        found["samples"] = tile(model.sample(N_SAMPLES, seed=seed), enlarge=ENLARGE)
+    drawn = model.complete(originals, keep_rows=KEEP_ROWS, n=N_COMPLETIONS, seed=seed)
+    side = model.image_size
+    kept = np.broadcast_to(np.arange(side)[:, None] < round(KEEP_ROWS * side), (side, side))
+    rows = [hide(originals, kept)[:, None], drawn, originals[:, None]]
+    sheet = np.concatenate(rows, axis=1)  # (N, n + 2, S, S, 3)
+    flat = sheet.reshape(-1, *sheet.shape[2:])
+    found["completions"] = tile(flat, columns=sheet.shape[1], enlarge=ENLARGE)
+    return found

@@ -1,0 +1,98 @@
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from igpt.cli.pretrain import train_run
+from igpt.errors import UserError
+from igpt.train import loop, resume, trackers
+from igpt.train.meter import countdown
+from igpt.train.tracking import read_metrics
+from tests.train.test_loop import QUIET, resumed, start, tiny
+
+
+def test_grids_are_drawn_when_due_and_do_not_change_the_run(digits, tmp_path):
+    plain = train_run("digits", tmp_path / "plain", tiny())
+    drawn = train_run("digits", tmp_path / "drawn", tiny(draw_every=5))
+    assert drawn["valid_nats"] == plain["valid_nats"]
+    found = {path.name for path in (tmp_path / "drawn" / "pictures" / "training").iterdir()}
+    assert found == {
+        "samples-0000005.png",
+        "completions-0000005.png",
+        "samples-0000008.png",
+        "completions-0000008.png",
+    }
+    with Image.open(tmp_path / "drawn" / "pictures" / "training" / "samples-0000008.png") as image:
+        # 4 x 4 images of 8 x 8 pixels, enlarged by 4, with gaps of 2 pixels.
+        assert image.size == (4 * 34 + 2, 4 * 34 + 2)
+
+
+def test_bert_draws_completions_only(digits, tmp_path):
+    train_run("digits", tmp_path / "run", tiny(objective="bert", draw_every=8, total_steps=8))
+    (picture,) = (tmp_path / "run" / "pictures" / "training").iterdir()
+    assert picture.name == "completions-0000008.png"
+
+
+def test_tensorboard_holds_the_figures_and_pictures_and_goes_on_after_resuming(digits, tmp_path):
+    accumulation = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    trainer = start(tiny(track=("tensorboard",), draw_every=4), digits, tmp_path / "run")
+    trainer.draw = lambda: {"samples": np.zeros((4, 5, 3), np.uint8)}
+    for batch in trainer.stream.prefetch(0, 4):
+        loop.train_step(trainer, batch)
+    resume.save(trainer)
+    again = resumed(digits, tmp_path / "run")
+    again.draw = trainer.draw
+    loop.run_steps(again, QUIET)
+    events = accumulation.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    logged = {line["step"]: line for line in read_metrics(tmp_path / "run") if "lr" in line}
+    for name in ("loss_nats", "lr", "grad_norm", "tokens_per_s", "mfu"):
+        found = {event.step: event.value for event in events.Scalars(name)}
+        assert found == pytest.approx({step: line[name] for step, line in logged.items()})
+    assert [image.step for image in events.Images("samples")] == [8]
+
+
+def test_a_tracker_that_is_not_installed_is_named_before_any_work(monkeypatch, tmp_path):
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    with pytest.raises(UserError) as refusal:
+        train_run("digits", tmp_path / "run", tiny(track=("wandb",)))
+    assert str(refusal.value) == (
+        "train.track wandb needs the package wandb: pip install 'igpt[tracking]'"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_writes_below_the_run_and_needs_no_network(digits, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "elsewhere"))
+    trainer = start(tiny(track=("wandb",), draw_every=8), digits, tmp_path / "run")
+    trainer.draw = lambda: {"samples": np.zeros((4, 5, 3), np.uint8)}
+    loop.run_steps(trainer, QUIET)
+    (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    (log,) = folder.glob("run-*.wandb")
+    deadline_s = time.monotonic() + 30  # its own process writes on after `finish`
+    while b"valid_nats" not in log.read_bytes():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
+    assert len(list(folder.glob("files/media/images/samples_*.png"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("span_s", "text"),
+    [(12.3, "12 s"), (99, "99 s"), (720, "12 min"), (11_100, "3 h 05 min"), (187_200, "2 d 04 h")],
+)
+def test_time_left_reads_as_a_person_says_it(span_s, text):
+    assert countdown(span_s) == text
+
+
+def test_time_left_falls_to_nothing(digits, tmp_path):
+    trainer = start(dataclasses.replace(tiny()), digits, tmp_path / "run")
+    loop.run_steps(trainer, QUIET)
+    left = [line["left_s"] for line in read_metrics(tmp_path / "run") if "left_s" in line]
+    assert left[0] > 0
+    assert left[-1] == 0
