@@ -23,6 +23,10 @@ checks: $(READY)
 bench: $(READY)
 	for work in train sample data probe; do $(BIN)/igpt bench $$work || exit 1; done
 
+# The site, in site/: every warning is an error; the variable silences an advertisement.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 setup: $(READY)
 
 $(READY): requirements.lock pyproject.toml
