@@ -30,6 +30,7 @@ def finetune(
     scratch: bool = False,
     image_size: int | None = None,
     seeds: int = 1,
+    max_images: int | None = None,
     json: bool = False,
 ) -> None:
     """Train all weights to classify (paper §2.3); step and rate chosen on validation, then test.
@@ -43,6 +44,7 @@ def finetune(
         image_size: train at this size; position embeddings are interpolated. None: the model's.
         seeds: fine-tune so many times, with finetune.seed and those after it; test accuracy is
             then the mean, with its standard deviation. The first seed searches the rate.
+        max_images: look at so many images of each split at most, drawn at random; none: all.
         json: print the result as one JSON document.
     """
     from igpt import compute
@@ -52,7 +54,7 @@ def finetune(
 
     compute.set_threads()
     loaded = load(model)
-    packed = open_for(loaded, data, image_size=image_size)
+    packed = open_for(loaded, data, image_size=image_size, max_images=max_images)
     result = finetune_model(
         loaded, packed, config=finetune, rates=rates, scratch=scratch, n_seeds=seeds
     )

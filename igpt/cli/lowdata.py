@@ -33,6 +33,7 @@ def lowdata(
     seed: int = 0,
     scratch_steps: int = 0,
     wide_resnet_steps: int = 0,
+    max_images: int | None = None,
     json: bool = False,
 ) -> None:
     """What a few labels a class can do (paper §4.7): mean and spread over random subsets.
@@ -47,6 +48,7 @@ def lowdata(
         seed: of the subsets.
         scratch_steps: updates of the same Transformer from scratch on each subset; 0: leave it out.
         wide_resnet_steps: updates of a Wide ResNet 28-2 on each subset; 0: leave it out.
+        max_images: look at so many images of each split at most, drawn at random; none: all.
         json: print the result as one JSON document.
     """
     from igpt import compute
@@ -58,7 +60,7 @@ def lowdata(
         raise UserError("--subsets must be at least 1, and no number of steps may be negative")
     compute.set_threads()
     loaded = load(model)
-    packed = open_for(loaded, data)
+    packed = open_for(loaded, data, max_images=max_images)
     steps = {"scratch": scratch_steps, "wide_resnet": wide_resnet_steps}
     rows = evaluate_lowdata(
         loaded, packed, labels=labels, n_subsets=subsets, seed=seed, baseline_steps=steps

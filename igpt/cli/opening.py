@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from igpt.pixelmodel import PixelModel
 
 
-def open_for(model: "PixelModel", data: str, *, image_size: int | None = None) -> "PackedSet":
+def open_for(
+    model: "PixelModel", data: str, *, image_size: int | None = None, max_images: int | None = None
+) -> "PackedSet":
     """DATA at the model's size or another one, split as it was for training.
 
     Raises:
@@ -20,6 +22,8 @@ def open_for(model: "PixelModel", data: str, *, image_size: int | None = None) -
     from igpt.images.packed import PackedSet
     from igpt.images.prepare import open_data
 
+    if max_images is not None and max_images < 1:
+        raise UserError(f"--max-images is {max_images}: it must be at least 1")
     wanted = image_size or model.image_size
     if is_packed(Path(data)) and (held := PackedSet.open(data).image_size) < wanted:
         raise UserError(
@@ -27,12 +31,13 @@ def open_for(model: "PixelModel", data: str, *, image_size: int | None = None) -
             f"prepare it again with --image-size {wanted}"
         )
     trained = model.facts.trained
-    return open_data(
+    packed = open_data(
         data,
         image_size=wanted,
         seed=trained.get("seed", 0),
         valid_fraction=trained.get("valid_fraction"),
     )
+    return packed.at_most(max_images)
 
 
 def record_place(model: Path) -> Path | None:

@@ -21,6 +21,7 @@ def probe(
     solver: Literal["lbfgs", "sgd"] = "lbfgs",
     sgd_steps: int = 10_000,
     checkpoints: bool = False,
+    max_images: int | None = None,
     json: bool = False,
 ) -> None:
     """Linear probe of every layer (paper §2.4): layer and strength chosen on validation, then test.
@@ -36,6 +37,7 @@ def probe(
         solver: lbfgs finds the optimum; sgd reads a batch at a time, for large sets (paper §3.4).
         sgd_steps: updates of sgd for each of its rates.
         checkpoints: probe every checkpoint that the run keeps, for Figure 3 of igpt report.
+        max_images: look at so many images of each split at most, drawn at random; none: all.
         json: print the result as one JSON document.
     """
     from igpt import compute
@@ -48,7 +50,7 @@ def probe(
         raise UserError("--joined must not be negative and --sgd-steps must be at least 1")
     compute.set_threads()
     loaded = load(model)
-    packed = open_for(loaded, data)
+    packed = open_for(loaded, data, max_images=max_images)
     if checkpoints:
         _print_checkpoints(_probe_checkpoints(Path(model), packed), model, packed, json=json)
         return

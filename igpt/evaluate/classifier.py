@@ -33,10 +33,10 @@ class LabelledImages:
 
 
 def some_of(split: LabelledImages, n: int | None) -> LabelledImages:
-    """At most n images, evenly spread over the split, whose order may be that of the classes."""
+    """At most n images, drawn at random: the split's order may be that of the classes."""
     if n is None or n >= len(split.labels):
         return split
-    rows = np.linspace(0, len(split.labels) - 1, n).astype(np.int64)
+    rows = np.sort(streams.stream(0, "some-of").permutation(len(split.labels))[:n])
     return LabelledImages(split.images[rows], split.labels[rows])
 
 

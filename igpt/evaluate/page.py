@@ -1,7 +1,7 @@
 """Pieces of a self-contained HTML page: no script, no font, no file but itself."""
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from html import escape
 
 from igpt.evaluate.charts import Chart
@@ -124,9 +124,9 @@ def table(
     rows: Iterable[Sequence[str]],
     *,
     numbers: Sequence[int] = (),
-    best: int | None = None,
+    best: Container[int] = (),
 ) -> str:
-    """A table; `numbers` are columns to align to the right, `best` is a row to stand out."""
+    """A table; `numbers` are columns to align to the right, `best` are rows to stand out."""
 
     def cell(tag: str, column: int, text: str) -> str:
         kind = ' class="number"' if column in numbers else ""
@@ -135,7 +135,7 @@ def table(
     top = "".join(cell("th", i, escape(text)) for i, text in enumerate(head))
     body = []
     for index, row in enumerate(rows):
-        kind = ' class="best"' if index == best else ""
+        kind = ' class="best"' if index in best else ""
         body.append(
             f"<tr{kind}>"
             + "".join(cell("td", i, _marked(text)) for i, text in enumerate(row))

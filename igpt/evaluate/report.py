@@ -5,20 +5,30 @@ from typing import Any
 
 from igpt import runs
 from igpt.config import RunConfig
-from igpt.evaluate import comparison, page, sections
+from igpt.evaluate import comparison, page, papertables, sections
+from igpt.evaluate.charts import Chart, save_chart
 from igpt.evaluate.page import percent
 from igpt.evaluate.record import read_records
+from igpt.evaluate.sheets import save_sheet
 from igpt.model.sizes import Shape, parameter_count
 from igpt.train.setup import read_run
 from igpt.train.tracking import read_metrics
 
+OWN_NAME = "this run"
 
-def write_report(run_folder: Path) -> Path:
+
+def write_report(
+    run_folder: Path, *, name: str = OWN_NAME, beside: comparison.Runs | None = None
+) -> Path:
     """Write `report.html` into a run folder; what the run does not hold is left out.
+
+    Its charts and tables are written to `figures/` too, each as SVG, PNG and JSON.
 
     Args:
         run_folder: with config.json and, as far as made: metrics.jsonl, palette.npy, pictures/*.png
             and evaluations/*.json.
+        name: of this run beside others.
+        beside: other runs to set it beside in Figures 2, 3 and 4.
 
     Returns:
         The path of the report.
@@ -29,6 +39,11 @@ def write_report(run_folder: Path) -> Path:
     config, facts = read_run(run_folder)
     records = read_records(run_folder)
     metrics = read_metrics(run_folder)
+    compared = comparison.compared_charts(_named(run_folder, name, beside or {}))
+    if not beside:  # one run alone has its Figure 2 already, and nothing to stand beside in 4
+        compared = {key: chart for key, chart in compared.items() if key == "figure-3"}
+    data = str(facts.get("data"))
+    sheets = papertables.paper_tables(records, task=_task(data), pretrained_on=_seen(data))
     parts = [
         _head(config, facts, metrics, records),
         sections.samples_section(run_folder, records.get("samples", {})),
@@ -37,7 +52,8 @@ def write_report(run_folder: Path) -> Path:
         sections.learning_section(config, metrics, _likelihood(records)),
         sections.palette_section(run_folder),
         comparison.few_labels_section(records.get("lowdata")),
-        comparison.paper_section(records, data=str(facts.get("data"))),
+        comparison.compared_section(compared),
+        papertables.paper_section(sheets),
         _numbers(config, records),
         _run(config, facts),
         "<footer>Made by igpt from the files of this run. After Chen et al., “Generative "
@@ -45,7 +61,38 @@ def write_report(run_folder: Path) -> Path:
     ]
     path = run_folder / "report.html"
     runs.write_bytes(path, page.document("What the pixels taught it", parts).encode())
+    charts = _own_charts(records) | compared
+    for chart_name, chart in charts.items():
+        save_chart(run_folder / "figures", chart_name, chart)
+    for sheet in sheets:
+        save_sheet(run_folder / "figures", sheet)
     return path
+
+
+def _named(run_folder: Path, name: str, beside: comparison.Runs) -> dict[str, list[Path]]:
+    """This run first, then those beside it; one of the same name is another seed of it."""
+    named = {name: [run_folder]}
+    for other, folders in beside.items():
+        named.setdefault(other, []).extend(folders)
+    return named
+
+
+def _task(data: str) -> str:
+    """The paper's name of a data set: "cifar10 (where it came from)" is `cifar10`."""
+    return data.partition(" ")[0].lower().replace("-", "")
+
+
+def _seen(data: str) -> str:
+    return f"{data.partition(' ')[0]}, no labels"
+
+
+def _own_charts(records: dict[str, dict[str, Any]]) -> dict[str, Chart]:
+    charts = {}
+    if "probe" in records:
+        charts["figure-2"] = sections.probe_chart(records["probe"])
+    if "lowdata" in records:
+        charts["few-labels"] = comparison.few_labels_chart(records["lowdata"]["rows"])
+    return charts
 
 
 def _likelihood(records: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
@@ -115,7 +162,7 @@ def _numbers(config: RunConfig, records: dict[str, dict[str, Any]]) -> str:
         elif name == "probe":
             rows += _probe_rows(record)
         elif name.startswith("finetune"):
-            what = f"fine-tuned, {comparison.finetune_name(record)}"
+            what = f"fine-tuned, {papertables.finetune_name(record)}"
             rows.append(_test_row(what, record, record.get("command", "")))
     if not rows:
         return ""
@@ -157,7 +204,8 @@ def _probe_rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _test_row(what: str, result: dict[str, Any], command: str) -> tuple[str, ...]:
-    value, spread = percent(result["test_accuracy"]), f"{100 * result['test_accuracy_se']:.2f}"
+    value = percent(result["test_accuracy"])
+    spread = f"{100 * papertables.spread_of(result):.2f}"
     return what, value, spread, "test", f"{result['n_test']:,}", f"`{command}`" if command else ""
 
 

@@ -59,22 +59,6 @@ def probe_section(record: dict[str, Any] | None) -> str:
         return ""
     scores = record["by_layer"]
     pixels = record.get("raw_pixels")
-    levels = (Level("raw pixels", pixels["valid_accuracy"]),) if pixels else ()
-    chart = Chart(
-        series=(
-            Series(
-                "features",
-                [score["layer"] for score in scores],
-                [score["valid_accuracy"] for score in scores],
-                form="both",
-            ),
-        ),
-        levels=levels,
-        x_label="layer (0: after the embedding)",
-        y_label="validation accuracy",
-        percent=True,
-        whole_x=True,
-    )
     text = (
         "A linear classifier is fitted on the frozen features of each layer, averaged over all "
         "positions. Layer and strength of the penalty are chosen on validation; the chosen one is "
@@ -86,20 +70,42 @@ def probe_section(record: dict[str, Any] | None) -> str:
     if pixels:
         rows.append(_score_row("raw pixels", pixels["by_layer"][0]))
     layers = [score["layer"] for score in scores]
-    columns = ("layer", "penalty strength C", "validation accuracy", "validation loss, nats")
+    strength = "learning rate" if record.get("solver") == "sgd" else "penalty strength C"
+    columns = ("layer", strength, "validation accuracy", "validation loss, nats")
     return page.section(
         "What its layers know",
         page.paragraph(text),
         page.chart_figure(
-            chart,
+            probe_chart(record),
             alt="Validation accuracy of a linear probe by layer",
             caption=f"Accuracy on {record['n_valid']:,} validation images by layer (the paper's "
             f"Figure 2). {_where_the_peak_is(record)}",
         ),
         page.folded(
             "The numbers behind it",
-            page.table(columns, rows, numbers=(1, 2, 3), best=layers.index(record["layer"])),
+            page.table(columns, rows, numbers=(1, 2, 3), best=(layers.index(record["layer"]),)),
         ),
+    )
+
+
+def probe_chart(record: dict[str, Any]) -> Chart:
+    """The paper's Figure 2: validation accuracy by layer, beside raw pixels."""
+    scores = record["by_layer"]
+    pixels = record.get("raw_pixels")
+    return Chart(
+        series=(
+            Series(
+                "features",
+                [score["layer"] for score in scores],
+                [score["valid_accuracy"] for score in scores],
+                form="both",
+            ),
+        ),
+        levels=(Level("raw pixels", pixels["valid_accuracy"]),) if pixels else (),
+        x_label="layer (0: after the embedding)",
+        y_label="validation accuracy",
+        percent=True,
+        whole_x=True,
     )
 
 

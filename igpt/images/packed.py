@@ -23,6 +23,7 @@ from igpt.errors import UserError
 from igpt.images.manifest import read_manifest
 from igpt.images.splits import SPLITS, Split, draw_splits
 from igpt.runs import sha256_of
+from igpt.streams import stream
 
 Index = int | np.integer[Any] | slice | np.ndarray | list[int]
 
@@ -80,6 +81,8 @@ class PackedSet:
     """Of the validation split."""
     valid_fraction: float
     """Share of the training images that validate."""
+    most: int | None = None
+    """Images of a split, drawn from all it has; none: all."""
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
@@ -98,6 +101,10 @@ class PackedSet:
         """The same images, the validation split drawn anew; a source's own split stands."""
         return dataclasses.replace(self, seed=seed, valid_fraction=valid_fraction)
 
+    def at_most(self, n: int | None) -> Self:
+        """The same set with at most n images of each split, drawn at random, always the same."""
+        return dataclasses.replace(self, most=n)
+
     @property
     def image_size(self) -> int:
         """Side S of every image, in pixels."""
@@ -112,7 +119,8 @@ class PackedSet:
     @property
     def source(self) -> str:
         """Where the images came from, in words."""
-        return str(self.manifest["source"])
+        some = "" if self.most is None else f", at most {self.most} images of a split"
+        return str(self.manifest["source"]) + some
 
     @cached_property
     def digest(self) -> str:
@@ -122,6 +130,8 @@ class PackedSet:
         }
         content["files"] = [entry["sha256"] for entry in self._entries()]
         content["split"] = [self.seed, self.valid_fraction]
+        if self.most is not None:
+            content["most"] = self.most
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def n(self, split: Split) -> int:
@@ -147,7 +157,10 @@ class PackedSet:
         """(n,) int64 places of a split's images among all that are stored."""
         if split not in SPLITS:
             raise UserError(f"there is no split {split}: choose from {', '.join(SPLITS)}")
-        return np.flatnonzero(self._codes == SPLITS.index(split))
+        rows = np.flatnonzero(self._codes == SPLITS.index(split))
+        if self.most is None or self.most >= len(rows):
+            return rows
+        return np.sort(stream(0, f"at-most/{split}").permutation(rows)[: self.most])
 
     def verify(self) -> None:
         """Compare every file with its checksum; reads the whole set.

@@ -86,6 +86,26 @@ def test_lowdata_has_a_row_for_each_method_and_number_of_labels(model, capsys):
     assert all(len(row["accuracies"]) == 2 for row in rows)
 
 
+def test_every_checkpoint_is_probed_and_stands_in_the_report(tmp_path, digits, capsys):
+    place = str(tmp_path / "run")
+    tiny = ["--model.n-layer", "1", "--model.n-embd", "8", "--model.n-head", "1"]
+    steps = ["--train.total-steps", "4", "--train.checkpoint-every", "2", "--train.batch-size", "4"]
+    quick = ["--train.valid-every", "2", "--train.valid-images", "8", "--train.compile", "off"]
+    data = ["--data.image-size", "8", "--data.n-colors", "9", "--train.precision", "fp32"]
+    assert run(["pretrain", "digits", place, *tiny, *steps, *quick, *data], capsys)[0] == 0
+    command = ["probe", place, "digits", "--checkpoints", "--max-images", "60", "--json"]
+    status, out, _ = run(command, capsys)
+    said = json.loads(out)["checkpoints"]
+    assert status == 0
+    assert list(said) == ["2", "4"]
+    assert said["4"]["n_train"] == 60
+    assert not (tmp_path / "run" / "model" / "probe.json").exists()
+    status, out, _ = run(["report", place, "--name", "tiny"], capsys)
+    assert out.strip().endswith("report.html")
+    figure = json.loads((tmp_path / "run" / "figures" / "figure-3.json").read_text())
+    assert len(figure["series"]["tiny"]["x"]) == 2
+
+
 @pytest.fixture
 def no_work(monkeypatch):
     """Fails where a network is run at all: refusals come before the long work."""
@@ -154,6 +174,15 @@ TOO_SMALL = "is packed at 8 pixels, 16 are needed here: prepare it again with --
         (["finetune", "{larger}", "{packed}"], "{packed} " + TOO_SMALL),
         (["lowdata", "{larger}", "{packed}"], "{packed} " + TOO_SMALL),
         (["finetune", "{model}", "{packed}", "--image-size", "16"], "{packed} " + TOO_SMALL),
+        (
+            ["probe", "{model}", "digits", "--max-images", "0"],
+            "--max-images is 0: it must be at least 1",
+        ),
+        (["report", "none"], "none holds no run (config.json is missing): check the path"),
+        (
+            ["report", "{model}", "--beside", "BERT"],
+            "--beside BERT: write NAME=RUN, such as BERT=runs/bert",
+        ),
         (
             ["probe", "{model}", "digits", "--checkpoints"],
             "{model} keeps no checkpoint that can be probed: train it first",

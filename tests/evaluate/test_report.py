@@ -102,6 +102,27 @@ def test_report_shows_everything_the_run_holds(tmp_path: Path) -> None:
     assert "cifar10 <b>" not in page
 
 
+def test_figures_and_tables_are_written_beside_the_page(tmp_path: Path) -> None:
+    fill(a_run(tmp_path))
+    write_report(tmp_path)
+    written = {path.name for path in (tmp_path / "figures").iterdir()}
+    ends = ("svg", "png", "json")
+    assert written == {f"{name}.{end}" for name in ("figure-2", "table-1") for end in ends}
+    figure = json.loads((tmp_path / "figures" / "figure-2.json").read_text())
+    assert figure["series"]["features"]["y"] == [0.301, 0.412, 0.377]
+    assert figure["levels"] == {"raw pixels": 0.39}
+
+
+def test_other_runs_stand_beside_this_one(tmp_path: Path) -> None:
+    fill(a_run(tmp_path / "ar"))
+    fill(a_run(tmp_path / "bert", objective="bert"))
+    beside = {"BERT": [tmp_path / "bert"]}
+    page = write_report(tmp_path / "ar", name="AR", beside=beside).read_text()
+    assert "Beside other models" in headings(page)
+    assert page.count("<td>BERT</td>") > 1
+    assert (tmp_path / "ar" / "figures" / "figure-4.svg").is_file()
+
+
 def test_report_needs_nothing_but_itself(tmp_path: Path) -> None:
     fill(a_run(tmp_path))
     page = write_report(tmp_path).read_text()
@@ -180,7 +201,7 @@ def test_chart_can_be_drawn_and_written_down() -> None:
 
 
 def test_table_escapes_all_but_code() -> None:
-    made = table(("a<b", "c"), [("`x<y`", "&")], numbers=(1,), best=0)
+    made = table(("a<b", "c"), [("`x<y`", "&")], numbers=(1,), best=[0])
     assert "<th>a&lt;b</th>" in made
     assert "<td><code>x&lt;y</code></td>" in made
     assert '<td class="number">&amp;</td>' in made

@@ -48,6 +48,20 @@ def test_what_is_packed_comes_back(tmp_path: Path) -> None:
     assert np.array_equal(whole(packed), np.sort(images, axis=0))
 
 
+def test_at_most_so_many_images_are_drawn_from_each_split(tmp_path: Path) -> None:
+    pack(tmp_path / "set", 60)
+    packed = PackedSet.open(tmp_path / "set")
+    some = packed.at_most(10)
+    assert [some.n(s) for s in ("train", "valid", "test")] == [10, 10, 10]
+    assert set(some.rows("train")) < set(packed.rows("train"))
+    assert np.array_equal(some.rows("train"), packed.at_most(10).rows("train"))
+    assert set(packed.at_most(20).rows("train")) > set(some.rows("train"))
+    assert some.source == "test, at most 10 images of a split"
+    assert some.digest != packed.digest
+    assert packed.at_most(None).digest == packed.digest
+    assert packed.at_most(1000).n("train") == packed.n("train")
+
+
 def test_labels_stay_with_their_images(tmp_path: Path) -> None:
     images = pack(tmp_path / "set")
     packed = PackedSet.open(tmp_path / "set")
