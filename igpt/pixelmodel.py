@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from igpt import compute
+from igpt import compute, shipped
 from igpt.config import SampleConfig
 from igpt.errors import UserError
 from igpt.images.files import read_image
@@ -28,11 +28,15 @@ from igpt.modelfolder import (
     transformers_class,
     write_folder,
 )
+from igpt.progress import say
 from igpt.runs import read_json, writing_folder
 from igpt.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from igpt.evaluate.savedprobe import SavedProbe
+
+# Images of more than so many times the model's side lose nearly all detail.
+FAR = 8
 
 Images = np.ndarray | Image.Image | str | Path | Sequence["np.ndarray | Image.Image | str | Path"]
 
@@ -84,10 +88,11 @@ class PixelModel:
         Raises:
             UserError: an image cannot be read or has another shape or type.
         """
-        arrays = [_square(image, self.image_size) for image in _each(images)]
+        arrays = [_array(image) for image in _each(images)]
         if not arrays:
             raise UserError("there are no images: pass at least one")
-        return np.stack(arrays)
+        _warn_of_sizes(arrays, self.image_size)
+        return np.stack([_square(array, self.image_size) for array in arrays])
 
     def encode(self, images: Images) -> NDArray[np.int64]:
         """Tokens of images: (N, T) int64."""
@@ -302,15 +307,32 @@ def _each(images: Images) -> Iterable[np.ndarray | Image.Image | str | Path]:
     return images
 
 
-def _square(image: np.ndarray | Image.Image | str | Path, side: int) -> np.ndarray:
-    """One image of any kind at the model's size: (S, S, 3) uint8."""
+def _array(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
+    """One image of any kind: (H, W, 3) uint8."""
     array = image if isinstance(image, np.ndarray) else read_image(image)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise UserError(
             f"an image is {array.shape} {array.dtype}: "
             "pass (H, W, 3) uint8 arrays, PIL images or paths"
         )
+    return array
+
+
+def _square(array: np.ndarray, side: int) -> np.ndarray:
+    """An image at the model's size: (H, W, 3) -> (S, S, 3) uint8."""
     return array if array.shape[:2] == (side, side) else area_resize(center_square(array), side)
+
+
+def _warn_of_sizes(arrays: Sequence[np.ndarray], side: int) -> None:
+    """Say where images are so far from the model's size that it cannot see what they show."""
+    shorter = [min(array.shape[:2]) for array in arrays]
+    far = [px for px in shorter if not side <= px <= FAR * side]
+    if far:
+        say(
+            f"warning: {len(far)} of {len(arrays)} images are far from the {side} x {side} pixels "
+            f"that this model was trained on ({min(far)} to {max(far)} on the shorter side): "
+            "detail is lost or made up, and features and likelihoods mean less"
+        )
 
 
 def _layer_number(layer: int | str, network: GPT) -> int:
@@ -321,11 +343,12 @@ def _layer_number(layer: int | str, network: GPT) -> int:
 
 
 def load(source: str | Path) -> PixelModel:
-    """A model by name: a run, a model folder, a foreign checkpoint or a Hub id.
+    """A model by name: a shipped one, a run, a model folder, a foreign checkpoint or a Hub id.
 
     Args:
-        source: a path to a run, a model folder, a transformers folder or a TensorFlow checkpoint
-            of the authors' (folder, prefix or any of its files); or `owner/name` on the Hub.
+        source: the name of a model that ships (`cifar10-small`); a path to a run, a model folder,
+            a transformers folder or a TensorFlow checkpoint of the authors' (folder, prefix or any
+            of its files); or `owner/name` on the Hub.
 
     Raises:
         UserError: there is nothing of the kind, or a file in it is missing or damaged.
@@ -342,10 +365,15 @@ def _folder_of(source: str | Path) -> Path:
     """Where the model of a name lies; one on the Hub is fetched."""
     if (path := Path(source)).is_dir():
         return path
+    if (known := shipped.names()) and str(source) in known:
+        return shipped.folder_of(str(source))
     from igpt.interop.hub import fetch, is_hub_id
 
     if not is_hub_id(str(source)):
-        raise UserError(f"{source} is neither a run nor a model folder: check the path")
+        raise UserError(
+            f"{source} is neither a run nor a model folder: check the path, or take a model that "
+            f"ships ({', '.join(known) or 'none in this installation'})"
+        )
     return fetch(str(source))
 
 

@@ -18,6 +18,7 @@ ROWS = [
     ["model"],
     ["train"],
     ["modelfolder"],
+    ["shipped"],
     ["pixelmodel"],
     ["evaluate", "generate", "interop"],
     ["sklearn"],

@@ -23,21 +23,32 @@ DIGITS_SIZE = 8
 ENLARGE = 4
 
 
-def demo(*, train: bool = False, resume: bool = False, out: str = "runs/demo") -> None:
-    """The whole story in minutes: data, palette, training, samples, completions, probe, report.
+def demo(*, train: bool = False, resume: bool = False, out: str | None = None) -> None:
+    """The model that ships at work within a minute; --train: the whole story from nothing.
 
     Args:
         train: fetch CIFAR-10 and train a small model from nothing (about 10 minutes on two cores).
         resume: go on with what an earlier demo left, whether it was interrupted or finished.
-        out: run folder to write.
+        out: folder to write; none: runs/shipped, with --train runs/demo.
     """
+    from igpt import shipped
+
+    if train:
+        _train_and_show(Path(out or "runs/demo"), resume=resume)
+    elif known := shipped.names():
+        from igpt.cli.showing import show_shipped
+
+        show_shipped(known[0], Path(out or "runs/shipped"))
+    else:
+        raise UserError("no model ships with this installation: run `igpt demo --train`")
+
+
+def _train_and_show(folder: Path, *, resume: bool) -> None:
+    """Data, palette, training, samples, completions, probe, report."""
     from igpt.cli.pretrain import train_run
     from igpt.evaluate.report import write_report
     from igpt.pixelmodel import load
 
-    if not train:
-        raise UserError("no model ships with this version: run `igpt demo --train`")
-    folder = Path(out)
     start_s = time.monotonic()
     with _stage("data"):
         data, config = _data_and_config(folder)

@@ -18,6 +18,7 @@ def probe(
     raw_residual: bool = False,
     raw_pixels: bool = True,
     joined: int = 0,
+    kmeans: int = 0,
     solver: Literal["lbfgs", "sgd"] = "lbfgs",
     sgd_steps: int = 10_000,
     checkpoints: bool = False,
@@ -34,6 +35,7 @@ def probe(
         raw_residual: pool the residual stream itself in place of the paper's normalised features.
         raw_pixels: treat the pixels themselves the same, for comparison.
         joined: also probe so many adjacent layers around the best, side by side (the paper's 5).
+        kmeans: also probe the features of so many k-means clusters (Coates et al. 2011).
         solver: lbfgs finds the optimum; sgd reads a batch at a time, for large sets (paper §3.4).
         sgd_steps: updates of sgd for each of its rates.
         checkpoints: probe every checkpoint that the run keeps, for Figure 3 of igpt report.
@@ -46,8 +48,10 @@ def probe(
     from igpt.evaluate.record import write_record
     from igpt.pixelmodel import load
 
-    if joined < 0 or sgd_steps < 1:
-        raise UserError("--joined must not be negative and --sgd-steps must be at least 1")
+    if min(joined, kmeans) < 0 or sgd_steps < 1:
+        raise UserError(
+            "--joined and --kmeans must not be negative and --sgd-steps must be at least 1"
+        )
     compute.set_threads()
     loaded = load(model)
     packed = open_for(loaded, data, max_images=max_images)
@@ -62,6 +66,7 @@ def probe(
         n_joined=joined,
         solver=solver,
         sgd_steps=sgd_steps,
+        n_centers=kmeans,
     )
     if place := record_place(Path(model)):
         digest = loaded.digest()
@@ -120,6 +125,8 @@ def _print_result(result: dict[str, Any]) -> None:
     print(f"test accuracy of layer {result['layer']}: {result['test_accuracy']:.2%} {spread}")
     if pixels := result.get("raw_pixels"):
         print(f"raw pixels, same protocol: {pixels['test_accuracy']:.2%}")
+    if rival := result.get("kmeans"):
+        print(f"{rival['n_centers']} k-means centres: {rival['test_accuracy']:.2%}")
     if side_by_side := result.get("joined"):
         print(f"layers {side_by_side['layers']} joined: {side_by_side['test_accuracy']:.2%}")
     if vote := result.get("vote"):

@@ -8,6 +8,7 @@ import numpy as np
 
 from igpt.errors import UserError
 from igpt.evaluate.features import EncodedImages, extract_features
+from igpt.evaluate.kmeans_features import KMeansConfig, KMeansFeatures
 from igpt.evaluate.probe import (
     Labelled,
     ProbeResult,
@@ -22,6 +23,7 @@ from igpt.evaluate.vote import voted_accuracy
 from igpt.images.packed import PackedSet
 from igpt.images.splits import SPLITS, Split
 from igpt.progress import ticking
+from igpt.shipped import is_shipped
 
 if TYPE_CHECKING:
     from igpt.pixelmodel import PixelModel
@@ -44,6 +46,7 @@ def probe_model(
     n_joined: int = 0,
     solver: Solver = "lbfgs",
     sgd_steps: int = 0,
+    n_centers: int = 0,
     save: bool = True,
 ) -> dict[str, Any]:
     """Probe all layers: a `ProbeResult`, and beside it what else was asked for.
@@ -58,7 +61,8 @@ def probe_model(
         n_joined: adjacent layers to probe side by side, as `joined`; 0: none.
         solver: lbfgs finds the optimum; sgd sees a batch at a time, for sets that are too large.
         sgd_steps: updates for each rate of sgd.
-        save: keep the chosen classifier in the model's folder.
+        n_centers: clusters of k-means features to treat the same, as `kmeans`; 0: none.
+        save: keep the chosen classifier in the model's folder, unless it is one that ships.
 
     Raises:
         UserError: the images have no labels, or too few of them; said before anything is computed.
@@ -68,7 +72,7 @@ def probe_model(
     splits = tuple(labelled_features(model, data, name, normalised=normalised) for name in SPLITS)
     layers = range(model.network.config.n_layer + 1)
     result, weights, biases = _fitted(model, splits, layers, solver, sgd_steps)
-    if save and model.folder is not None and model.folder.is_dir():
+    if save and model.folder is not None and model.folder.is_dir() and not is_shipped(model.folder):
         SavedProbe(
             weights=weights,
             biases=biases,
@@ -83,6 +87,8 @@ def probe_model(
     figures: dict[str, Any] = {"solver": solver, **dataclasses.asdict(result)}
     if raw_pixels:
         figures["raw_pixels"] = probe_pixels(data)
+    if n_centers:
+        figures["kmeans"] = probe_kmeans(data, KMeansConfig(n_centers=n_centers))
     if n_joined:
         figures["joined"] = _probe_joined(splits, result.layer, n_joined)
     if model.network.objective == "bert":
@@ -104,6 +110,17 @@ def _fitted(
         return probe_layers_by_sgd(
             *splits, layers=layers, total_steps=sgd_steps, device=model.device, progress=tick
         )
+
+
+def probe_kmeans(data: PackedSet, config: KMeansConfig) -> dict[str, Any]:
+    """The same protocol on k-means features of the same images, fitted on the training split."""
+    extractor = KMeansFeatures.fit(data.images("train"), config)
+    train, valid, test = (
+        Labelled(extractor.features(data.images(name))[None], labels_of(data, name))
+        for name in SPLITS
+    )
+    result, _, _ = probe_layers(train, valid, test, layers=[0])
+    return {**dataclasses.asdict(config), **dataclasses.asdict(result)}
 
 
 def _probe_joined(splits: tuple[Labelled, ...], around: int, n_joined: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from igpt import shipped
 from igpt.cli import main as main_module
 from igpt.cli.main import COMMANDS, main
 from igpt.errors import Interrupted, UserError
@@ -60,7 +61,8 @@ def test_every_command_has_help_with_explained_arguments(name, capsys):
         (["info", "/no/such/place"], "/no/such/place does not exist: check the path"),
         (
             ["evaluate", "/no/such/place", "cifar10"],
-            "/no/such/place is neither a run nor a model folder: check the path",
+            "/no/such/place is neither a run nor a model folder: check the path, or take a model "
+            f"that ships ({', '.join(shipped.names()) or 'none in this installation'})",
         ),
     ],
 )

@@ -1,0 +1,148 @@
+"""Models inside the package: found by name, checked before use, never written to."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import igpt
+from igpt import shipped
+from igpt.errors import UserError
+from igpt.evaluate.probing import probe_model
+from igpt.modelfolder import ModelParts
+from igpt.shipped import Examples
+from tests.cli.test_main import run
+from tests.networks import pixel_model
+
+MEGABYTE = 2**20
+
+
+@pytest.fixture
+def box(tmp_path, digits, monkeypatch):
+    """A stand-in for the package's own folder of models, with one in it."""
+    monkeypatch.setattr(shipped, "MODELS", tmp_path / "models")
+    model = pixel_model()
+    parts = ModelParts(model.network, model.tokenizer, model.facts)
+    labels = digits.labels("train")
+    rows = np.concatenate([np.flatnonzero(labels == label)[:30] for label in range(10)])
+    held = Examples(digits.images("train")[rows], labels[rows])
+    unseen = Examples(digits.images("test")[:50], digits.labels("test")[:50])
+    shipped.write_shipped(
+        tmp_path / "models" / "tiny", parts, {"fit": held, "judge": unseen}, {"README.md": b"card"}
+    )
+    return tmp_path / "models" / "tiny"
+
+
+def test_a_name_loads_the_model_with_weights_rounded_to_float16(box, digits):
+    model = igpt.load("tiny")
+    pictures = digits.images("test")[:4]
+    np.testing.assert_allclose(model.nats(pictures), pixel_model().nats(pictures), atol=0.02)
+    assert {p.dtype for p in model.network.parameters()} == {torch.float32}
+    n_numbers = sum(p.numel() for p in model.network.parameters())
+    assert (box / "model.safetensors").stat().st_size < 3 * n_numbers
+
+
+def test_examples_come_back_by_part(box, digits):
+    unseen = shipped.read_examples("tiny", "judge")
+    assert np.array_equal(unseen.images, digits.images("test")[:50])
+    assert np.array_equal(unseen.labels, digits.labels("test")[:50])
+
+
+def test_a_name_that_does_not_exist_lists_the_known_ones(box, capsys):
+    status, _, err = run(["info", "nothing-such"], capsys)
+    assert status == 2
+    status, out, err = run(["sample", "nothing-such"], capsys)
+    assert (status, out) == (2, "")
+    assert err == (
+        "igpt: error: nothing-such is neither a run nor a model folder: check the path, or take a "
+        "model that ships (tiny)\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "examples.safetensors"])
+@pytest.mark.parametrize("harm", ["missing", "damaged"])
+def test_a_harmed_file_of_the_installation_is_one_line(box, name, harm, capsys):
+    path = box / name
+    if harm == "missing":
+        path.unlink()
+        fault = f"{name} is missing"
+    else:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(bytes(data))
+        fault = f"{name} is damaged (its sha256 differs from the manifest's)"
+    status, out, err = run(["sample", "tiny"], capsys)
+    assert (status, out) == (2, "")
+    assert err == (
+        f"igpt: error: the shipped model tiny cannot be used: {fault} in {box}: "
+        "install igpt again (pip install --force-reinstall igpt)\n"
+    )
+
+
+def test_a_damaged_manifest_is_no_licence_to_load(box):
+    document = json.loads((box / "manifest.json").read_text())
+    del document["sha256"]["model.safetensors"]
+    (box / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"manifest.json is damaged"):
+        igpt.load("tiny")
+
+
+def test_probing_writes_nothing_into_the_installation(box, digits):
+    before = {path.name: path.read_bytes() for path in box.iterdir()}
+    result = probe_model(igpt.load("tiny"), digits, n_centers=6)
+    assert result["test_accuracy"] > 0.3
+    assert result["kmeans"]["test_accuracy"] > 0.3
+    assert {path.name: path.read_bytes() for path in box.iterdir()} == before
+
+
+def test_demo_shows_the_shipped_model_and_names_the_command_that_trains_one(box, tmp_path, capsys):
+    status, out, _ = run(["demo", "--out", str(tmp_path / "out")], capsys)
+    assert status == 0
+    lines = out.splitlines()
+    assert [line.split(":")[0].strip() for line in lines[:2]] == [
+        "4 labels a class",
+        "25 labels a class",
+    ]
+    assert lines[-1].endswith("igpt demo --train")
+    for name in ("completions.png", "samples.png"):
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_a_model_demo_says_how_to_get_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shipped, "MODELS", tmp_path)
+    status, _, err = run(["demo"], capsys)
+    assert status == 2
+    assert err == ("igpt: error: no model ships with this installation: run `igpt demo --train`\n")
+
+
+def test_images_far_from_the_models_size_get_a_warning_line(capsys):
+    model = pixel_model()  # 8 x 8
+    rng = np.random.default_rng(0)
+    large, small, good = (
+        rng.integers(0, 256, (side, side + 3, 3)).astype(np.uint8) for side in (65, 7, 64)
+    )
+    model.encode([good])
+    assert capsys.readouterr().err == ""
+    model.encode([large, good, small])
+    assert capsys.readouterr().err == (
+        "warning: 2 of 3 images are far from the 8 x 8 pixels that this model was trained on "
+        "(7 to 65 on the shorter side): detail is lost or made up, and features and likelihoods "
+        "mean less\n"
+    )
+
+
+def test_what_ships_keeps_to_its_size():
+    files = [path for path in shipped.MODELS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 28 * MEGABYTE
+    assert all(path.stat().st_size <= 14 * MEGABYTE for path in files)
+
+
+@pytest.mark.parametrize("name", shipped.names())
+def test_every_model_that_ships_loads_and_knows_its_classes(name):
+    model = igpt.load(name)
+    unseen = shipped.read_examples(name, "judge")
+    assert len(model.classify(unseen.images[:20])) == 20
+    nats = model.nats(unseen.images[:40]).mean()
+    assert nats < 3.3  # a bigram reaches about 4 at this size
+    assert "igpt.load" in (shipped.MODELS / name / "README.md").read_text()
