@@ -89,7 +89,8 @@ def model_says(model: "PixelModel", images: "np.ndarray") -> "np.ndarray":
     probe = model.probe()
     assert probe is not None
     features = model.features(images, layer=probe.layer, normalised=probe.normalised)
-    return np.array(probe.labels)[probe.log_prob(features).argmax(axis=1)]
+    codes = probe.log_prob(features).argmax(axis=1)
+    return np.array([probe.labels[code] for code in codes])
 
 
 def few_label_lines(model: "PixelModel", fit: "Examples", judge: "Examples") -> list[str]:

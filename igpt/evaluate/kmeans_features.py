@@ -66,7 +66,7 @@ class KMeansFeatures:
         Raises:
             UserError: the images are smaller than a patch, or too few for so many clusters.
         """
-        side, px = images.shape[1], config.patch_px
+        side, px = np.asarray(images[:1]).shape[1], config.patch_px
         if side < px:
             raise UserError(f"kmeans.patch_px is {px}: these images have {side} pixels a side")
         n_patches = PATCHES_A_CENTER * config.n_centers
