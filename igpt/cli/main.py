@@ -37,6 +37,8 @@ COMMANDS = {
     "complete": "draw the missing part of images",
     "report": "one self-contained HTML page about a run",
     "convert": "rewrite a model in another format: transformers, the authors' TensorFlow",
+    "push": "put a model on the Hugging Face Hub, with a card",
+    "pull": "fetch a model from the Hugging Face Hub",
     "serve": "a web page to play with a model",
 }
 

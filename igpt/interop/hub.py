@@ -1,15 +1,18 @@
 """Models on the Hugging Face Hub: fetch a folder, put one there."""
 
-import os
 import re
+import shutil
 from pathlib import Path
 
 from igpt.errors import UserError
+from igpt.modelfolder import may_replace
+from igpt.pixelmodel import load
+from igpt.runs import writing_folder
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # What a model folder may hold; nothing else is fetched, and nothing that runs.
-FILES = ("config.json", "preprocessor_config.json", "probe.json", "README.md")
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+FILES = ("config.json", "preprocessor_config.json", "probe.json", "README.md", "*.png")
+WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "probe.safetensors")
 OLD_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
@@ -34,7 +37,7 @@ def fetch(hub_id: str, *, revision: str | None = None) -> Path:
     try:
         names = [*FILES, *WEIGHTS]
         folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=names))
-        if not any(folder.glob("*.safetensors")):
+        if not any(folder.glob("model*.safetensors")):
             names = [*FILES, *OLD_WEIGHTS]
             folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=names))
     except LocalEntryNotFoundError as error:
@@ -42,6 +45,49 @@ def fetch(hub_id: str, *, revision: str | None = None) -> Path:
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise UserError(f"cannot fetch {hub_id} from the Hub: {_first_line(error)}") from error
     return folder
+
+
+def pull(hub_id: str, out: Path, *, revision: str | None = None) -> Path:
+    """Copy a model from the Hub into a folder of its own, after it was read as a whole.
+
+    Args:
+        hub_id: `owner/name`.
+        out: folder to write; it appears whole or not at all.
+        revision: branch, tag or commit; none: the newest.
+
+    Raises:
+        UserError: there is no such model, it cannot be read, or `out` holds something else.
+    """
+    check_hub_id(hub_id)
+    if out.exists() and not may_replace(out):
+        raise UserError(f"{out} is not a model folder: choose another place")
+    fetched = fetch(hub_id, revision=revision)
+    load(fetched)
+    with writing_folder(out) as part:
+        for file in sorted(fetched.iterdir()):
+            shutil.copyfile(file, part / file.name)  # the Hub's cache holds links
+    return out
+
+
+def check_can_publish(hub_id: str) -> None:
+    """Refuse early what `publish` cannot do.
+
+    Raises:
+        UserError: not a Hub id, or offline.
+    """
+    check_hub_id(hub_id)
+    if _is_offline():
+        raise UserError(f"cannot push to {hub_id}: {_unreachable()}")
+
+
+def check_hub_id(hub_id: str) -> None:
+    """Refuse what is not `owner/name`.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not _HUB_ID.fullmatch(hub_id):
+        raise UserError(f"{hub_id} is no Hub id: write owner/name")
 
 
 def publish(folder: Path, hub_id: str, *, private: bool = False) -> str:
@@ -58,10 +104,9 @@ def publish(folder: Path, hub_id: str, *, private: bool = False) -> str:
     Raises:
         UserError: not a Hub id, not logged in, refused, offline or unreachable.
     """
-    if not _HUB_ID.fullmatch(hub_id):
-        raise UserError(f"{hub_id} is no Hub id: write owner/name")
+    check_can_publish(hub_id)
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi()
     try:
@@ -69,15 +114,25 @@ def publish(folder: Path, hub_id: str, *, private: bool = False) -> str:
         sent = api.upload_folder(
             repo_id=hub_id, folder_path=folder, commit_message="Upload an igpt model"
         )
-    except OfflineModeIsEnabled as error:
-        raise UserError(f"cannot push to {hub_id}: {_unreachable()}") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except HfHubHTTPError as error:
+        if getattr(error.response, "status_code", 0) in (401, 403):
+            raise UserError(
+                f"{hub_id} may not be written: log in by `hf auth login` as someone who may"
+            ) from error
+        raise UserError(f"cannot push to {hub_id}: {_first_line(error)}") from error
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"cannot push to {hub_id}: {_first_line(error)}") from error
     return str(sent.commit_url)
 
 
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
 def _unreachable() -> str:
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    if _is_offline():
         return "HF_HUB_OFFLINE forbids asking the Hub: unset it, or fetch the model beforehand"
     return "the Hub cannot be reached: check the name and the connection"
 
