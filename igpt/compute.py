@@ -1,12 +1,14 @@
 """The machine: device, number type, threads, and its speed measured on the spot."""
 
 import contextlib
+import ctypes
 import os
 import resource
 import shutil
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -103,14 +105,47 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def memory_growth(work: Callable[[], object], device: torch.device) -> int:
+    """The most bytes that a call of `work` takes beyond what was taken before."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    _forget_peak()
+    before = _process_bytes("VmRSS")
+    work()
+    return max(0, _process_bytes("VmHWM") - before)
+
+
+def _forget_peak() -> None:
+    """Give freed memory back to the system, and count the process's peak from now on."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc alone keeps it and can give it back
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _process_bytes(field: str) -> int:
+    """A size from /proc/self/status; elsewhere the peak since the process began."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def free_memory_bytes(device: torch.device) -> int:
     """Memory that new work may take: of the accelerator, else of the machine (or its cgroup)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, KeyError):
         with open("/proc/meminfo") as file:
             fields = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return pages
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    with contextlib.suppress(OSError, ValueError):  # "max" where the group has no limit
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        free = min(free, limit - int((group / "memory.current").read_text()))
+    return free

@@ -1,4 +1,4 @@
-"""The one exception for what a user can cause or cure."""
+"""The one exception for what a user can cause or cure, and two that end a run early."""
 
 
 class UserError(Exception):
@@ -6,6 +6,10 @@ class UserError(Exception):
 
     The command line prints it as one line, `igpt: error: ...`, and exits with status 2.
     """
+
+
+class Diverged(UserError):
+    """The loss of a run is no longer finite: a search goes on with a lower rate."""
 
 
 class Interrupted(Exception):

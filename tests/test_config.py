@@ -96,7 +96,7 @@ def test_bad_settings_fail_before_any_work(kind, values, message):
 
 
 def test_a_setting_younger_than_a_file_takes_its_default():
-    document = changed("train.draw_every", None)
+    document = json.loads(json.dumps(changed("train.draw_every", None)))
     assert RunConfig.from_dict(document, where="c.json") == RunConfig()
 
 

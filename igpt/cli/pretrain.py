@@ -33,6 +33,7 @@ def pretrain(
     workers: int = 0,
     resume: bool = False,
     init_from: str | None = None,
+    search_lr: bool = False,
     plan: bool = False,
     json: bool = False,
 ) -> None:
@@ -48,21 +49,32 @@ def pretrain(
         workers: processes that decode images anew under augment imagenet; 0: one a core.
         resume: go on from the newest intact checkpoint.
         init_from: a run or model folder whose weights and palette to start from.
+        search_lr: train with 0.01, 0.003, 0.001, ... until the final validation loss rises; every
+            run is kept in RUN/lr-*, and RUN/search.json is the table.
         plan: only say what the run would cost: parameters, operations, memory and time.
         json: print the result as one JSON document.
     """
     if plan:
         _print_plan(config, json=json)
         return
+    from igpt.cli.rates import print_search, search_rates
     from igpt.train.distributed import joined
 
-    with joined() as world:
-        result = train_run(
-            data, Path(run), config, mix=mix, workers=workers, resume=resume, init_from=init_from
+    def train(folder: Path, config: RunConfig, goes_on: bool) -> dict[str, Any]:
+        return train_run(
+            data, folder, config, mix=mix, workers=workers, resume=goes_on, init_from=init_from
         )
+
+    with joined() as world:
+        if search_lr:
+            result = search_rates(train, Path(run), config, resume=resume, is_first=world.is_first)
+        else:
+            result = train(Path(run), config, resume)
     if not world.is_first:
         return
-    if json:
+    if search_lr:
+        print_search(result, json=json)
+    elif json:
         print(json_format.dumps(result))
     else:
         print(
@@ -140,6 +152,7 @@ def train_run(
         with world.first_alone():
             if world.is_first:
                 export_run(folder)
+    # A rank that is not the first reads what the first has written before the model.
     nats = [line["valid_nats"] for line in read_metrics(folder) if "valid_nats" in line]
     return {"step": trainer.step, "valid_nats": nats[-1], "model": str(folder / "model")}
 
@@ -165,17 +178,19 @@ def _ready(
 ) -> "Trainer":
     """A trainer at step 0 of a run that is there."""
     from igpt.train.feeding import training_stream
+    from igpt.train.memory import saying_what_to_lower
     from igpt.train.setup import make_trainer, tokenizer_of_run
 
     packed, tokenizer = ingredients[0].packed, tokenizer_of_run(folder, config)
-    trainer = make_trainer(
-        config,
-        packed,
-        folder,
-        tokenizer=tokenizer,
-        initial=start.network.state_dict() if start else None,
-        batches=training_stream(config, ingredients, tokenizer, live),
-    )
+    with saying_what_to_lower(config):
+        trainer = make_trainer(
+            config,
+            packed,
+            folder,
+            tokenizer=tokenizer,
+            initial=start.network.state_dict() if start else None,
+            batches=training_stream(config, ingredients, tokenizer, live),
+        )
     trainer.draw = _drawer(trainer, packed, tokenizer)
     return trainer
 
@@ -213,6 +228,7 @@ def _train(trainer: "Trainer", *, resume: bool) -> None:
     """Take the steps that are left."""
     from igpt.progress import say, ticking
     from igpt.train.loop import run_steps
+    from igpt.train.memory import saying_what_to_lower
     from igpt.train.resume import resume as go_back
 
     if resume:
@@ -220,7 +236,7 @@ def _train(trainer: "Trainer", *, resume: bool) -> None:
     if trainer.step >= trainer.config.train.total_steps:
         say(f"{trainer.folder} is finished: all {trainer.step} steps are done")
         return
-    with ticking("training") as ticker:
+    with ticking("training") as ticker, saying_what_to_lower(trainer.config):
         run_steps(trainer, ticker)
 
 

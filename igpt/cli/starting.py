@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+from igpt.cli.rates import TABLE
 from igpt.config import RunConfig
 from igpt.errors import UserError
 from igpt.recipes import recipe
+from igpt.runs import read_json
 
 
 def starting_config(args: list[str]) -> RunConfig:
-    """Of the run to be resumed, else of `--recipe`, else the plain defaults."""
+    """Of the run or search to be resumed, else of `--recipe`, else the plain defaults."""
     name = _value_of("--recipe", args)
     if "--resume" in args:
         from igpt.train.setup import read_run
@@ -16,6 +18,9 @@ def starting_config(args: list[str]) -> RunConfig:
         for place in (a for a in args if not a.startswith("-")):
             if (Path(place) / "config.json").is_file():
                 return read_run(Path(place))[0]
+            if (Path(place) / TABLE).is_file():
+                held = read_json(Path(place) / TABLE)["config"]
+                return RunConfig.from_dict(held, where=str(Path(place) / TABLE))
     return recipe(name) if name is not None else RunConfig()
 
 

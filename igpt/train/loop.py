@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from igpt import compute
-from igpt.errors import Interrupted, UserError
+from igpt.errors import Diverged, Interrupted
 from igpt.progress import Ticker
 from igpt.tokens.batches import Batch
 from igpt.tokens.masks import bert_masks
@@ -72,7 +72,7 @@ def train_step(trainer: Trainer, batch: Batch) -> tuple[float, float]:
     """One update; returns the loss in nats per token and the gradient's norm before clipping.
 
     Raises:
-        UserError: the loss or the gradient is not finite; the weights are as before the step.
+        Diverged: the loss or the gradient is not finite; the weights are as before the step.
     """
     train = trainer.config.train
     trainer.began = trainer.step + 1
@@ -80,7 +80,7 @@ def train_step(trainer: Trainer, batch: Batch) -> tuple[float, float]:
     norm = clip_gradients(trainer.network.parameters(), train.grad_clip_norm)
     loss_nats, grad_norm = float(loss), float(norm)
     if not (math.isfinite(loss_nats) and math.isfinite(grad_norm)):
-        raise UserError(_not_finite(trainer, batch, loss_nats, grad_norm))
+        raise Diverged(_not_finite(trainer, batch, loss_nats, grad_norm))
     trainer.optimizer.step(lr_factor_at(trainer.step, train, trainer.warmup_steps))
     trainer.step += 1
     return loss_nats, grad_norm
@@ -100,7 +100,8 @@ def run_steps(trainer: Trainer, ticker: Ticker) -> None:
 
     Raises:
         Interrupted: a signal asked to stop; a checkpoint of the last whole step was written.
-        UserError: the loss is not finite, or a file cannot be written.
+        Diverged: the loss is not finite.
+        UserError: a file cannot be written, or a rank is lost.
     """
     train = trainer.config.train
     slots = trainer.world.slots(train.batch_size)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from igpt import compute
 from igpt.config import RunConfig
 from igpt.model.sizes import Shape, activation_bytes, parameter_count, train_flops
-from igpt.train.setup import STATE_BYTES, resolve
+from igpt.train.memory import STATE_BYTES
+from igpt.train.setup import resolve
 
 # Of the matrix rate: what training reaches with small and with large networks.
 SHARES_OF_RATE = (0.1, 0.5)
@@ -58,7 +59,7 @@ def plan_of(config: RunConfig) -> Plan:
     """
     n_colors = 256 if config.data.tokens == "raw" else config.data.n_colors
     images = config.train.total_steps * config.train.batch_size
-    config = resolve(config, n_images=images, n_colors=n_colors)
+    config = resolve(config, n_images=images, n_colors=n_colors, tried=False)
     train, device = config.train, compute.default_device()
     shape = Shape(n_colors=n_colors, seq_len=config.data.seq_len, objective=train.objective)
     dtype = compute.choose_dtype(train.precision, device)

@@ -19,7 +19,7 @@ from igpt.config import RunConfig
 from igpt.errors import UserError
 from igpt.images.packed import PackedSet
 from igpt.model.gpt import GPT
-from igpt.model.sizes import Shape, activation_bytes, parameter_count
+from igpt.model.sizes import Shape, parameter_count
 from igpt.progress import say
 from igpt.runs import read_json, write_json
 from igpt.streams import stream, torch_seed
@@ -30,12 +30,10 @@ from igpt.tokens.tokenizer import Tokenizer
 from igpt.train import checkpoint
 from igpt.train.distributed import World, copied, default_world, keep_own_part, shard
 from igpt.train.feeding import Ingredient, epoch_images, fitted_palette, images_of
+from igpt.train.memory import STATE_BYTES, fitting_micro_batch
 from igpt.train.objectives import loss_sum
 from igpt.train.optim import Optimizer, warmup_steps_of
 from igpt.train.trainer import Trainer
-
-# Of a parameter: its float32 weight, gradient and two moments.
-STATE_BYTES = 16
 
 
 def read_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
@@ -129,8 +127,15 @@ def facts_of(data: PackedSet, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def resolve(config: RunConfig, *, n_images: int, n_colors: int) -> RunConfig:
-    """The configuration without any `auto`, as it is stored and obeyed from then on."""
+def resolve(config: RunConfig, *, n_images: int, n_colors: int, tried: bool = True) -> RunConfig:
+    """The configuration without any `auto`, as it is stored and obeyed from then on.
+
+    Args:
+        config: as asked for.
+        n_images: of an epoch.
+        n_colors: tokens in the vocabulary, K.
+        tried: whether the memory that an image takes may be measured by a trial.
+    """
     device = compute.default_device()
     train = config.train
     dtype = compute.choose_dtype(train.precision, device)
@@ -152,27 +157,11 @@ def resolve(config: RunConfig, *, n_images: int, n_colors: int) -> RunConfig:
         train = dataclasses.replace(train, parallel="fsdp" if large else "ddp")
     config = dataclasses.replace(config, train=train)
     if train.micro_batch == "auto":
-        micro_batch = _fitting_micro_batch(config, n_colors=n_colors, device=device)
+        micro_batch = fitting_micro_batch(
+            config, n_colors=n_colors, ranks=default_world().size, tried=tried
+        )
         train = dataclasses.replace(train, micro_batch=micro_batch)
     return dataclasses.replace(config, train=train)
-
-
-def _fitting_micro_batch(config: RunConfig, *, n_colors: int, device: torch.device) -> int:
-    """The largest halving of the batch whose activations fit in half of the free memory."""
-    train, size = config.train, default_world().size
-    shape = Shape(n_colors=n_colors, seq_len=config.data.seq_len, objective=train.objective)
-    width = 2 if train.precision == "bf16" else 4
-    per_image = activation_bytes(
-        config.model, shape, recompute=train.checkpoint_activations, width=width
-    )
-    states = STATE_BYTES * parameter_count(config.model, shape)
-    if train.parallel == "fsdp":
-        states //= size
-    budget = compute.free_memory_bytes(device) * 0.5 - states
-    micro_batch = -(-train.batch_size // size)
-    while micro_batch > 1 and micro_batch * per_image > budget:
-        micro_batch = -(-micro_batch // 2)
-    return micro_batch
 
 
 def make_network(config: RunConfig, *, n_colors: int, device: str = "cpu") -> GPT:
