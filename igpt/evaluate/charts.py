@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from igpt import runs
 
 INK, MUTED, GRID = "#1d2433", "#667085", "#e6e8ee"
+BESIDE = 0.07
 COLORS = ("#1f5fbf", "#d1662b", "#2f8f6b", "#8a4fbf", "#b0892a", "#c23f6b")
 
 STYLE: Any = {
@@ -103,9 +104,13 @@ class Chart:
         return file.getvalue()
 
     def _draw(self, axes: Axes, width_in: float) -> None:
-        for series, color in zip(self.series, COLORS * len(self.series), strict=False):
+        for number, (series, color) in enumerate(
+            zip(self.series, COLORS * len(self.series), strict=False)
+        ):
+            # Under names, dots of several series would hide each other.
+            aside = BESIDE * (number - (len(self.series) - 1) / 2) if self.x_names else 0.0
             axes.errorbar(
-                series.x,
+                [x + aside for x in series.x],
                 series.y,
                 yerr=series.error,
                 label=series.label,

@@ -184,8 +184,8 @@ CAPTIONS = {
     "figure-2-compared": "Probe accuracy on validation by depth (the paper's Figure 2, for each "
     "model).",
     "figure-3": "Probe accuracy on test against validation loss, each point a checkpoint (the "
-    "paper's Figure 3; there S, M and L end at 2.09, 2.06 and 2.05 nats and 91 to 96 %, under "
-    "another palette, whose losses cannot be compared with these).",
+    "paper's Figure 3; there S, M and L end at 2.09, 2.06 and 2.05 nats under another palette, "
+    "whose losses cannot be compared with these).",
     "figure-4": "Test accuracy by linear probe and fine-tuned (the paper's Figure 4; there, on "
     "CIFAR-10: autoregressive 96.3 and 99.0 %, BERT below 95.3 and 98.6 %).",
 }

@@ -49,7 +49,7 @@ footer { margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--line
   body { padding: 1.6rem 1.1rem 2.5rem; font-size: 15.5px; }
   h1 { font-size: 1.9rem; } h2 { font-size: 1.35rem; margin-top: 2.4rem; }
   .tiles { grid-template-columns: 1fr 1fr; } .tile { padding: .8rem .85rem; }
-  .tile b { font-size: 1.35rem; } th, td { padding-right: .6rem; }
+  .tile b { font-size: 1.35rem; } table { font-size: .8rem; } th, td { padding-right: .5rem; }
   table:has(th:nth-child(5)) { min-width: 36rem; }
 }
 @media print {

@@ -118,7 +118,7 @@ def _probes(records: Mapping[str, dict[str, Any]], pretrained_on: str) -> list[t
 
 def _finetuned(records: Mapping[str, dict[str, Any]], pretrained_on: str) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
-    for name, record in records.items():
+    for name, record in sorted(records.items()):
         if name.startswith("finetune"):
             accuracy = _mean_sd(100 * record["test_accuracy"], 100 * spread_of(record))
             seen = NOTHING if record["scratch"] else pretrained_on

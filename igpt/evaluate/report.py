@@ -171,7 +171,8 @@ def _numbers(config: RunConfig, records: dict[str, dict[str, Any]]) -> str:
         "The numbers",
         page.table(columns, rows, numbers=(1, 2, 4)),
         page.paragraph(
-            f"± is the standard error over the images of the split; one run, seed {config.seed}. "
+            f"± is the standard error over the images of the split, or where a row names several "
+            f"seeds their standard deviation; one pre-training run, seed {config.seed}. "
             "Losses under different palettes cannot be compared."
         ),
     )
