@@ -1,12 +1,15 @@
 # Everything runs in .venv, which `make setup` builds from requirements.lock; needs Python >= 3.11.
 PYTHON ?= python3
 BIN := .venv/bin
+# What using igpt needs, and what working on it needs besides.
+BASE := .venv/.base
 READY := .venv/.ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
 .PHONY: demo test setup checks bench soak docs lock clean
 
-demo: $(READY)
+demo: $(BASE)
 	$(BIN)/igpt demo --train --resume
 
 test: $(READY)
@@ -29,11 +32,15 @@ docs: $(READY)
 
 setup: $(READY)
 
-$(READY): requirements.lock pyproject.toml
+$(BASE): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("igpt needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": run `make PYTHON=python3.12`" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PIP) --constraint requirements.lock setuptools
+	$(PIP) --constraint requirements.lock --no-build-isolation -e .
+	touch $@
+
+$(READY): $(BASE)
+	$(PIP) -r requirements.lock
 	touch $@
 
 # Writes the lock anew from what .venv holds; the CPU build's mark is cut so that any build fits.
