@@ -55,7 +55,8 @@ class NativeDecoder:
         assert library is not None
         self.model = model
         self.dtype = dtype
-        self.decode = library.decode_float32 if dtype == torch.float32 else library.decode_bfloat16
+        kind = "float32" if dtype == torch.float32 else "bfloat16"
+        self.decode, self.fill = (getattr(library, f"{does}_{kind}") for does in ("decode", "fill"))
         self.held: list[Tensor] = []  # what the structures point to
         self.network = native.Network(
             n_layer=model.config.n_layer,
@@ -65,6 +66,7 @@ class NativeDecoder:
             seq_len=model.seq_len,
             token_table=self._hold(model.wte.weight),
             position_table=self._hold(model.wpe.weight),
+            sos=self._hold(model.sos),
             norm_f=self._hold(padded(model.ln_f.weight)),
             head=self._matrix(model.head),
         )
@@ -100,9 +102,9 @@ class NativeDecoder:
         logits = torch.empty(len(prefix), self.model.n_colors)
         done = torch.zeros(len(prefix), dtype=torch.bool)
         for i in range(len(prefix)):
-            if not done[i]:  # one at a time, so that nothing depends on what else there is
+            if not done[i]:
                 same = (prefix == prefix[i]).all(1)
-                logits[same] = self._fill(prefix[i : i + 1], same)
+                logits[same] = self._fill(prefix[i].contiguous(), i, same)
                 done |= same
         self.position = prefix.shape[1] + 1
         return logits
@@ -123,19 +125,15 @@ class NativeDecoder:
         self.network.batch_size = batch_size
         self.network.n_threads = torch.get_num_threads()
 
-    def _fill(self, tokens: Tensor, rows: Tensor) -> Tensor:
-        """Run (1, n) tokens into `rows`, (B,) bool, of the cache: logits (1, K)."""
-        filled = tokens.shape[1] + 1  # `sos` stands first
-        cache = KVCache(self.model.config, batch_size=1, seq_len=filled)
-        logits = self.model.extend(tokens, cache)
-        per_word = 4 // self.dtype.itemsize
-        for layer, keys, values in zip(cache.layers, self.keys, self.values, strict=True):
-            panels = as_panels(layer.keys[0], self.dtype)  # (H, T / 64, E / n, 64, n)
-            keys[rows, :, : panels.shape[1]] = panels
-            H, _, E = layer.values[0].shape
-            whole = F.pad(layer.values[0], (0, 0, 0, -filled % per_word)).to(self.dtype)
-            words = whole.view(H, -1, per_word, E).transpose(2, 3)  # (H, T / n, E, n)
-            values[rows, :, : words.shape[1], :E] = words
+    def _fill(self, tokens: Tensor, row: int, rows: Tensor) -> Tensor:
+        """Run (n,) tokens into sequence `row` and copy it to `rows`, (B,) bool: logits (K,)."""
+        logits = torch.empty(self.model.n_colors)
+        self.fill(self.network, row, len(tokens), tokens.data_ptr(), logits.data_ptr())
+        filled = len(tokens) + 1  # `sos` stands first
+        panels, words = -(-filled // PANEL), -(-filled // (4 // self.dtype.itemsize))
+        for keys, values in zip(self.keys, self.values, strict=True):
+            keys[rows, :, :panels] = keys[row, :, :panels].clone()
+            values[rows, :, :words] = values[row, :, :words].clone()
         return logits
 
     def step(self, tokens: Tensor) -> Tensor:

@@ -14,10 +14,11 @@ from igpt.errors import UserError
 from igpt.runs import cache_folder, writing
 
 SOURCE = Path(__file__).with_name("decode.cpp")
+HEADER = Path(__file__).with_name("crew.h")
 # The casts between vectors of floats and words break the language's strict aliasing rule.
 FLAGS = [
     *("-std=c++17", "-O3", "-march=native", "-fno-strict-aliasing"),
-    *("-fopenmp", "-shared", "-fPIC"),
+    *("-pthread", "-shared", "-fPIC"),
 ]
 
 
@@ -55,6 +56,7 @@ class Network(Structure):
         ("n_threads", c_int64),
         ("token_table", c_void_p),
         ("position_table", c_void_p),
+        ("sos", c_void_p),
         ("norm_f", c_void_p),
         ("head", Matrix),
         ("blocks", POINTER(Block)),
@@ -71,7 +73,8 @@ def library() -> ctypes.CDLL | None:
     if compiler is None:
         return None
     try:
-        made_from = repr((SOURCE.read_bytes(), compiler, FLAGS, platform.machine(), _cpu_flags()))
+        code = SOURCE.read_bytes() + HEADER.read_bytes()
+        made_from = repr((code, compiler, FLAGS, platform.machine(), _cpu_flags()))
         digest = hashlib.sha256(made_from.encode()).hexdigest()
         target = cache_folder() / f"decode-{digest[:16]}.so"
         if not target.exists():
@@ -80,7 +83,7 @@ def library() -> ctypes.CDLL | None:
                 subprocess.run(command, capture_output=True, check=True, timeout=120)
         return load(target)
     except (UserError, OSError, subprocess.SubprocessError):
-        return None  # no OpenMP, or no place to write: PyTorch's operators do the same, slower
+        return None  # no threads, or no place to write: PyTorch's operators do the same, slower
 
 
 def _cpu_flags() -> str:
@@ -98,4 +101,7 @@ def load(path: Path) -> ctypes.CDLL:
     for decode in (loaded.decode_float32, loaded.decode_bfloat16):
         decode.argtypes = [POINTER(Network), c_int64, c_void_p, c_void_p]
         decode.restype = None
+    for fill in (loaded.fill_float32, loaded.fill_bfloat16):
+        fill.argtypes = [POINTER(Network), c_int64, c_int64, c_void_p, c_void_p]
+        fill.restype = None
     return loaded

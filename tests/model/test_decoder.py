@@ -1,3 +1,4 @@
+import os
 import shutil
 import subprocess
 
@@ -50,8 +51,9 @@ def test_cached_logits_equal_uncached(decoder, shape, given):
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("given", [0, 13])
-def test_the_native_decoder_gives_the_same_bits_at_any_batch_size(dtype, given):
-    model, tokens = case({"n_head": 2, "n_embd": 80, "n_colors": 70, "seq_len": 100}, n=23)
+@pytest.mark.parametrize("n_embd", [64, 80])  # of whole tiles, and not
+def test_the_native_decoder_gives_the_same_bits_at_any_batch_size(dtype, given, n_embd):
+    model, tokens = case({"n_head": 2, "n_embd": n_embd, "n_colors": 70, "seq_len": 100}, n=23)
     tokens[:, :5] = tokens[:1, :5]
     together = logits_of(NativeDecoder(model, dtype=dtype), tokens, given)
     for rows in (slice(0, 1), slice(22, 23), slice(3, 9), slice(4, 21)):
@@ -61,19 +63,31 @@ def test_the_native_decoder_gives_the_same_bits_at_any_batch_size(dtype, given):
 
 @needs_compiler
 @torch.no_grad()
-def test_the_native_decoder_gives_the_same_bits_with_any_number_of_threads():
-    model, tokens = case({"n_head": 2, "n_embd": 80, "seq_len": 30})
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n_embd", [64, 80])  # of whole tiles, and not
+@pytest.mark.parametrize("given", [0, 13])
+def test_the_native_decoder_gives_the_same_bits_with_any_number_of_threads(dtype, n_embd, given):
+    model, tokens = case({"n_head": 2, "n_embd": n_embd, "seq_len": 30})
     threads = torch.get_num_threads()
     try:
         found = []
         for n in (1, 2, 3):
             torch.set_num_threads(n)
-            found.append(logits_of(NativeDecoder(model), tokens, 0))
+            found.append(logits_of(NativeDecoder(model, dtype=dtype), tokens, given))
     finally:
         torch.set_num_threads(threads)
-    # The first logits come from PyTorch's operators.
-    assert torch.equal(found[0][:, 1:], found[1][:, 1:])
-    assert torch.equal(found[0][:, 1:], found[2][:, 1:])
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@needs_compiler
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_given_beginning_leaves_the_same_bits_as_its_tokens_one_by_one(dtype):
+    model, tokens = case({"n_head": 2, "n_embd": 64, "seq_len": 150})
+    at_once = logits_of(NativeDecoder(model, dtype=dtype), tokens, 100)
+    one_by_one = logits_of(NativeDecoder(model, dtype=dtype), tokens, 0)
+    assert torch.equal(at_once, one_by_one[:, 100:])
 
 
 @torch.no_grad()
@@ -129,7 +143,40 @@ def test_processors_without_wide_registers_give_the_same_logits(march, tmp_path,
     assert (rounded - found).square().mean().sqrt() < 0.03 * found.std()
 
 
+@needs_compiler
+@torch.no_grad()
+def test_products_of_pytorch_are_the_same_between_steps():
+    model, tokens = case({"n_head": 2, "n_embd": 64})
+    a, b = torch.randn(2, 40, 40, generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = a @ b  # on some processors this leaves its matrix unit set up
+    decoder = NativeDecoder(model, dtype=torch.bfloat16)
+    decoder.start(tokens[:, :3])
+    assert torch.equal(a @ b, expected)
+    decoder.step(tokens[:, 3])
+    assert torch.equal(a @ b, expected)
+
+
+@needs_compiler
+@torch.no_grad()
+def test_a_forked_process_decodes_with_threads_of_its_own():
+    model, tokens = case({"n_head": 2, "n_embd": 64})
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        decoder = NativeDecoder(model)
+        expected = logits_of(decoder, tokens[:, :3], 0)[:, 2]
+        decoder.start(tokens[:, :0])
+        decoder.step(tokens[:, 0])
+        child = os.fork()
+        if child == 0:  # PyTorch's own threads would hang here
+            os._exit(0 if torch.equal(decoder.step(tokens[:, 1]), expected) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_recorded_steps_equal_plain_ones_on_a_gpu(dtype):
