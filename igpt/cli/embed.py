@@ -2,14 +2,10 @@
 
 import json as json_format
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from igpt.cli.arguments import Model
 from igpt.cli.images import FileImages, Images, image_files
 from igpt.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 ENDINGS = (".npz", ".parquet")
 
@@ -41,7 +37,8 @@ def embed(
     files = image_files(images)
 
     from igpt import compute
-    from igpt.evaluate.features import EncodedImages, extract_features
+    from igpt.evaluate.features import EncodedImages, stream_features
+    from igpt.evaluate.vectors import writing_vectors
     from igpt.pixelmodel import load
     from igpt.progress import ticking
 
@@ -56,23 +53,24 @@ def embed(
             done += n
             ticker.update(done, len(files), "images")
 
-        vectors = extract_features(
-            loaded.network,
-            EncodedImages(FileImages(files, loaded.image_size), loaded.tokenizer.encode),
-            layers=[chosen],
-            normalised=not raw_residual,
-            mask_prob=loaded.facts.mask_prob,
-            keep=False,
-            progress=advance,
-        )[0]
-    _write(
-        path, [str(file) for file in files], [file.resolve().parent.name for file in files], vectors
-    )
-    said = {"out": str(path), "images": len(files), "layer": chosen, "width": vectors.shape[1]}
+        names = [str(file) for file in files]
+        labels = [file.resolve().parent.name for file in files]
+        width = loaded.network.config.n_embd
+        with writing_vectors(path, names, labels, width) as target:
+            stream_features(
+                target,
+                loaded.network,
+                EncodedImages(FileImages(files, loaded.image_size), loaded.tokenizer.encode),
+                layers=[chosen],
+                normalised=not raw_residual,
+                mask_prob=loaded.facts.mask_prob,
+                progress=advance,
+            )
+    said = {"out": str(path), "images": len(files), "layer": chosen, "width": width}
     if json:
         print(json_format.dumps(said))
     else:
-        print(f"{path}: {len(files)} vectors of {vectors.shape[1]} numbers, layer {chosen}")
+        print(f"{path}: {len(files)} vectors of {width} numbers, layer {chosen}")
 
 
 def _checked(out: str, *, force: bool) -> Path:
@@ -82,22 +80,3 @@ def _checked(out: str, *, force: bool) -> Path:
     if path.is_dir() or (path.exists() and not force):
         raise UserError(f"{out} exists: choose another place, or add --force")
     return path
-
-
-def _write(path: Path, paths: list[str], labels: list[str], vectors: "np.ndarray") -> None:
-    """One row an image, in one of the two forms."""
-    import numpy as np
-
-    from igpt.runs import writing
-
-    with writing(path) as part:
-        if path.suffix == ".npz":
-            with part.open("wb") as file:
-                np.savez(file, path=np.array(paths), label=np.array(labels), vector=vectors)
-            return
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
-        column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-        pq.write_table(pa.table({"path": paths, "label": labels, "vector": column}), part)

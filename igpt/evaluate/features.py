@@ -39,6 +39,12 @@ class TokenSource(Protocol):
     def __getitem__(self, rows: slice, /) -> np.ndarray: ...
 
 
+class FeatureTarget(Protocol):
+    """What takes features as they come: an array, or one that writes them on."""
+
+    def __setitem__(self, place: tuple[slice, slice], values: np.ndarray, /) -> None: ...
+
+
 class EncodedImages:
     """A `TokenSource` over images that are turned into tokens only as they are read.
 
@@ -93,23 +99,22 @@ def extract_features(
     """
     chosen = _checked_layers(network, layers)
     check_tokens(network, tokens)
-    device = network.wpe.weight.device
-    dtype = compute.choose_dtype(precision, device)
-    if batch_size is None:
-        batch_size = max(1, BATCH_TOKENS[device.type] // network.seq_len)
+    dtype = compute.choose_dtype(precision, network.wpe.weight.device)
     shape = (len(chosen), len(tokens), network.config.n_embd)
 
     def fill(target: np.ndarray) -> None:
-        pays = pays_to_compile(len(tokens) * network.seq_len, device)
-        model = _compiled(network) if pays else network
-        batches = token_batches(network, tokens, batch_size, mask_prob, mask_seed)
-        with torch.inference_mode(), compute.autocast(device, dtype):
-            for rows, batch, masked in _same_shape(batches, batch_size):
-                pooled = pooled_layers(model, batch, masked, layers=chosen, normalised=normalised)
-                n = rows.stop - rows.start
-                target[:, rows] = pooled[:, :n].cpu().numpy()
-                if progress is not None:
-                    progress(n)
+        stream_features(
+            target,
+            network,
+            tokens,
+            layers=chosen,
+            normalised=normalised,
+            mask_prob=mask_prob,
+            mask_seed=mask_seed,
+            precision=precision,
+            batch_size=batch_size,
+            progress=progress,
+        )
 
     if not keep:
         result = np.empty(shape, np.float32)
@@ -119,6 +124,44 @@ def extract_features(
     options = (CACHE_VERSION, shape, chosen, normalised, masks, str(dtype))
     name = _digest(weights_digest(network), tokens_digest(tokens), *options)
     return _kept(runs.cache_folder() / "features" / f"{name}.npy", shape, fill)
+
+
+def stream_features(
+    target: FeatureTarget,
+    network: GPT,
+    tokens: TokenSource,
+    *,
+    layers: Sequence[int] | None = None,
+    normalised: bool = True,
+    mask_prob: float = TrainConfig().mask_prob,
+    mask_seed: int = 0,
+    precision: compute.Precision = "auto",
+    batch_size: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Hand pooled features on as they are made, a batch at a time; nothing is kept.
+
+    Args are those of `extract_features`, and
+
+    Args:
+        target: gets `target[:, rows] = (len(layers), n, D) float32`, rows in order.
+    """
+    chosen = _checked_layers(network, layers)
+    check_tokens(network, tokens)
+    device = network.wpe.weight.device
+    dtype = compute.choose_dtype(precision, device)
+    if batch_size is None:
+        batch_size = max(1, BATCH_TOKENS[device.type] // network.seq_len)
+    pays = pays_to_compile(len(tokens) * network.seq_len, device)
+    model = _compiled(network) if pays else network
+    batches = token_batches(network, tokens, batch_size, mask_prob, mask_seed)
+    with torch.inference_mode(), compute.autocast(device, dtype):
+        for rows, batch, masked in _same_shape(batches, batch_size):
+            pooled = pooled_layers(model, batch, masked, layers=chosen, normalised=normalised)
+            n = rows.stop - rows.start
+            target[:, rows] = pooled[:, :n].cpu().numpy()
+            if progress is not None:
+                progress(n)
 
 
 def pooled_layers(
