@@ -54,6 +54,7 @@ def fit_logistic(
     n_classes: int,
     strengths: Sequence[float],
     standardise: bool = False,
+    start: tuple[np.ndarray, np.ndarray] | None = None,
     device: torch.device | str = "cpu",
 ) -> LogisticFit:
     """Fit all strengths on the same images.
@@ -65,6 +66,8 @@ def fit_logistic(
         strengths: scikit-learn's C, each above 0: the larger, the weaker the penalty.
         standardise: penalise the weights of features divided by their standard deviation (as if
             scikit-learn's StandardScaler came first); the weights returned fit `features` as given.
+        start: weights (P, C, D) and biases (P, C) to begin at, such as those of a part of the
+            images; none: all 0.
         device: where to compute.
 
     Raises:
@@ -72,6 +75,8 @@ def fit_logistic(
     """
     axes = _principal_axes(features, standardise, torch.device(device))
     problem = _Problem(features, labels, axes, n_classes=n_classes, strengths=strengths)
+    if start is not None:
+        problem.begin_at(*start)
     solution = _lbfgs(problem)
     weights, biases = problem.unscaled(solution.points)
     return LogisticFit(
@@ -90,11 +95,16 @@ class _Axes:
 
     mean: Tensor  # (D,)
     turn: Tensor  # (D, R), or (D,) where only scaled
+    back: Tensor  # its (pseudo-)inverse transposed, of the same shape
     variance: Tensor  # (R,)
 
     def apply(self, rows: Tensor) -> Tensor:
         centred = rows - self.mean
         return centred @ self.turn if self.turn.ndim == 2 else centred * self.turn
+
+    def redo(self, weights: Tensor) -> Tensor:
+        """(…, D) weights on x - mean -> (…, R) weights on z: the inverse of `undo`."""
+        return weights @ self.back if self.back.ndim == 2 else weights * self.back
 
     def undo(self, weights: Tensor) -> Tensor:
         """(…, R) weights on z -> (…, D) weights on x - mean."""
@@ -117,17 +127,24 @@ def _principal_axes(features: np.ndarray, standardise: bool, device: torch.devic
         varies = variance > 1e-10 * (variance + mean.square())
         scale = torch.where(varies, variance, 1.0).rsqrt()
     if min(n, width) > MAX_ROTATED:
-        return _Axes(centre, scale.float(), (variance * scale.square()).float())
+        return _Axes(
+            centre, scale.float(), (1 / scale).float(), (variance * scale.square()).float()
+        )
     if n < width:  # the optimum lies in the span of the images: N axes are enough
         rows = (torch.from_numpy(np.array(features, np.float64)).to(device) - mean) * scale
         _, spread, turn = torch.linalg.svd(rows, full_matrices=False)
-        return _Axes(centre, (scale[:, None] * turn.T).float(), (spread.square() / n).float())
+        return _Axes(centre, *_turned(turn.T, scale), (spread.square() / n).float())
     moment = torch.zeros((width, width), dtype=torch.float64, device=device)
     for rows in _row_chunks(features, device):
         rows -= centre
         moment += rows.T @ rows
     values, vectors = torch.linalg.eigh(moment * scale * scale[:, None] / n)
-    return _Axes(centre, (scale[:, None] * vectors).float(), values.clamp(min=0).float())
+    return _Axes(centre, *_turned(vectors, scale), values.clamp(min=0).float())
+
+
+def _turned(vectors: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The map of `scale` and then onto orthonormal columns (D, R), and the way back."""
+    return (scale[:, None] * vectors).float(), (vectors / scale[:, None]).float()
 
 
 class _Problem:
@@ -160,6 +177,14 @@ class _Problem:
         curvature = axes.variance / n_classes + self._penalty[:, None]  # (P, R)
         self._scale = torch.cat([curvature, bias_curvature], dim=1).rsqrt().unsqueeze(1)
         self.start = torch.zeros(len(strengths), n_classes, width + 1, device=device)
+
+    def begin_at(self, weights: np.ndarray, biases: np.ndarray) -> None:
+        """Start from weights (P, C, D) and biases (P, C) on the features as they were given."""
+        device = self.start.device
+        own = torch.from_numpy(np.asarray(weights, np.float32)).to(device)
+        bias = torch.from_numpy(np.asarray(biases, np.float32)).to(device) + own @ self._axes.mean
+        found = torch.cat([self._axes.redo(own), bias.unsqueeze(-1)], dim=-1)
+        self.start = found / self._scale
 
     def unscaled(self, points: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Weights (P, C, D) and biases (P, C) on the features as they were given."""

@@ -91,7 +91,7 @@ def probe_layers(
     for split, name in ((train, "train"), (valid, "valid"), (test, "test")):
         check_labels(split.labels, split.features.shape[1], name)
     present = present_labels(train.labels)
-    scores = []
+    scores, fits = [], []
     for layer, on_train, on_valid in zip(layers, train.features, valid.features, strict=True):
         fit = fit_standardised(on_train, train.labels, strengths, device)
         tried = [
@@ -99,13 +99,18 @@ def probe_layers(
             for c, weights, biases in zip(strengths, *fit, strict=True)
         ]
         scores.append(best_score(tried))
+        fits.append(fit)
         if progress is not None:
             progress(1)
     best = best_score(scores)
-    row = list(layers).index(best.layer)
+    row, column = list(layers).index(best.layer), list(strengths).index(best.strength)
     both = np.concatenate([train.features[row], valid.features[row]])
     labels = np.concatenate([train.labels, valid.labels])
-    weights, biases = (part[0] for part in fit_standardised(both, labels, [best.strength], device))
+    same_classes = np.array_equal(present, present_labels(labels))
+    found = fits[row][0][[column]], fits[row][1][[column]]
+    start = found if same_classes else None  # near the optimum that is looked for
+    fit = fit_standardised(both, labels, [best.strength], device, start=start)
+    weights, biases = (part[0] for part in fit)
     present = present_labels(labels)
     result = judged(scores, (train, valid, test), row, weights, biases, present)
     return result, weights, biases
@@ -215,8 +220,18 @@ def fit_standardised(
     labels: np.ndarray,
     strengths: Sequence[float],
     device: torch.device | str,
+    *,
+    start: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fit the classes that occur: (P, C, D) weights and (P, C) biases, one problem a strength."""
+    """Fit the classes that occur: (P, C, D) weights and (P, C) biases, one problem a strength.
+
+    Args:
+        features: (N, D).
+        labels: (N,) int64.
+        strengths: scikit-learn's C.
+        device: where to fit.
+        start: weights and biases to begin at, as this returns them.
+    """
     codes = np.unique(labels, return_inverse=True)[1]
     fit = fit_logistic(
         features,
@@ -224,6 +239,7 @@ def fit_standardised(
         n_classes=int(codes.max()) + 1,
         strengths=strengths,
         standardise=True,
+        start=start,
         device=device,
     )
     return fit.weights, fit.biases

@@ -52,7 +52,7 @@ def test_loss_is_within_1e4_of_scikit_learns(
     if standardise:
         reference = StandardScaler().fit_transform(reference)
     for i, strength in enumerate(STRENGTHS):
-        solver = "newton-cg" if n_classes > 2 else "lbfgs"
+        solver = "newton-cg" if n_classes > 2 else "newton-cholesky"
         theirs = LogisticRegression(C=strength, tol=1e-9, max_iter=20_000, solver=solver)
         weights, biases = fit.weights[i].astype(np.float64), fit.biases[i].astype(np.float64)
         if standardise:
@@ -97,6 +97,25 @@ def test_result_does_not_depend_on_the_other_strengths() -> None:
     for i, strength in enumerate(STRENGTHS):
         alone = fit_logistic(features, labels, n_classes=3, strengths=[strength])
         assert alone.objectives[0] == pytest.approx(together.objectives[i], abs=1e-6)
+
+
+@pytest.mark.parametrize(("n", "width", "rotated"), [(300, 20, 4096), (30, 60, 4096), (300, 20, 0)])
+def test_start_near_the_optimum_ends_there_sooner(
+    n: int, width: int, rotated: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logistic, "MAX_ROTATED", rotated)
+    features, labels = problem(n, width, 3)
+    part = fit_logistic(features, labels, n_classes=3, strengths=STRENGTHS, standardise=True)
+    again = fit_logistic(
+        features,
+        labels,
+        n_classes=3,
+        strengths=STRENGTHS,
+        standardise=True,
+        start=(part.weights, part.biases),
+    )
+    assert again.objectives == pytest.approx(part.objectives, abs=1e-5)
+    assert again.n_steps.sum() < 0.5 * part.n_steps.sum()
 
 
 def test_chunks_do_not_change_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
