@@ -115,7 +115,7 @@ def test_images_of_every_mode_train_and_a_broken_one_is_left_out(place, capsys):
     (packed,) = (place / "cache" / "packed").iterdir()
     assert "broken.png" in (packed / "rejects.csv").read_text()
     held = PackedSet.open(packed)
-    assert sum(held.n(split) for split in ("train", "valid", "test")) == 16
+    assert sum(held.n(split) for split in ("train", "valid", "test")) == 17
 
 
 def test_an_output_folder_that_holds_a_run_is_left_as_it_is(place, capsys):
