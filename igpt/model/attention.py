@@ -1,90 +1,103 @@
-"""Causal attention in stretches of queries, for training on a CPU in compiled blocks.
+"""Attention over whole sequences on a CPU: `attention.cpp` as an operator of PyTorch's.
 
-PyTorch's fused kernel for the CPU takes nearly half of a training step, most of it in its backward
-pass. Here each stretch of queries meets only the keys it may see, by batched matrix products
-between which the compiler fuses everything else into single loops; the backward pass makes the
-scores anew. So no T x T matrix is held: B * H * STRETCH * T scores at a time.
+It takes queries, keys and values side by side as one linear map leaves them, so nothing is copied
+into another layout, and it is opaque to the compiler, which would keep T x T scores otherwise.
 """
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-STRETCH = 128
-# The stretches are unrolled in the compiled code, which would grow too long beyond this.
-MAX_SEQ_LEN = 1024
+from igpt.model import native
+
+TYPES = (torch.float32, torch.bfloat16)
 
 
-def pays_for(q: Tensor) -> bool:
-    """Whether `causal_attention` is faster than the fused kernel for these queries (B, H, T, E)."""
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_built() -> bool:
+    return native.library() is not None
+
+
+def takes(qkv: Tensor) -> bool:
+    """Whether `attention` can be called on (B, T, 3 D) queries, keys and values."""
     return (
-        torch.compiler.is_compiling()
-        and torch.is_grad_enabled()
-        and q.device.type == "cpu"
-        and 1 < q.shape[2] <= MAX_SEQ_LEN
+        qkv.device.type == "cpu"
+        and qkv.dtype in TYPES
+        and not torch.compiler.is_exporting()
+        and _is_built()
     )
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(E)) v over the past.
+def attention(qkv: Tensor, n_head: int, *, causal: bool) -> Tensor:
+    """softmax(q k^T / sqrt(E)) v of every head, over the past only if `causal`.
 
     Args:
-        q: (B, H, T, E) float.
-        k: (B, H, T, E) float.
-        v: (B, H, T, E) float.
+        qkv: (B, T, 3 D) float32 or bfloat16; queries, keys, values, each head by head.
+        n_head: heads, a divisor of D.
+        causal: whether a position sees itself and those before it, or all.
 
     Returns:
-        (B, H, T, E), of the type of v.
+        (B, T, D), of the type of qkv.
     """
-    heads = (part.reshape(-1, *part.shape[2:]) for part in (q, k, v))  # each (B * H, T, E)
-    output: Tensor = _CausalAttention.apply(*heads)  # type: ignore[no-untyped-call]
-    return output.view(q.shape)
+    output: Tensor = _attend(qkv, n_head, causal)[0]
+    return output
 
 
-def _scores(q: Tensor, k: Tensor, start: int, stop: int) -> Tensor:
-    """Scaled scores of queries `start` to `stop` on the keys they see: (N, n, stop) float32."""
-    scores = torch.bmm(q[:, start:stop], k[:, :stop].transpose(1, 2)).float()
-    slots = torch.arange(stop, device=q.device)
-    seen = slots[None, :] <= slots[start:, None]
-    return torch.where(seen, scores / math.sqrt(q.shape[-1]), -math.inf)
+def _shape(output: Tensor, n_head: int, causal: bool) -> native.Shape:
+    B, T, D = output.shape
+    threads = torch.get_num_threads()
+    return native.Shape(B, n_head, T, D, causal, threads)
 
 
-def _stretches(seq_len: int) -> list[tuple[int, int]]:
-    return [(start, min(start + STRETCH, seq_len)) for start in range(0, seq_len, STRETCH)]
+@torch.library.custom_op("igpt::attend", mutates_args=(), device_types="cpu")
+def _attend(qkv: Tensor, n_head: int, causal: bool) -> tuple[Tensor, Tensor]:
+    """The output and the logarithms of the softmax's sums, (B, H, T) float32."""
+    qkv = qkv.contiguous()
+    output, log_sums = _attend_like(qkv, n_head, causal)
+    library = native.library()
+    assert library is not None
+    call = library.attend_float32 if qkv.dtype == torch.float32 else library.attend_bfloat16
+    shape = _shape(output, n_head, causal)
+    call(shape, qkv.data_ptr(), output.data_ptr(), log_sums.data_ptr())
+    return output, log_sums
 
 
-class _CausalAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q, k, v (N, T, E) -> (N, T, E)."""
-        outputs, log_sums = [], []
-        for start, stop in _stretches(q.shape[1]):
-            scores = _scores(q, k, start, stop)
-            log_sum = scores.logsumexp(-1, keepdim=True)  # (N, n, 1)
-            weights = torch.exp(scores - log_sum).to(v.dtype)
-            outputs.append(torch.bmm(weights, v[:, :stop]))
-            log_sums.append(log_sum)
-        output = torch.cat(outputs, 1)
-        ctx.save_for_backward(q, k, v, output, torch.cat(log_sums, 1))
-        return output
+@_attend.register_fake
+def _attend_like(qkv: Tensor, n_head: int, _causal: bool) -> tuple[Tensor, Tensor]:
+    B, T, width = qkv.shape
+    return qkv.new_empty(B, T, width // 3), qkv.new_empty(B, n_head, T, dtype=torch.float32)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of q, k and v, each (N, T, E); sums over stretches are float32."""
-        q, k, v, output, log_sum = ctx.saved_tensors
-        scale = 1 / math.sqrt(q.shape[-1])
-        # The part of the softmax's gradient that all of a query's keys share.
-        common = (grad.float() * output.float()).sum(-1, keepdim=True)  # (N, T, 1)
-        dq = []
-        dk, dv = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
-        for start, stop in _stretches(q.shape[1]):
-            part = slice(start, stop)
-            weights = torch.exp(_scores(q, k, start, stop) - log_sum[:, part])
-            d_weights = torch.bmm(grad[:, part], v[:, :stop].transpose(1, 2)).float()
-            d_scores = ((d_weights - common[:, part]) * weights * scale).to(q.dtype)
-            dv[:, :stop] += torch.bmm(weights.to(v.dtype).transpose(1, 2), grad[:, part])
-            dk[:, :stop] += torch.bmm(d_scores.transpose(1, 2), q[:, part])
-            dq.append(torch.bmm(d_scores, k[:, :stop]))
-        return torch.cat(dq, 1), dk.to(k.dtype), dv.to(v.dtype)
+
+@torch.library.custom_op("igpt::attend_backward", mutates_args=(), device_types="cpu")
+def _attend_backward(
+    grad: Tensor, qkv: Tensor, output: Tensor, log_sums: Tensor, causal: bool
+) -> Tensor:
+    """The gradient of qkv."""
+    grad, qkv = grad.contiguous(), qkv.contiguous()
+    d_qkv = torch.empty_like(qkv)
+    library = native.library()
+    assert library is not None
+    is_float = qkv.dtype == torch.float32
+    call = library.attend_backward_float32 if is_float else library.attend_backward_bfloat16
+    shape = _shape(output, log_sums.shape[1], causal)
+    call(shape, *(part.data_ptr() for part in (grad, qkv, output, log_sums, d_qkv)))
+    return d_qkv
+
+
+@_attend_backward.register_fake
+def _attend_backward_like(_grad: Tensor, qkv: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, int, bool], output: tuple[Tensor, Tensor]) -> None:
+    qkv, _, ctx.causal = inputs
+    ctx.save_for_backward(qkv, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _gradient(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor, None, None]:
+    return _attend_backward(grad, *ctx.saved_tensors, ctx.causal), None, None
+
+
+_attend.register_autograd(_gradient, setup_context=_keep)

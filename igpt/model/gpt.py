@@ -40,17 +40,17 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D); with a cache, x is the next stretch of each sequence."""
         B, T, D = x.shape
-        qkv = self.c_attn(x).view(B, T, 3, self.n_head, D // self.n_head)
-        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # each (B, H, T, E)
+        qkv = self.c_attn(x)  # (B, T, 3 D)
+        if cache is None and attention.takes(qkv):
+            return self.c_proj(attention.attention(qkv, self.n_head, causal=self.causal))  # type: ignore[no-any-return]
+        parts = qkv.view(B, T, 3, self.n_head, D // self.n_head).unbind(2)
+        q, k, v = (part.transpose(1, 2) for part in parts)  # each (B, H, T, E)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, H, filled, E)
-        if self.causal and cache is None and attention.pays_for(q):
-            y = attention.causal_attention(q, k, v)
-        else:
-            # A single new position may see all of the cache; a longer one starts an empty cache.
-            seen = None if cache is None else cache.seen
-            is_causal = self.causal and T > 1
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=is_causal)
+        # A single new position may see all of the cache; a longer one starts an empty cache.
+        seen = None if cache is None else cache.seen
+        is_causal = self.causal and T > 1
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=is_causal)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
 
 

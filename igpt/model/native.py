@@ -1,4 +1,4 @@
-"""`decode.cpp`, built once by the machine's C++ compiler, and the structures that it reads."""
+"""The C++ sources, built once by the machine's compiler, and the structures that they read."""
 
 import ctypes
 import hashlib
@@ -13,12 +13,12 @@ from igpt.compute import cpp_compiler
 from igpt.errors import UserError
 from igpt.runs import cache_folder, writing
 
-SOURCE = Path(__file__).with_name("decode.cpp")
-HEADER = Path(__file__).with_name("crew.h")
+SOURCES = [Path(__file__).with_name(name) for name in ("decode.cpp", "attention.cpp")]
+HEADERS = [Path(__file__).with_name(name) for name in ("crew.h", "lanes.h", "tiles.h")]
 # The casts between vectors of floats and words break the language's strict aliasing rule.
 FLAGS = [
     *("-std=c++17", "-O3", "-march=native", "-fno-strict-aliasing"),
-    *("-pthread", "-shared", "-fPIC"),
+    *("-pthread", "-fopenmp", "-shared", "-fPIC"),
 ]
 
 
@@ -63,9 +63,22 @@ class Network(Structure):
     ]
 
 
+class Shape(Structure):
+    """Of the sequences that attention goes over."""
+
+    _fields_: ClassVar = [
+        ("batch_size", c_int64),
+        ("n_head", c_int64),
+        ("seq_len", c_int64),
+        ("width", c_int64),
+        ("causal", c_int64),
+        ("n_threads", c_int64),
+    ]
+
+
 @lru_cache
 def library() -> ctypes.CDLL | None:
-    """The compiled decoder; none where no compiler can build it.
+    """The compiled sources; none where no compiler can build them.
 
     It is kept in the cache folder, under a name that stands for everything it was made from.
     """
@@ -73,13 +86,13 @@ def library() -> ctypes.CDLL | None:
     if compiler is None:
         return None
     try:
-        code = SOURCE.read_bytes() + HEADER.read_bytes()
+        code = [path.read_bytes() for path in SOURCES + HEADERS]
         made_from = repr((code, compiler, FLAGS, platform.machine(), _cpu_flags()))
         digest = hashlib.sha256(made_from.encode()).hexdigest()
-        target = cache_folder() / f"decode-{digest[:16]}.so"
+        target = cache_folder() / f"native-{digest[:16]}.so"
         if not target.exists():
             with writing(target) as part:
-                command = [compiler, *FLAGS, "-o", str(part), str(SOURCE)]
+                command = [compiler, *FLAGS, "-o", str(part), *map(str, SOURCES)]
                 subprocess.run(command, capture_output=True, check=True, timeout=120)
         return load(target)
     except (UserError, OSError, subprocess.SubprocessError):
@@ -96,7 +109,7 @@ def _cpu_flags() -> str:
 
 
 def load(path: Path) -> ctypes.CDLL:
-    """A compiled `decode.cpp` with the types of its functions."""
+    """The compiled sources with the types of their functions."""
     loaded = ctypes.CDLL(str(path))
     for decode in (loaded.decode_float32, loaded.decode_bfloat16):
         decode.argtypes = [POINTER(Network), c_int64, c_void_p, c_void_p]
@@ -104,4 +117,10 @@ def load(path: Path) -> ctypes.CDLL:
     for fill in (loaded.fill_float32, loaded.fill_bfloat16):
         fill.argtypes = [POINTER(Network), c_int64, c_int64, c_void_p, c_void_p]
         fill.restype = None
+    for attend in (loaded.attend_float32, loaded.attend_bfloat16):
+        attend.argtypes = [POINTER(Shape), *[c_void_p] * 3]
+        attend.restype = None
+    for backward in (loaded.attend_backward_float32, loaded.attend_backward_bfloat16):
+        backward.argtypes = [POINTER(Shape), *[c_void_p] * 5]
+        backward.restype = None
     return loaded

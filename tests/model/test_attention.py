@@ -7,38 +7,86 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igpt import compute
-from igpt.model import attention
+from igpt.model import attention, native
 from tests.strategies import lively_gpt, random_tokens
 
+needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
 
-def random_heads(shape, seed):
+
+def random_case(shape, seed, dtype=torch.float32):
+    """Queries, keys and values side by side, (B, T, 3 D), and weights of the output, (B, T, D)."""
+    B, H, T, E = shape
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, requires_grad=True) for _ in range(3)]
+    qkv = torch.randn(B, T, 3 * H * E, generator=generator).to(dtype)
+    return qkv.requires_grad_(), torch.randn(B, T, H * E, generator=generator)
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    shape=st.tuples(
-        st.integers(1, 2), st.integers(1, 3), st.integers(1, 11), st.sampled_from([1, 3, 8])
-    ),
-    stretch=st.integers(1, 12),
-    seed=st.integers(0, 999),
+def exact_attention(qkv, n_head, causal):
+    B, T, width = qkv.shape
+    parts = qkv.double().view(B, T, 3, n_head, -1).unbind(2)
+    q, k, v = (part.transpose(1, 2) for part in parts)
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return y.transpose(1, 2).reshape(B, T, width // 3)
+
+
+def both_ways(shape, causal, seed, dtype=torch.float32):
+    """Output and gradient of our attention, then the exact ones."""
+    qkv, weight = random_case(shape, seed, dtype)
+    found = attention.attention(qkv, shape[1], causal=causal)
+    (gradient,) = torch.autograd.grad((found * weight).sum(), qkv)
+    expected = exact_attention(qkv, shape[1], causal)
+    (exact,) = torch.autograd.grad((expected * weight.double()).sum(), qkv)
+    return found, gradient, expected, exact
+
+
+shapes = st.tuples(
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.integers(1, 200),
+    st.sampled_from([1, 3, 8, 16, 20, 32, 40, 64]),
 )
-def test_stretches_give_the_fused_kernels_values_and_gradients(shape, stretch, seed):
-    usual = attention.STRETCH
-    attention.STRETCH = stretch
-    try:
-        heads = random_heads(shape, seed)
-        weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed + 1))
-        found = attention.causal_attention(*heads)
-        gradients = torch.autograd.grad((found * weight).sum(), heads)
-        expected = F.scaled_dot_product_attention(*(h.double() for h in heads), is_causal=True)
-        exact = torch.autograd.grad((expected * weight).sum(), heads)
-    finally:
-        attention.STRETCH = usual
+
+
+@needs_compiler
+@settings(max_examples=25, deadline=None)
+@given(shape=shapes, causal=st.booleans(), seed=st.integers(0, 999))
+def test_float32_values_and_gradients_are_exact(shape, causal, seed):
+    found, gradient, expected, exact = both_ways(shape, causal, seed)
     assert (found - expected).abs().max().item() < 1e-5
-    for one, other in zip(gradients, exact, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient, exact, rtol=1e-4, atol=1e-5)
+
+
+@needs_compiler
+@settings(max_examples=25, deadline=None)
+@given(shape=shapes, causal=st.booleans(), seed=st.integers(0, 999))
+def test_bfloat16_errs_by_its_own_rounding_only(shape, causal, seed):
+    found, gradient, expected, exact = both_ways(shape, causal, seed, torch.bfloat16)
+    assert (found - expected).abs().max() < 0.01 * max(1, expected.abs().max())
+    assert (gradient - exact).abs().max() < 0.02 * max(1, exact.abs().max())
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_thread_count_changes_no_bit(dtype):
+    qkv, weight = random_case((3, 2, 70, 16), 0, dtype)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            output = attention.attention(qkv, 2, causal=True)
+            found += [output, torch.autograd.grad((output * weight).sum(), qkv)[0]]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0], one) for one in found[2::2])
+    assert all(torch.equal(found[1], one) for one in found[3::2])
+
+
+@needs_compiler
+def test_other_types_and_exports_take_the_plain_path():
+    qkv, _ = random_case((1, 1, 3, 4), 0)
+    assert attention.takes(qkv)
+    assert not attention.takes(qkv.double())
+    assert not attention.takes(qkv.to("meta"))
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of itself, and fails if that raises

@@ -132,7 +132,7 @@ def test_processors_without_wide_registers_give_the_same_logits(march, tmp_path,
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++")
-    command = [compiler, *flags, "-Wno-psabi", "-o", str(path), str(native.SOURCE)]
+    command = [compiler, *flags, "-Wno-psabi", "-o", str(path), *map(str, native.SOURCES)]
     if subprocess.run(command, check=False).returncode != 0:
         pytest.skip("another kind of processor")
     monkeypatch.setattr(native, "library", lambda: native.load(path))
