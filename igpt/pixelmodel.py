@@ -196,15 +196,23 @@ class PixelModel:
 
     def nats(self, images: Images) -> np.ndarray:
         """Nats per token of each image, over all T tokens: (N,) float64."""
-        return cast(np.ndarray, self.surprise(images).mean((1, 2)))
+        return cast(np.ndarray, self.token_nats(images).mean(1, dtype=np.float64))
 
     def surprise(self, images: Images) -> np.ndarray:
-        """-log p of each pixel (raw tokens: summed over its channels), nats: (N, S, S) float64."""
-        from igpt.evaluate.likelihood import token_surprise
+        """-log p of each pixel (raw tokens: summed over its channels), nats: (N, S, S) float64.
 
-        nats = token_surprise(self.network, self.encode(images))  # (N, T)
-        side = self.image_size
-        return cast(np.ndarray, nats.reshape(len(nats), side, side, -1).sum(-1))
+        A BERT model predicts each pixel from most of the others, so that this is no likelihood.
+        """
+        nats, side = self.token_nats(images), self.image_size
+        by_pixel = nats.reshape(len(nats), side, side, -1)
+        return cast(np.ndarray, by_pixel.sum(-1, dtype=np.float64))
+
+    def token_nats(self, images: Images) -> np.ndarray:
+        """-log p of each token, nats: (N, T) float32."""
+        from igpt.evaluate.surprise import whole_surprise
+
+        tokens, mask_prob = self.encode(images), self.facts.mask_prob
+        return whole_surprise(self.network, tokens, mask_prob=mask_prob)
 
     def sample(
         self,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from igpt.cli.arguments import Model
+from igpt.cli.images import read_beside
 from igpt.cli.outputs import Outputs, watch
 from igpt.config import SampleConfig
 from igpt.errors import UserError
@@ -65,15 +66,14 @@ def complete(
 
     from igpt import compute
     from igpt.generate.complete import completing
-    from igpt.generate.pictures import sheet
-    from igpt.images.files import read_image
+    from igpt.generate.pictures import cell_px, sheet
     from igpt.pixelmodel import load
 
     compute.set_threads()
     loaded = load(model)
     keep = _keep(loaded.image_size, keep_rows, mask)  # (S, S) bool
-    originals = [read_image(file) for file in files]
-    inputs = loaded.pixels(originals)
+    outputs.check_size(len(files) * (n + 3) * cell_px(loaded.image_size) ** 2)
+    originals, inputs = read_beside(loaded, [Path(file) for file in files])
     kept, given = loaded.token_mask(keep), loaded.encode(inputs)
     start_s = time.monotonic()
     steps = completing(

@@ -11,6 +11,8 @@ from igpt.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
+    from igpt.pixelmodel import PixelModel
+
 Images = Positional[Annotated[tuple[str, ...], arg(metavar="IMAGES")]]
 
 
@@ -62,3 +64,26 @@ class FileImages:
 
         squares = (center_square(read_image(file)) for file in self._files[rows])
         return np.stack([area_resize(square, self._image_size) for square in squares])
+
+
+def read_beside(
+    model: "PixelModel", files: Sequence[Path]
+) -> "tuple[list[np.ndarray], np.ndarray]":
+    """Each image as `pictures.framed` shows it, and all as the model takes them.
+
+    Large images are made small one after another, so few of them are in memory at a time.
+
+    Returns:
+        (H, W, 3) uint8 each; (N, S, S, 3) uint8.
+    """
+    import numpy as np
+
+    from igpt.generate.pictures import framed
+    from igpt.images.files import read_image
+
+    shown, inputs = [], []
+    for file in files:
+        image = read_image(file)
+        shown.append(framed(image, model.image_size))
+        inputs.append(model.pixels(image)[0])
+    return shown, np.stack(inputs)

@@ -33,6 +33,7 @@ COMMANDS = {
     "lowdata": "classify with a few labels a class",
     "embed": "features of images, to a file",
     "classify": "name what is on images, by the saved probe",
+    "rank": "images by how much they surprise a model, odd ones first, with heat maps",
     "sample": "draw new images",
     "complete": "draw the missing part of images",
     "report": "one self-contained HTML page about a run",

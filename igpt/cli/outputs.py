@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from igpt.generate.pictures import Decode
     from igpt.generate.sample import Progress
 
+# Beyond these a picture, or the frames of an animation together, would not fit in memory.
+MAX_PICTURE_PIXELS = 2**27
+MAX_FRAME_PIXELS = 2**22
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
@@ -33,10 +37,23 @@ class Outputs:
                 `force`, a file that exists.
         """
         return cls(
-            picture=_checked(out, "--out", (".png",), force=force),
-            animation=_checked(gif, "--gif", (".gif", ".webp"), force=force) if gif else None,
-            tokens=_checked(tokens, "--tokens", (".npz",), force=force) if tokens else None,
+            picture=checked(out, "--out", (".png",), force=force),
+            animation=checked(gif, "--gif", (".gif", ".webp"), force=force) if gif else None,
+            tokens=checked(tokens, "--tokens", (".npz",), force=force) if tokens else None,
         )
+
+    def check_size(self, n_pixels: int) -> None:
+        """Refuse, before anything is drawn, a picture that is too large to be held.
+
+        Raises:
+            UserError: it has too many pixels, for a picture or for a frame of an animation.
+        """
+        for path, most in ((self.picture, MAX_PICTURE_PIXELS), (self.animation, MAX_FRAME_PIXELS)):
+            if path and n_pixels > most:
+                raise UserError(
+                    f"{path} would have {n_pixels / 1e6:.0f} million pixels: draw fewer images, "
+                    f"or smaller ones, for at most {most / 1e6:.0f} million"
+                )
 
     def write(
         self, picture: "np.ndarray", animation: list["np.ndarray"], **tokens: "np.ndarray"
@@ -63,7 +80,12 @@ class Outputs:
             print(f"{name:<10}{path}")
 
 
-def _checked(name: str, option: str, suffixes: tuple[str, ...], *, force: bool) -> Path:
+def checked(name: str, option: str, suffixes: tuple[str, ...], *, force: bool) -> Path:
+    """Where to write, from what the user gave for `option`.
+
+    Raises:
+        UserError: as `Outputs.checked` says.
+    """
     path = Path(name)
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{option} {name}: choose a name that ends in {' or '.join(suffixes)}")

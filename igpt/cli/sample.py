@@ -60,6 +60,7 @@ def sample(
 
     compute.set_threads()
     loaded = load(model)
+    outputs.check_size(n * (loaded.image_size * enlarge) ** 2)
     start_s = time.monotonic()
     steps = sampling(loaded.network, n, seed=seed, config=config, precision=precision)
     last, looks = watch(steps, loaded.decode, label="sample", record=gif is not None)

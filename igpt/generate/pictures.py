@@ -123,11 +123,8 @@ def sheet(
 ) -> np.ndarray:
     """A row for each picture: as it came, what the model was given, and what it made of it.
 
-    The first has its own shape, with a frame around the square that the model takes; the others are
-    enlarged pixel by pixel.
-
     Args:
-        originals: (H, W, 3) uint8 each, any sizes.
+        originals: from `framed`.
         inputs: (N, S, S, 3) uint8, at the model's size.
         keep: (S, S) bool: what the model was given.
         completions: (N, n, S, S, 3) uint8.
@@ -135,31 +132,47 @@ def sheet(
     Returns:
         (H, W, 3) uint8.
     """
-    n, S = completions.shape[1:3]
-    enlarge = max(1, CELL_PX // S)
-    cells = np.concatenate([hide(inputs, keep)[:, None], completions], 1)  # (N, 1 + n, S, S, 3)
-    made = tile(cells.reshape(-1, S, S, 3), 1 + n, enlarge=enlarge, gap_px=GAP_PX)
-    height = S * enlarge
-    left = [framed(original, height) for original in originals]
-    width = max(picture.shape[1] for picture in left)
+    return beside(originals, np.concatenate([hide(inputs, keep)[:, None], completions], 1))
+
+
+def beside(originals: list[np.ndarray], cells: np.ndarray) -> np.ndarray:
+    """A row for each picture: itself in its own shape, then cells enlarged pixel by pixel.
+
+    Args:
+        originals: from `framed`, of this S.
+        cells: (N, n, S, S, 3) uint8.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    n, S = cells.shape[1:3]
+    made = tile(cells.reshape(-1, S, S, 3), n, enlarge=cell_px(S) // S, gap_px=GAP_PX)
+    height = cell_px(S)
+    width = max(picture.shape[1] for picture in originals)
     column = np.full((made.shape[0], width + GAP_PX, 3), 255, np.uint8)
-    for i, picture in enumerate(left):
+    for i, picture in enumerate(originals):
         top = GAP_PX + i * (height + GAP_PX)
         start = GAP_PX + width - picture.shape[1]
         column[top : top + height, start : start + picture.shape[1]] = picture
     return np.concatenate([column, made], 1)
 
 
-def framed(original: np.ndarray, height: int) -> np.ndarray:
-    """A picture at a height, at most twice as wide, its central square framed if it is no square.
+def cell_px(side: int) -> int:
+    """Height and width of an enlarged picture of S pixels: about `CELL_PX`, whole blocks."""
+    return side * max(1, CELL_PX // side)
+
+
+def framed(original: np.ndarray, side: int) -> np.ndarray:
+    """A picture as it stands beside enlarged ones, the square that the model takes framed.
 
     Args:
         original: (H, W, 3) uint8.
-        height: of the result, pixels.
+        side: the model's S.
 
     Returns:
-        (height, at most 2 * height, 3) uint8; bars are white.
+        (height of an enlarged picture, at most twice that, 3) uint8; bars are white.
     """
+    height = cell_px(side)
     tall, wide = original.shape[:2]
     scale = min(height / tall, 2 * height / wide)
     size = (max(1, round(wide * scale)), max(1, round(tall * scale)))

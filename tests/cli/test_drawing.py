@@ -23,12 +23,18 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+def arrays():
+    """What `--tokens t.npz` wrote."""
+    with np.load("t.npz") as file:
+        return dict(file)
+
+
 def test_sample_writes_picture_animation_and_tokens(folder, place, capsys):
     command = ["sample", str(folder), "--n", "5", "--gif", "a.gif", "--tokens", "t.npz"]
     status, out, _ = run(command, capsys)
     assert status == 0
     assert "samples.png" in out and "a.gif" in out and "t.npz" in out
-    tokens = np.load("t.npz")["tokens"]
+    tokens = arrays()["tokens"]
     assert tokens.shape == (5, 64)
     with Image.open("samples.png") as picture, Image.open("a.gif") as movie:
         assert picture.size == movie.size == (3 * 34 + 2, 2 * 34 + 2)
@@ -38,9 +44,7 @@ def test_sample_writes_picture_animation_and_tokens(folder, place, capsys):
 def test_sample_gives_the_same_images_alone_and_in_python(folder, place, capsys):
     run(["sample", str(folder), "--n", "3", "--seed", "4", "--tokens", "t.npz"], capsys)
     model = pixel_model()
-    np.testing.assert_array_equal(
-        model.decode(np.load("t.npz")["tokens"])[:2], model.sample(2, seed=4)
-    )
+    np.testing.assert_array_equal(model.decode(arrays()["tokens"])[:2], model.sample(2, seed=4))
 
 
 def test_sample_reports_json(folder, place, capsys):
@@ -53,7 +57,7 @@ def test_complete_writes_a_sheet_and_keeps_what_was_given(folder, place, capsys)
     command = ["complete", str(folder), "a.png", "b.png", "--n", "3", "--tokens", "t.npz"]
     status, _, _ = run([*command, "--gif", "c.webp"], capsys)
     assert status == 0
-    saved = np.load("t.npz")
+    saved = arrays()
     assert saved["tokens"].shape == (2, 3, 64)
     np.testing.assert_array_equal(saved["keep"], np.arange(64) < 32)
     given = pixel_model().encode(["a.png", "b.png"])
@@ -67,7 +71,7 @@ def test_complete_draws_what_is_white_in_a_mask(folder, place, capsys):
     mask[:, 25:] = 255
     Image.fromarray(mask).save("mask.png")
     run(["complete", str(folder), "a.png", "--mask", "mask.png", "--tokens", "t.npz"], capsys)
-    keep = np.load("t.npz")["keep"].reshape(8, 8)
+    keep = arrays()["keep"].reshape(8, 8)
     assert keep[:, :4].all() and not keep[:, 4:].any()
 
 
@@ -93,6 +97,24 @@ def test_complete_takes_a_folder_of_images(folder, place, capsys):
         (["sample", "M", "--n", "0"], "n is 0: ask for at least 1 image"),
         (["sample", "M", "--n", "9999"], "--n is 9999: at most 4096 fit into one picture"),
         (["sample", "M", "--enlarge", "0"], "--enlarge is 0: choose from 1 to 64"),
+        (
+            ["sample", "M", "--n", "4096", "--enlarge", "64"],
+            "samples.png would have 1074 million pixels: draw fewer images",
+        ),
+        (
+            ["sample", "M", "--n", "1000", "--enlarge", "32", "--gif", "a.gif"],
+            "a.gif would have 66 million pixels: draw fewer images",
+        ),
+        (
+            ["complete", "M", "a.png", "--n", "100000"],
+            "completions.png would have 3687 million pixels",
+        ),
+        (["sample", "M", "--top-p", "0"], "top_p is 0.0: choose a share above 0"),
+        (["sample", "M", "--temperature", "nan"], "temperature is nan: it must not be negative"),
+        (["complete", "M", "text.png"], "cannot read text.png: not an image"),
+        (["complete", "M", "huge.png"], "cannot read huge.png: more than 67108864 pixels"),
+        (["complete", "M", "a.png", "--mask", "text.png"], "cannot read text.png: not an image"),
+        (["complete", "M", "a.png", "--n", "0"], "n is 0: ask for at least 1 completion"),
         (["complete", "M"], "no images are given: name image files or a folder of them"),
         (["complete", "M", "none.png"], "cannot read none.png: there is no such file"),
         (["complete", "M", "empty"], "empty holds no images: name image files or a folder"),
@@ -107,12 +129,39 @@ def test_complete_takes_a_folder_of_images(folder, place, capsys):
 )
 def test_what_cannot_be_drawn_is_refused_in_one_line(folder, place, capsys, args, line):
     (place / "empty").mkdir()
+    (place / "text.png").write_text("no picture")
+    Image.new("1", (8200, 8200)).save("huge.png")
     for name, level in (("black.png", 0), ("white.png", 255)):
         Image.fromarray(np.full((8, 8), level, np.uint8)).save(name)
     status, _, err = run([str(folder) if a == "M" else a for a in args], capsys)
     assert status == 2
     assert line in err
     assert len([x for x in err.splitlines() if x.startswith("igpt: error")]) == 1
+
+
+def test_animated_and_transparent_files_are_completed(folder, place, capsys):
+    frames = [Image.new("RGB", (9, 9), color) for color in ("red", "blue")]
+    frames[0].save("moving.gif", save_all=True, append_images=frames[1:])
+    Image.new("RGBA", (20, 10), (0, 0, 0, 0)).save("clear.png")
+    command = ["complete", str(folder), "moving.gif", "clear.png", "--tokens", "t.npz"]
+    status, _, _ = run(command, capsys)
+    assert status == 0
+    model = pixel_model()
+    red, white = (np.full((8, 8, 3), color, np.uint8) for color in ((255, 0, 0), (255, 255, 255)))
+    np.testing.assert_array_equal(arrays()["tokens"][:, 0, :32], model.encode([red, white])[:, :32])
+
+
+def test_a_bert_model_completes_any_mask_from_the_command_line(place, capsys):
+    bert = pixel_model(objective="bert").save(place / "bert")
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:5, 1:7] = 255
+    Image.fromarray(mask).save("mask.png")
+    command = ["complete", str(bert), "a.png", "--mask", "mask.png", "--n", "2", "--gif", "a.gif"]
+    status, _, _ = run([*command, "--tokens", "t.npz"], capsys)
+    assert status == 0
+    np.testing.assert_array_equal(arrays()["keep"].reshape(8, 8), mask == 0)
+    with Image.open("a.gif") as movie:
+        assert movie.n_frames > 10  # rounds
 
 
 def test_sampling_from_a_bert_model_is_refused_by_name(place, capsys):

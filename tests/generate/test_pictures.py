@@ -93,7 +93,8 @@ def test_one_surprising_pixel_does_not_dim_a_heat_map():
 def test_a_sheet_shows_the_original_what_was_given_and_the_completions():
     inputs, completions = picture(2, 4, 4), picture(2, 3, 4, 4)
     keep = rows_kept(4, 0.5)
-    found = sheet([picture(30, 90), picture(10, 10)], inputs, keep, completions)
+    originals = [framed(picture(30, 90), 4), framed(picture(10, 10), 4)]
+    found = sheet(originals, inputs, keep, completions)
     cell, gap = 192, 4
     assert found.shape[0] == 2 * (cell + gap) + gap
     right = found[:, -(4 * (cell + gap) + gap) :]
@@ -107,7 +108,7 @@ def test_a_sheet_shows_the_original_what_was_given_and_the_completions():
 @pytest.mark.parametrize(("height", "width"), [(10, 10), (500, 20), (20, 500), (1, 4000)])
 def test_an_original_keeps_its_shape_and_is_bounded(height, width):
     found = framed(picture(height, width), 64)
-    assert found.shape[0] == 64 and found.shape[1] <= 128
+    assert found.shape[0] == 192 and found.shape[1] <= 384
     ink = (found != 255).any(-1)
     rows, columns = ink.any(1).sum(), ink.any(0).sum()
     assert rows / columns == pytest.approx(height / width, rel=0.3) or min(rows, columns) <= 2
