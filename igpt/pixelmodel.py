@@ -3,21 +3,19 @@
 `igpt.modelfolder` says what a model folder holds.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from igpt import compute, shipped
 from igpt.config import SampleConfig
 from igpt.errors import UserError
-from igpt.images.files import read_image
-from igpt.images.resize import area_resize, center_square
+from igpt.images.taking import Images, as_squares
 from igpt.model.gpt import GPT
 from igpt.modelfolder import (
     ModelFacts,
@@ -28,17 +26,11 @@ from igpt.modelfolder import (
     transformers_class,
     write_folder,
 )
-from igpt.progress import say
 from igpt.runs import read_json, writing_folder
 from igpt.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from igpt.evaluate.savedprobe import SavedProbe
-
-# Images of more than so many times the model's side lose nearly all detail.
-FAR = 8
-
-Images = np.ndarray | Image.Image | str | Path | Sequence["np.ndarray | Image.Image | str | Path"]
 
 
 class PixelModel:
@@ -88,11 +80,7 @@ class PixelModel:
         Raises:
             UserError: an image cannot be read or has another shape or type.
         """
-        arrays = [_array(image) for image in _each(images)]
-        if not arrays:
-            raise UserError("there are no images: pass at least one")
-        _warn_of_sizes(arrays, self.image_size)
-        return np.stack([_square(array, self.image_size) for array in arrays])
+        return as_squares(images, self.image_size)
 
     def encode(self, images: Images) -> NDArray[np.int64]:
         """Tokens of images: (N, T) int64."""
@@ -305,42 +293,6 @@ class PixelModel:
             card = model_card(self, name=path.name, architecture=transformers_class(self.network))
             (part / "README.md").write_text(card)
         return path
-
-
-def _each(images: Images) -> Iterable[np.ndarray | Image.Image | str | Path]:
-    if isinstance(images, np.ndarray):
-        return images[None] if images.ndim == 3 else images
-    if isinstance(images, Image.Image | str | Path):
-        return [images]
-    return images
-
-
-def _array(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
-    """One image of any kind: (H, W, 3) uint8."""
-    array = image if isinstance(image, np.ndarray) else read_image(image)
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
-        raise UserError(
-            f"an image is {array.shape} {array.dtype}: "
-            "pass (H, W, 3) uint8 arrays, PIL images or paths"
-        )
-    return array
-
-
-def _square(array: np.ndarray, side: int) -> np.ndarray:
-    """An image at the model's size: (H, W, 3) -> (S, S, 3) uint8."""
-    return array if array.shape[:2] == (side, side) else area_resize(center_square(array), side)
-
-
-def _warn_of_sizes(arrays: Sequence[np.ndarray], side: int) -> None:
-    """Say where images are so far from the model's size that it cannot see what they show."""
-    shorter = [min(array.shape[:2]) for array in arrays]
-    far = [px for px in shorter if not side <= px <= FAR * side]
-    if far:
-        say(
-            f"warning: {len(far)} of {len(arrays)} images are far from the {side} x {side} pixels "
-            f"that this model was trained on ({min(far)} to {max(far)} on the shorter side): "
-            "detail is lost or made up, and features and likelihoods mean less"
-        )
 
 
 def _layer_number(layer: int | str, network: GPT) -> int:

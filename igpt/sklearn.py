@@ -26,7 +26,8 @@ from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d,
 from igpt.errors import UserError
 from igpt.evaluate.fewlabel import choose_inside
 from igpt.evaluate.probe import Labelled, fit_standardised, log_softmax
-from igpt.pixelmodel import Images, PixelModel, load
+from igpt.images.taking import Images
+from igpt.pixelmodel import PixelModel, load
 
 __all__ = ["IGPTClassifier", "IGPTFeatures"]
 
