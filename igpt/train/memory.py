@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from igpt import compute
-from igpt.config import RunConfig
+from igpt.config import ModelConfig, RunConfig
 from igpt.errors import UserError
 from igpt.model.gpt import GPT
 from igpt.model.sizes import Shape, activation_bytes, parameter_count
@@ -39,12 +39,11 @@ def fitting_micro_batch(config: RunConfig, *, n_colors: int, ranks: int, tried: 
     device, train = compute.default_device(), config.train
     shape = Shape(n_colors=n_colors, seq_len=config.data.seq_len, objective=train.objective)
     micro_batch = -(-train.batch_size // ranks)
+    width = 2 if train.precision == "bf16" else 4
     states = STATE_BYTES * parameter_count(config.model, shape)
     if train.parallel == "fsdp":
-        gathered = 2 * 4 * 12 * config.model.n_embd**2  # a block's weights and gradients
-        states = states // ranks + gathered
+        states = states // ranks + gathered_bytes(config.model, shape, width=width)
     limit = compute.free_memory_bytes(device) * SHARES[device.type] - states
-    width = 2 if train.precision == "bf16" else 4
     guess: float = activation_bytes(
         config.model, shape, recompute=train.checkpoint_activations, width=width
     )
@@ -56,6 +55,18 @@ def fitting_micro_batch(config: RunConfig, *, n_colors: int, ranks: int, tried: 
     while micro_batch > 1 and micro_batch * each > limit:
         micro_batch = -(-micro_batch // 2)
     return micro_batch
+
+
+def gathered_bytes(config: ModelConfig, shape: Shape, *, width: int) -> int:
+    """What a rank holds of other ranks' parts while a network that is cut up trains (FSDP2).
+
+    Two blocks, as the next one is gathered while one computes; one block's gradients, in the type
+    of the products and in float32 for their sum over ranks; and the embeddings and the head.
+    """
+    D = config.n_embd
+    block = 12 * D * D + 2 * D
+    rest = 2 * shape.n_colors * D + shape.seq_len * D
+    return 2 * block * width + block * (width + 4) + 2 * 4 * rest
 
 
 def image_bytes(config: RunConfig, shape: Shape, *, most: int, device: torch.device) -> float:

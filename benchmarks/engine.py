@@ -1,0 +1,129 @@
+"""Peak memory of a training step at 64 x 64 against 32 x 32; how long a checkpoint stalls a run.
+
+    python benchmarks/engine.py memory        # about 4 minutes on 2 cores
+    python benchmarks/engine.py checkpoint    # about 1 minute, with the cache of CIFAR-10 filled
+
+Prints one JSON document. Every memory trial is a process of its own, so that none inherits what an
+earlier one has kept.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from igpt import compute
+from igpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from igpt.images.prepare import open_data
+from igpt.model.gpt import GPT
+from igpt.progress import say
+from igpt.recipes import recipe
+from igpt.train import loop, resume, setup
+from igpt.train.objectives import loss_sum
+from igpt.train.optim import Optimizer
+
+MODEL = ModelConfig(n_layer=12, n_head=8, n_embd=256)
+TOKENS = 8192
+REPEATS = 2
+SAVES = 20
+STEPS = 30
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["memory", "checkpoint", "trial"])
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--compile", action="store_true")
+    args = parser.parse_args()
+    if args.what == "trial":
+        print(step_bytes(args.image_size, args.precision, compiled=args.compile))
+        return
+    found = memory() if args.what == "memory" else stall()
+    print(json.dumps({"torch": torch.__version__, **found}, indent=2))
+
+
+def memory() -> dict[str, Any]:
+    """Peak bytes at both sizes, in both number types, blocks compiled or not, and their ratio."""
+    rows = []
+    for precision, compiled in itertools.product(("fp32", "bf16"), (False, True)):
+        peaks: dict[int, list[int]] = {32: [], 64: []}
+        for _, size in itertools.product(range(REPEATS), peaks):
+            words = [sys.executable, __file__, "trial", "--image-size", str(size)]
+            words += ["--precision", precision] + (["--compile"] if compiled else [])
+            done = subprocess.run(words, check=True, capture_output=True, text=True)
+            peaks[size].append(int(done.stdout))
+            say(f"{precision}, compiled {compiled}, {size}: {peaks[size][-1] / 1e6:.0f} MB")
+        middle = {size: statistics.median(found) for size, found in peaks.items()}
+        ratio = middle[64] / middle[32]
+        rows.append({"precision": precision, "compiled": compiled, "bytes": peaks, "ratio": ratio})
+    return {"model": dataclasses.asdict(MODEL), "tokens_a_batch": TOKENS, "rows": rows}
+
+
+def step_bytes(image_size: int, precision: compute.Precision, *, compiled: bool) -> int:
+    """Peak bytes of this process beyond its start: weights, optimiser, and three steps."""
+    compute.set_threads()
+    device = torch.device("cpu")
+    dtype = compute.choose_dtype(precision, device)
+
+    def steps() -> None:
+        network = GPT(MODEL, n_colors=512, seq_len=image_size**2)
+        network.init_weights(torch.Generator().manual_seed(0))
+        if compiled:
+            for block in network.h:
+                block.compile(dynamic=False)
+        optimizer = Optimizer(network, TrainConfig())
+        tokens = torch.randint(512, (TOKENS // image_size**2, image_size**2))
+        for _ in range(3):
+            with compute.autocast(device, dtype):
+                logits = network(tokens)
+            loss_sum(logits, tokens, None).backward()
+            optimizer.step(1.0)
+
+    return compute.memory_growth(steps, device)
+
+
+def stall() -> dict[str, Any]:
+    """Seconds of a step and of a save, at the demo's size."""
+    compute.set_threads()
+    config: RunConfig = recipe("demo")
+    data = open_data("cifar10", image_size=DataConfig().image_size // 2)
+    with tempfile.TemporaryDirectory(dir=".") as place:
+        folder = Path(place) / "run"
+        config = setup.create_run(config, data, folder)
+        tokenizer = setup.tokenizer_of_run(folder, config)
+        trainer = setup.make_trainer(config, data, folder, tokenizer=tokenizer)
+        step_s, save_s = [], []
+        for batch in trainer.stream.prefetch(0, STEPS):
+            start_s = time.perf_counter()
+            loop.train_step(trainer, batch)
+            step_s.append(time.perf_counter() - start_s)
+        for _ in range(SAVES):
+            start_s = time.perf_counter()
+            resume.save(trainer)
+            save_s.append(time.perf_counter() - start_s)
+            trainer.step += 1
+    return {
+        "step_s": spread(step_s[STEPS // 3 :]),
+        "save_s": spread(save_s),
+        "saves_a_step": statistics.median(save_s) / statistics.median(step_s[STEPS // 3 :]),
+    }
+
+
+def spread(spans_s: list[float]) -> dict[str, float]:
+    """Median, least and most."""
+    return {"median": statistics.median(spans_s), "least": min(spans_s), "most": max(spans_s)}
+
+
+if __name__ == "__main__":
+    main()
