@@ -1,0 +1,255 @@
+"""Timing several ways of doing one piece of work, taking turns, and what comes of it."""
+
+import gc
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import igpt
+from igpt import compute
+from igpt.runs import write_json
+
+REPEATS = 5
+OURS = "igpt"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Our time beside one peer's, for one piece of work."""
+
+    row: str
+    """The work, with its sizes."""
+    peer: str
+    """Who else did it; empty where there is only our own time."""
+    ours_s: float
+    """Median seconds."""
+    peer_s: float | None
+    """Median seconds of the peer."""
+    ratio: float | None
+    """How many times as long the peer took: medians divided."""
+    spread: float
+    """Half the distance between the quartiles of the ratio over the rounds (of our seconds, where
+    there is no peer), as a share of its median."""
+    share_of_limit: float | None
+    """The time that the limit named in `limit` allows, as a share of ours."""
+    limit: str = ""
+    """What bounds the work, as measured on the spot."""
+    note: str = ""
+    """What else the reader must know, such as the number type."""
+    repeats: int = REPEATS
+    """Rounds, after one of warm-up."""
+
+
+Spans = dict[str, list[float]]
+
+
+def take_turns(
+    works: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int = REPEATS,
+    device: torch.device | None = None,
+    at_most_s: float = float("inf"),
+) -> Spans:
+    """Seconds of each work in each round, everyone once a round, after one round of warm-up.
+
+    Garbage is collected between works, not during them.
+
+    Args:
+        works: by name.
+        repeats: rounds.
+        device: waited for at the ends of each span; none: the CPU.
+        at_most_s: no further round begins after this many seconds (two are always made).
+    """
+    spans: Spans = {name: [] for name in works}
+    for work in works.values():
+        _span_of(work, device)
+    end_s = time.perf_counter() + at_most_s
+    for done in range(repeats):
+        if done >= 2 and time.perf_counter() > end_s:
+            break
+        for name, work in works.items():
+            spans[name].append(_span_of(work, device))
+    return spans
+
+
+def _span_of(work: Callable[[], object], device: torch.device | None) -> float:
+    def wait() -> None:
+        if device is not None and device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    gc.collect()
+    gc.disable()
+    try:
+        wait()
+        start_s = time.perf_counter()
+        work()
+        wait()
+        return time.perf_counter() - start_s
+    finally:
+        gc.enable()
+
+
+def rows_of(
+    row: str,
+    spans: Spans,
+    *,
+    ours: str = OURS,
+    limit_s: float | None = None,
+    limit: str = "",
+    note: str = "",
+) -> list[Row]:
+    """One `Row` for each peer in `spans`; with no peer, one for our time alone.
+
+    Args:
+        row: the work, with its sizes.
+        spans: what `take_turns` gave.
+        ours: the name of our own work in it.
+        limit_s: seconds that the machine's limit allows.
+        limit: that limit in words.
+        note: for the reader.
+    """
+    own = spans[ours]
+    ours_s = statistics.median(own)
+    share = None if limit_s is None else limit_s / ours_s
+    facts: dict[str, Any] = {
+        "row": row,
+        "ours_s": ours_s,
+        "share_of_limit": share,
+        "limit": limit,
+        "note": note,
+        "repeats": len(own),
+    }
+    peers = [name for name in spans if name != ours]
+    if not peers:
+        return [Row(peer="", peer_s=None, ratio=None, spread=spread_of(own), **facts)]
+    rows = []
+    for peer in peers:
+        peer_s = statistics.median(spans[peer])
+        ratios = [other / one for one, other in zip(own, spans[peer], strict=True)]
+        spread = spread_of(ratios)
+        rows.append(Row(peer=peer, peer_s=peer_s, ratio=peer_s / ours_s, spread=spread, **facts))
+    return rows
+
+
+def spread_of(values: Sequence[float]) -> float:
+    """Half the distance between the quartiles as a share of the median; 0 for a single value."""
+    if len(values) < 2:
+        return 0.0
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return (high - low) / 2 / middle
+
+
+def machine(device: torch.device | None = None) -> dict[str, Any]:
+    """What was measured on: names, versions, and the limits as measured now."""
+    device = device or compute.default_device()
+    rates = _rates(device)
+    return {
+        "device": _device_name(device),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "igpt": igpt.__version__,
+        **rates,
+    }
+
+
+@lru_cache
+def _rates(device: torch.device) -> dict[str, float]:
+    return {
+        "float32_flops": compute.matrix_rate(device, torch.float32),
+        "bfloat16_flops": compute.matrix_rate(device, torch.bfloat16),
+        "copy_bytes_per_s": compute.copy_rate(device),
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    name = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), "CPU")
+    amx = any(line.startswith("flags") and "amx_bf16" in line for line in lines)
+    return name + (" with AMX" if amx else "")
+
+
+def document(rows: Iterable[Row], device: torch.device | None = None) -> dict[str, Any]:
+    """What `--json` prints and `benchmarks/` keeps."""
+    return {
+        "machine": machine(device),
+        "command": " ".join(["igpt", *sys.argv[1:]]),
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def write(path: Path, rows: Iterable[Row], device: torch.device | None = None) -> None:
+    """Keep a document as JSON."""
+    write_json(path, document(rows, device))
+
+
+def table(rows: Iterable[Row]) -> str:
+    """The rows as a table in Markdown, for a terminal and for RESULTS.md."""
+    lines = [
+        "| work | peer | ours | peer's | ratio | spread | share of limit | note |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f} x"
+        share = "" if row.share_of_limit is None else f"{row.share_of_limit:.0%} of {row.limit}"
+        peer_s = "" if row.peer_s is None else in_words(row.peer_s)
+        cells = (
+            row.row,
+            row.peer,
+            in_words(row.ours_s),
+            peer_s,
+            ratio,
+            f"± {row.spread:.0%}",
+            share,
+            row.note,
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def in_words(span_s: float) -> str:
+    """A span with its unit, three digits."""
+    if span_s >= 1:
+        return f"{span_s:.3g} s"
+    if span_s >= 1e-3:
+        return f"{span_s * 1e3:.3g} ms"
+    return f"{span_s * 1e6:.3g} us"
+
+
+def in_own_process(work: Callable[..., Any], *args: Any) -> tuple[Any, int]:
+    """What `work(*args)` returns in a fresh process, and the most bytes it held there.
+
+    Peak memory belongs to a whole process, so each figure needs its own.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_report, args=(sender, work, args))
+    process.start()
+    sender.close()
+    try:
+        result, peak_bytes = receiver.recv()
+    finally:
+        process.join()
+    return result, peak_bytes
+
+
+def _report(sender: Any, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    result = work(*args)
+    sender.send((result, compute.peak_memory_bytes(compute.default_device())))
