@@ -67,9 +67,9 @@ def test_probe_by_stochastic_gradients(model, capsys):
 
 def test_finetune_at_another_size_from_scratch(model, capsys):
     few = ["--finetune.total-steps", "2", "--finetune.no-joint", "--scratch"]
-    _, out, _ = run(["finetune", model, "digits", *few, "--image-size", "6", "--json"], capsys)
+    _, out, _ = run(["finetune", model, "digits", *few, "--image-size", "12", "--json"], capsys)
     said = json.loads(out)
-    assert (said["joint"], said["scratch"], said["image_size"]) == (False, True, 6)
+    assert (said["joint"], said["scratch"], said["image_size"]) == (False, True, 12)
     assert said["curve"][0]["token_nats"] is None
 
 
