@@ -17,6 +17,8 @@ SCHEMA_VERSION = 1
 
 Objective = Literal["ar", "bert"]
 Tokenizer = Literal["palette", "raw"]
+Pooling = Literal["mean", "bands"]
+"""Of activations over positions: mean, the paper's; bands keeps where and how much they vary."""
 Augment = Literal["none", "flip", "cifar", "imagenet"]
 TrackerName = Literal["tensorboard", "wandb"]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from igpt import compute, shipped
-from igpt.config import SampleConfig
+from igpt.config import Pooling, SampleConfig
 from igpt.errors import UserError
 from igpt.images.taking import Images, as_squares
 from igpt.model.gpt import GPT
@@ -96,7 +96,12 @@ class PixelModel:
         return cast(Tensor, self.network(torch.as_tensor(tokens).to(self.device)))
 
     def features(
-        self, images: Images, layer: int | str = "best", *, normalised: bool = True
+        self,
+        images: Images,
+        layer: int | str = "best",
+        *,
+        normalised: bool = True,
+        pooling: Pooling = "mean",
     ) -> np.ndarray:
         """Pooled activations of one layer (paper §2.4).
 
@@ -104,9 +109,10 @@ class PixelModel:
             images: any images.
             layer: 0 to L; "best" is the saved probe's, or the middle one where none is saved.
             normalised: the paper's features; otherwise the raw residual stream.
+            pooling: over positions; bands gives five numbers a channel (`features.banded`).
 
         Returns:
-            (N, D) float32.
+            (N, D) float32, bands: 5 D.
         """
         from igpt.evaluate.features import extract_features
 
@@ -116,6 +122,7 @@ class PixelModel:
             self.encode(images),
             layers=[chosen],
             normalised=normalised,
+            pooling=pooling,
             mask_prob=self.facts.mask_prob,
             keep=False,
         )
@@ -179,7 +186,9 @@ class PixelModel:
             raise UserError(
                 f"{self.folder or 'this model'} has no probe: run `igpt probe MODEL DATA` first"
             )
-        features = self.features(images, layer=probe.layer, normalised=probe.normalised)
+        features = self.features(
+            images, layer=probe.layer, normalised=probe.normalised, pooling=probe.pooling
+        )
         return probe.classify(features)
 
     def nats(self, images: Images) -> np.ndarray:

@@ -36,6 +36,7 @@ def classify(model: Model, images: Images, *, top: int = 1, json: bool = False) 
         EncodedImages(FileImages(files, loaded.image_size), loaded.tokenizer.encode),
         layers=[probe.layer],
         normalised=probe.normalised,
+        pooling=probe.pooling,
         mask_prob=loaded.facts.mask_prob,
         keep=False,
     )[0]

@@ -4,10 +4,10 @@ import dataclasses
 import json as json_format
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from igpt.cli.arguments import Data, Model
-from igpt.config import FinetuneConfig
+from igpt.config import FinetuneConfig, Pooling
 from igpt.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def lowdata(
     labels: tuple[int, ...] = (4, 25, 400),
     subsets: int = 5,
     seed: int = 0,
+    pooling: Literal["mean", "bands"] = "mean",
     scratch_steps: int = 0,
     wide_resnet_steps: int = 0,
     max_images: int | None = None,
@@ -46,6 +47,7 @@ def lowdata(
         labels: labels a class, one evaluation each.
         subsets: random subsets for each.
         seed: of the subsets.
+        pooling: of the features, as for igpt probe.
         scratch_steps: updates of the same Transformer from scratch on each subset; 0: leave it out.
         wide_resnet_steps: updates of a Wide ResNet 28-2 on each subset; 0: leave it out.
         max_images: look at so many images of each split at most, drawn at random; none: all.
@@ -63,7 +65,13 @@ def lowdata(
     packed = open_for(loaded, data, max_images=max_images)
     steps = {"scratch": scratch_steps, "wide_resnet": wide_resnet_steps}
     rows = evaluate_lowdata(
-        loaded, packed, labels=labels, n_subsets=subsets, seed=seed, baseline_steps=steps
+        loaded,
+        packed,
+        labels=labels,
+        n_subsets=subsets,
+        seed=seed,
+        baseline_steps=steps,
+        pooling=pooling,
     )
     result = {"rows": rows}
     if place := record_place(Path(model)):
@@ -94,6 +102,7 @@ def evaluate_lowdata(
     n_subsets: int,
     seed: int,
     baseline_steps: dict[str, int],
+    pooling: Pooling,
 ) -> list[dict[str, Any]]:
     """One row for each number of labels and each method: a `FewLabelResult` with its `method`.
 
@@ -110,7 +119,9 @@ def evaluate_lowdata(
     images = {split: LabelledImages(data.images(split), checked[split]) for split in TRAIN_TEST}
     for count in labels:  # before the long work starts
         subset_rows(images["train"].labels, count, seed=seed, subset=0)
-    features = {split: labelled_features(model, data, split) for split in TRAIN_TEST}
+    features = {
+        split: labelled_features(model, data, split, pooling=pooling) for split in TRAIN_TEST
+    }
     pixels = {
         split: Labelled(pixel_features(part.images[:])[None], part.labels)
         for split, part in images.items()

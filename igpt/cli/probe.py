@@ -16,6 +16,7 @@ def probe(
     data: Data,
     *,
     raw_residual: bool = False,
+    pooling: Literal["mean", "bands"] = "mean",
     raw_pixels: bool = True,
     joined: int = 0,
     kmeans: int = 0,
@@ -33,6 +34,7 @@ def probe(
         model: a run, a model folder or a shipped name.
         data: labelled images: a name (cifar10), a packed set, a folder with one folder a class.
         raw_residual: pool the residual stream itself in place of the paper's normalised features.
+        pooling: over positions: mean, the paper's; bands: means of four bands of rows, and spread.
         raw_pixels: treat the pixels themselves the same, for comparison.
         joined: also probe so many adjacent layers around the best, side by side (the paper's 5).
         kmeans: also probe the features of so many k-means clusters (Coates et al. 2011).
@@ -62,6 +64,7 @@ def probe(
         loaded,
         packed,
         normalised=not raw_residual,
+        pooling=pooling,
         raw_pixels=raw_pixels,
         n_joined=joined,
         solver=solver,

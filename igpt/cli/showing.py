@@ -88,7 +88,9 @@ def model_says(model: "PixelModel", images: "np.ndarray") -> "np.ndarray":
 
     probe = model.probe()
     assert probe is not None
-    features = model.features(images, layer=probe.layer, normalised=probe.normalised)
+    features = model.features(
+        images, layer=probe.layer, normalised=probe.normalised, pooling=probe.pooling
+    )
     codes = probe.log_prob(features).argmax(axis=1)
     return np.array([probe.labels[code] for code in codes])
 
@@ -99,10 +101,12 @@ def few_label_lines(model: "PixelModel", fit: "Examples", judge: "Examples") -> 
     from igpt.evaluate.fewlabel import evaluate_few_labels
     from igpt.evaluate.probe import Labelled, pixel_features
 
+    probe = model.probe()
+    pooling = "mean" if probe is None else probe.pooling
     splits = []
     for part in (fit, judge):
         tokens = model.tokenizer.encode(part.images)
-        layers = extract_features(model.network, tokens, keep=False)
+        layers = extract_features(model.network, tokens, pooling=pooling, keep=False)
         splits.append(
             (
                 Labelled(layers, part.labels),

@@ -16,13 +16,17 @@ import torch
 from torch import Tensor
 
 from igpt import compute, runs
-from igpt.config import TrainConfig
+from igpt.config import Pooling, TrainConfig
 from igpt.errors import UserError
 from igpt.model.gpt import GPT, NORM_EPS
 from igpt.tokens.masks import bert_masks
 
+N_BANDS = 4
+N_POOLED = {"mean": 1, "bands": N_BANDS + 1}
+"""Numbers that a channel gives."""
+
 # Part of the key of a kept file: raise it when the same inputs give other numbers.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 # A batch whose activations stay in the caches of a CPU; a GPU wants more work at a time.
 BATCH_TOKENS = {"cpu": 4096, "cuda": 2**17}
@@ -70,6 +74,7 @@ def extract_features(
     *,
     layers: Sequence[int] | None = None,
     normalised: bool = True,
+    pooling: Pooling = "mean",
     mask_prob: float = TrainConfig().mask_prob,
     mask_seed: int = 0,
     precision: compute.Precision = "auto",
@@ -83,7 +88,8 @@ def extract_features(
         network: on the device to use; its weights are not changed.
         tokens: (N, T) integers.
         layers: increasing numbers from 0 to L; none: all L + 1.
-        normalised: the paper's features; otherwise the raw residual stream, mean over positions.
+        normalised: the paper's features; otherwise the raw residual stream.
+        pooling: over positions: mean, the paper's; bands, see `banded`.
         mask_prob: BERT only, the share of positions masked, as in training.
         mask_seed: BERT only, seed of the masks.
         precision: of the matrix products; pooling is float32 always.
@@ -92,7 +98,7 @@ def extract_features(
         progress: called with the number of images done after each batch.
 
     Returns:
-        (len(layers), N, D) float32; a read-only memory map where it was kept.
+        (len(layers), N, D) float32, bands: 5 D; a read-only memory map where it was kept.
 
     Raises:
         UserError: no images, tokens of another length, or a layer that the network has not.
@@ -100,7 +106,8 @@ def extract_features(
     chosen = _checked_layers(network, layers)
     check_tokens(network, tokens)
     dtype = compute.choose_dtype(precision, network.wpe.weight.device)
-    shape = (len(chosen), len(tokens), network.config.n_embd)
+    width = network.config.n_embd * N_POOLED[pooling]
+    shape = (len(chosen), len(tokens), width)
 
     def fill(target: np.ndarray) -> None:
         stream_features(
@@ -109,6 +116,7 @@ def extract_features(
             tokens,
             layers=chosen,
             normalised=normalised,
+            pooling=pooling,
             mask_prob=mask_prob,
             mask_seed=mask_seed,
             precision=precision,
@@ -121,7 +129,7 @@ def extract_features(
         fill(result)
         return result
     masks = (mask_prob, mask_seed) if network.objective == "bert" else None
-    options = (CACHE_VERSION, shape, chosen, normalised, masks, str(dtype))
+    options = (CACHE_VERSION, shape, chosen, normalised, pooling, masks, str(dtype))
     name = _digest(weights_digest(network), tokens_digest(tokens), *options)
     return _kept(runs.cache_folder() / "features" / f"{name}.npy", shape, fill)
 
@@ -133,6 +141,7 @@ def stream_features(
     *,
     layers: Sequence[int] | None = None,
     normalised: bool = True,
+    pooling: Pooling = "mean",
     mask_prob: float = TrainConfig().mask_prob,
     mask_seed: int = 0,
     precision: compute.Precision = "auto",
@@ -157,7 +166,9 @@ def stream_features(
     batches = token_batches(network, tokens, batch_size, mask_prob, mask_seed)
     with torch.inference_mode(), compute.autocast(device, dtype):
         for rows, batch, masked in _same_shape(batches, batch_size):
-            pooled = pooled_layers(model, batch, masked, layers=chosen, normalised=normalised)
+            pooled = pooled_layers(
+                model, batch, masked, layers=chosen, normalised=normalised, pooling=pooling
+            )
             n = rows.stop - rows.start
             target[:, rows] = pooled[:, :n].cpu().numpy()
             if progress is not None:
@@ -171,6 +182,7 @@ def pooled_layers(
     *,
     layers: Sequence[int],
     normalised: bool = True,
+    pooling: Pooling = "mean",
 ) -> Tensor:
     """Features of one batch; nothing past the last of `layers` is computed.
 
@@ -180,13 +192,16 @@ def pooled_layers(
         masked: (B, T) bool, BERT only.
         layers: increasing.
         normalised: the paper's features, or the raw residual stream.
+        pooling: over positions.
 
     Returns:
-        (len(layers), B, D) float32.
+        (len(layers), B, D) float32, bands: 5 D.
     """
     pooled = []
     for layer, h in enumerate(network.hidden(tokens, masked)):
-        if layer in layers:
+        if layer in layers and pooling == "bands":
+            pooled.append(banded(network.normalised(layer, h) if normalised else h))
+        elif layer in layers:
             pooled.append(_normalised_mean(network, layer, h) if normalised else _mean(h))
         if layer == layers[-1]:
             break
@@ -226,6 +241,17 @@ def _same_shape(
 def _padded(rows: Tensor, size: int) -> Tensor:
     """`size` rows, the first one repeated at the end."""
     return torch.cat([rows, rows[:1].expand(size - len(rows), -1)])
+
+
+def banded(x: Tensor) -> Tensor:
+    """Means over four bands of rows, then the spread over all positions: (B, T, D) -> (B, 5 D).
+
+    An autoregressive network knows more the further down it looks, and how much its activations
+    vary tells of texture; the mean of all positions keeps neither.
+    """
+    x = x.float()
+    bands = [band.mean(dim=1) for band in x.tensor_split(N_BANDS, dim=1)]
+    return torch.cat([*bands, x.std(dim=1, correction=0)], dim=1)
 
 
 def _mean(h: Tensor) -> Tensor:

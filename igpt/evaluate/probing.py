@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from igpt.config import Pooling
 from igpt.errors import UserError
 from igpt.evaluate.features import EncodedImages, extract_features
 from igpt.evaluate.kmeans_features import KMeansConfig, KMeansFeatures
@@ -42,6 +43,7 @@ def probe_model(
     data: PackedSet,
     *,
     normalised: bool = True,
+    pooling: Pooling = "mean",
     raw_pixels: bool = True,
     n_joined: int = 0,
     solver: Solver = "lbfgs",
@@ -57,6 +59,7 @@ def probe_model(
         model: what is probed.
         data: labelled images at the model's size.
         normalised: the paper's features; otherwise the raw residual stream.
+        pooling: of the features over positions.
         raw_pixels: treat the pixels themselves the same, as `raw_pixels`.
         n_joined: adjacent layers to probe side by side, as `joined`; 0: none.
         solver: lbfgs finds the optimum; sgd sees a batch at a time, for sets that are too large.
@@ -69,7 +72,10 @@ def probe_model(
     """
     checked_labels(data)
     assert data.classes is not None
-    splits = tuple(labelled_features(model, data, name, normalised=normalised) for name in SPLITS)
+    splits = tuple(
+        labelled_features(model, data, name, normalised=normalised, pooling=pooling)
+        for name in SPLITS
+    )
     layers = range(model.network.config.n_layer + 1)
     result, weights, biases = _fitted(model, splits, layers, solver, sgd_steps)
     if save and model.folder is not None and model.folder.is_dir() and not is_shipped(model.folder):
@@ -78,6 +84,7 @@ def probe_model(
             biases=biases,
             layer=result.layer,
             normalised=normalised,
+            pooling=pooling,
             strength=result.strength,
             labels=result.labels,
             classes=tuple(data.classes[label] for label in result.labels),
@@ -92,7 +99,8 @@ def probe_model(
     if n_joined:
         figures["joined"] = _probe_joined(splits, result.layer, n_joined)
     if model.network.objective == "bert":
-        figures["vote"] = _voted(model, data, result, weights, biases, normalised)
+        options = {"normalised": normalised, "pooling": pooling}
+        figures["vote"] = _voted(model, data, result, weights, biases, options)
     return figures
 
 
@@ -140,7 +148,7 @@ def _voted(
     result: ProbeResult,
     weights: np.ndarray,
     biases: np.ndarray,
-    normalised: bool,
+    options: dict[str, Any],
 ) -> dict[str, Any]:
     """Test accuracy of the modal answer over `N_MASKS` masks; the probe saw the first one's."""
     tokens = EncodedImages(data.images("test"), model.tokenizer.encode)
@@ -149,7 +157,7 @@ def _voted(
             model.network,
             tokens,
             layers=[result.layer],
-            normalised=normalised,
+            **options,
             mask_prob=model.facts.mask_prob,
             mask_seed=seed,
         )[0]
@@ -194,6 +202,7 @@ def labelled_features(
     split: Split,
     *,
     normalised: bool = True,
+    pooling: Pooling = "mean",
     progress: Callable[[int], None] | None = None,
 ) -> Labelled:
     """Features of all layers of a split, with its labels; kept in the cache folder.
@@ -208,6 +217,7 @@ def labelled_features(
             model.network,
             EncodedImages(images, model.tokenizer.encode),
             normalised=normalised,
+            pooling=pooling,
             mask_prob=model.facts.mask_prob,
             progress=progress or Counter(ticker, len(images), "images"),
         )

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from igpt import runs
+from igpt.config import Pooling
 from igpt.errors import UserError
 from igpt.evaluate.probe import log_softmax
 
@@ -27,6 +28,8 @@ class SavedProbe:
     """(C,) float32."""
     layer: int
     normalised: bool
+    pooling: Pooling = "mean"
+    """Over positions."""
     strength: float
     labels: tuple[int, ...]
     """The data set's number of each of the C classes."""
@@ -87,6 +90,7 @@ class SavedProbe:
             biases=tensors["biases"],
             layer=int(facts["layer"]),
             normalised=bool(facts["normalised"]),
+            pooling="bands" if facts["pooling"] == "bands" else "mean",
             strength=float(facts["strength"]),
             labels=tuple(int(label) for label in facts["labels"]),
             classes=tuple(str(name) for name in facts["classes"]),

@@ -207,6 +207,11 @@ def _class_head(model: PixelModel) -> _ClassHead:
     last = model.network.config.n_layer
     if head is None:
         raise UserError("this model has no class head: fine-tune it, or convert it without classes")
+    if head.pooling != "mean":
+        raise UserError(
+            "transformers' class head reads the mean over positions; this one reads features "
+            f"pooled by {head.pooling}: probe or fine-tune again without --pooling"
+        )
     if head.layer != last or not head.normalised or head.biases.any():
         raise UserError(
             f"transformers' class head reads layer {last} and has no bias; this one reads layer "

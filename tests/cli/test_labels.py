@@ -149,7 +149,7 @@ TOO_SMALL = "is packed at 8 pixels, 16 are needed here: prepare it again with --
         ),
         (
             ["probe", "{model}", "digits", "--sgd-steps", "0"],
-            "--joined must not be negative and --sgd-steps must be at least 1",
+            "--joined and --kmeans must not be negative and --sgd-steps must be at least 1",
         ),
         (
             ["finetune", "{model}", "digits", "--finetune.layer", "3"],

@@ -83,6 +83,22 @@ def test_features_are_means_over_positions(objective: Objective, normalised: boo
     assert np.abs(found - expected).max() < 1e-4
 
 
+@pytest.mark.parametrize("normalised", [True, False])
+def test_bands_are_means_of_four_stretches_of_rows_and_the_spread(normalised: bool) -> None:
+    model, images = network(), tokens()
+    found = extract_features(
+        model, images, normalised=normalised, pooling="bands", precision="fp32", keep=False
+    )
+    assert found.shape == (L + 1, N, 5 * D)
+    with torch.no_grad():
+        for layer, h in enumerate(model.hidden(torch.from_numpy(images))):
+            x = (model.normalised(layer, h) if normalised else h).double().numpy()  # (N, T, D)
+            parts = [x[:, 4 * band : 4 * band + 4].mean(axis=1) for band in range(4)]
+            spread = np.sqrt(((x - x.mean(1, keepdims=True)) ** 2).mean(axis=1))
+            expected = np.concatenate([*parts, spread], axis=1)
+            assert np.abs(found[layer] - expected).max() < 1e-4
+
+
 def test_batch_size_changes_nothing() -> None:
     model = network()
     one = extract_features(model, tokens(), precision="fp32", batch_size=1, keep=False)
@@ -141,11 +157,12 @@ def test_everything_that_matters_gives_another_file(cache: Path) -> None:
     extract_features(network(), tokens(), normalised=False, precision="fp32")
     extract_features(network(), tokens(), layers=[1], precision="fp32")
     extract_features(network(), tokens(), precision="bf16")
-    assert len(list(cache.iterdir())) == 6
+    extract_features(network(), tokens(), pooling="bands", precision="fp32")
+    assert len(list(cache.iterdir())) == 7
     extract_features(network("bert"), tokens(), precision="fp32")
     extract_features(network("bert"), tokens(), mask_seed=1, precision="fp32")
     extract_features(network("bert"), tokens(), mask_prob=0.5, precision="fp32")
-    assert len(list(cache.iterdir())) == 9
+    assert len(list(cache.iterdir())) == 10
 
 
 def test_mask_settings_do_not_matter_to_an_autoregressive_model(cache: Path) -> None:

@@ -1,5 +1,6 @@
 """Folders of transformers' ImageGPT: every key accounted for, and what cannot be read refused."""
 
+import dataclasses
 import json
 import shutil
 
@@ -177,6 +178,10 @@ def test_what_transformers_cannot_express_is_refused_by_name(tmp_path):
     model = classifier()
     model.classifier.biases[0] = 1
     with pytest.raises(UserError, match=r"has no bias; this one reads layer 2 with a bias"):
+        write_transformers(model, tmp_path / "out", classes=True)
+    model = classifier()
+    model.classifier = dataclasses.replace(model.classifier, pooling="bands")
+    with pytest.raises(UserError, match=r"this one reads features pooled by bands"):
         write_transformers(model, tmp_path / "out", classes=True)
     assert not (tmp_path / "out").exists()
 
