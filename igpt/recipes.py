@@ -22,7 +22,9 @@ def _paper_recipe(model: ModelConfig, lr: float) -> RunConfig:
     return RunConfig(
         data=DataConfig(image_size=32, augment="imagenet"),
         model=model,
-        train=TrainConfig(lr=lr, grad_clip_norm=0.0, checkpoint_at=PAPER_CHECKPOINTS),
+        train=TrainConfig(
+            lr=lr, grad_clip_norm=0.0, checkpoint_at=PAPER_CHECKPOINTS, draw_every=10_000
+        ),
     )
 
 

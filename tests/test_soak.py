@@ -12,6 +12,7 @@ import sys
 
 import pytest
 
+from igpt import compute
 from igpt.train import checkpoint, resume, setup
 from tests.full_disk import digests
 from tests.train import killing
@@ -96,6 +97,20 @@ def test_row_2_every_one_of_200_damages_is_detected(digits, tmp_path, capsys):
         f"row 2: {detected} of {N_DAMAGES} damages (cut short or one bit flipped, over "
         f"{len(names)} files) detected and named, the checkpoint before used",
     )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.skipif(not compute.has_compiler(), reason="needs a C++ compiler")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_row_1_compiled_runs_resume_to_the_same_bits_too(digits, tmp_path, capsys, precision):
+    compiled = config(precision=precision, compile="blocks", total_steps=30, checkpoint_every=9)
+    killing.train(tmp_path / "whole", compiled, digits)
+    context = killing.forks()
+    while killing.newest_step(tmp_path / "broken") < 30:
+        killing.killed_after(context, 0.05, tmp_path / "broken", compiled, digits)
+    whole = killing.final_weights(tmp_path / "whole", 30)
+    assert killing.final_weights(tmp_path / "broken", 30) == whole
+    printed(capsys, f"row 1, compiled, {precision}: killed after each checkpoint: the same bits")
 
 
 @pytest.mark.skipif(

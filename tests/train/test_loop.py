@@ -11,6 +11,7 @@ from igpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from igpt.errors import Interrupted, UserError
 from igpt.progress import Ticker
 from igpt.train import checkpoint, loop, resume, setup
+from igpt.train.stopping import stopping_softly
 from igpt.train.tracking import read_metrics
 from tests.train import killing
 
@@ -106,6 +107,29 @@ def test_loss_falls_and_metrics_hold_what_they_promise(digits, tmp_path):
         assert logged[0][key] > 0
 
 
+def test_bf16_is_for_products_only(digits, tmp_path):
+    trainer = start(tiny(precision="bf16"), digits, tmp_path / "run")
+    seen = []
+    trainer.network.h[0].mlp.c_fc.register_forward_hook(lambda *args: seen.append(args[2].dtype))
+    before = loop.loss_of(trainer, trainer.stream.at(0))
+    trainer.network.zero_grad()
+    loop.run_steps(trainer, QUIET)
+    assert set(seen) == {torch.bfloat16}
+    assert before.dtype == torch.float32
+    state = [*trainer.network.state_dict().values(), *trainer.optimizer.tensors().values()]
+    assert {tensor.dtype for tensor in state} == {torch.float32}
+
+
+def test_a_second_signal_ends_at_once_and_the_handlers_are_put_back(digits, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    trainer = start(tiny(), digits, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt), stopping_softly(trainer):
+        signal.raise_signal(signal.SIGTERM)
+        assert trainer.stop_signal == signal.SIGTERM
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_a_loss_that_is_not_finite_stops_with_step_batch_and_last_good_checkpoint(digits, tmp_path):
     trainer = start(tiny(), digits, tmp_path / "run")
     loop.run_steps(trainer, QUIET)
@@ -120,12 +144,13 @@ def test_a_loss_that_is_not_finite_stops_with_step_batch_and_last_good_checkpoin
     assert_same(before, after)
 
 
-def test_a_signal_saves_the_step_and_says_how_to_go_on(digits, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_step_and_says_how_to_go_on(digits, tmp_path, number):
     trainer = start(tiny(total_steps=100_000, checkpoint_every=10**6), digits, tmp_path / "run")
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
     with pytest.raises(Interrupted, match="is saved: go on with --resume") as stop:
         loop.run_steps(trainer, QUIET)
-    assert stop.value.signal_number == signal.SIGTERM
+    assert stop.value.signal_number == number
     path, _ = checkpoint.newest(tmp_path / "run")
     assert path == checkpoint.folder_of(tmp_path / "run", trainer.step)
 
