@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -106,3 +107,31 @@ def test_help_loads_no_heavy_library():
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, "10000"),
+        ({"GOMP_SPINCOUNT": "5"}, "5"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ],
+)
+def test_threads_wait_without_spinning_long_unless_the_user_says_how(given, found):
+    """A spinning thread takes the core that the awaited one needs, on a machine that is shared."""
+    code = (
+        "import os, sys\nfrom igpt.cli.main import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules\n"
+        "print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    others = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**others, **given},
+    )
+    assert done.stdout.splitlines()[-1] == str(found)
