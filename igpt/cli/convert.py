@@ -10,7 +10,8 @@ def convert(
     model: Model,
     out: Out,
     *,
-    to: Literal["igpt", "transformers", "transformers-classifier"] = "igpt",
+    to: Literal["igpt", "transformers", "transformers-classifier", "onnx"] = "igpt",
+    layer: int | None = None,
     palette: str | None = None,
 ) -> None:
     """Rewrite a model in another format, and prove it by reading it back.
@@ -21,7 +22,9 @@ def convert(
         out: folder to write.
         to: igpt: a model folder; transformers: for ImageGPTForCausalImageModeling;
             transformers-classifier: a fine-tuned model, for ImageGPTForImageClassification, which
-            must be fed [sos, tokens[:-1]] to give the same scores.
+            must be fed [sos, tokens[:-1]] to give the same scores; onnx: the feature extractor and
+            one step of the sampler for ONNX runtimes (extra `onnx`).
+        layer: onnx only, of the features; none: the saved probe's, or the middle one.
         palette: the colours of a TensorFlow checkpoint; none: kmeans_centers.npy beside it.
     """
     from igpt.interop.openai import find_checkpoint, read_openai
@@ -32,6 +35,10 @@ def convert(
     loaded = load(model) if prefix is None else read_openai(prefix, palette)
     if to == "igpt":
         loaded.save(out)
+    elif to == "onnx":
+        from igpt.interop.onnx import write_onnx
+
+        write_onnx(loaded, Path(out), layer=layer)
     else:
         write_transformers(loaded, Path(out), classes=to == "transformers-classifier")
     print(out)
