@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from igpt import __version__
-from igpt.errors import Interrupted, UserError
+from igpt.errors import Diverged, Interrupted, UserError
 
 # Command: what it does. Each is the function of its name in `igpt.cli.<name>`.
 COMMANDS = {
@@ -64,6 +64,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except UserError as error:
         if debug:
             raise
+        if isinstance(error, Diverged) and int(os.environ.get("RANK", "0")) > 0:
+            sys.exit(EXIT_USER_ERROR)  # all ranks see it, the first one says it
         _fail(str(error))
     except Interrupted as stop:
         from igpt.progress import say

@@ -81,10 +81,13 @@ class Meter:
 
     def log_pictures(self) -> None:
         """Have samples and completions drawn, and show them to the trackers."""
-        if self._trackers and self._trainer.draw is not None:
-            for name, picture in self._trainer.draw().items():
+        trainer = self._trainer
+        if self._trackers and trainer.draw is not None:
+            trainer.draws = True
+            for name, picture in trainer.draw().items():
                 for tracker in self._trackers:
-                    tracker.show(self._trainer.step, name, picture)
+                    tracker.show(trainer.step, name, picture)
+            trainer.draws = False
         self.restart_clock()
 
     def _write(self, line: dict[str, Any]) -> None:

@@ -42,6 +42,10 @@ class Trainer:
     """Updates made so far."""
     began: int = 0
     """The step whose images are at hand, counted from 1."""
+    moves: int = 0
+    """Counts the parts of long work between two steps, so that it is not taken for a stall."""
+    draws: bool = False
+    """Pictures are being drawn, which may take long."""
     stop_signal: int | None = None
     draw: Callable[[], dict[str, np.ndarray]] | None = None
     """Gives pictures of what the network does by now, by name: (H, W, 3) uint8."""

@@ -41,6 +41,7 @@ def validation_nats(trainer: Trainer) -> float:
             masked = torch.from_numpy(masks).to(device)
         with compute.autocast(device, trainer.dtype):
             logits = network(part, masked)
+        trainer.moves += 1
         sums[0] += loss_sum(logits, part, masked)
         sums[1] += loss_count(network.objective, part, masked)
     total, count = world.sum(sums).tolist()

@@ -39,12 +39,13 @@ class Watch:
         self._reports = [""] * self._world.size
         self._heard_s = [time.monotonic()] * self._world.size
         self._began = [0] * self._world.size
+        self._moves = [""] * self._world.size
         self._moved_s = time.monotonic()
 
     def __enter__(self) -> Self:
         if self._world.size > 1:
             self._store = _store()
-            self._store.set(self._key(self._world.rank), "0 0")
+            self._store.set(self._key(self._world.rank), "0 0 0")
             self._await_others()
             self._thread.start()
         return self
@@ -90,7 +91,9 @@ class Watch:
         try:
             while not self._done.wait(self._every_s):
                 number += 1
-                self._store.set(self._key(self._world.rank), f"{number} {self._trainer.began}")
+                moves = number if self._trainer.draws else self._trainer.moves
+                report = f"{number} {self._trainer.began} {moves}"
+                self._store.set(self._key(self._world.rank), report)
                 if self._world.rank < 2:
                     self._listen()
                     self._judge()
@@ -104,9 +107,11 @@ class Watch:
             report = self._store.get(self._key(rank)).decode()
             if report != self._reports[rank] or report == _DONE:
                 self._reports[rank], self._heard_s[rank] = report, now_s
-            began = int(report.split()[1]) if " " in report else self._began[rank]
-            if began != self._began[rank] or report == _DONE:
-                self._began[rank], self._moved_s = began, now_s
+            _, _, moves = report.partition(" ")
+            if moves != self._moves[rank] or report == _DONE:
+                self._moves[rank], self._moved_s = moves, now_s
+            if moves:
+                self._began[rank] = int(moves.split()[0])
 
     def _judge(self) -> None:
         # Rank 1 speaks only where rank 0 cannot.

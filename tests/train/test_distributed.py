@@ -81,8 +81,8 @@ def alone(digits, tmp_path_factory):
     [
         pytest.param(("--train.parallel", "ddp", "--train.micro-batch", "2"), id="ddp"),
         pytest.param(
-            ("--train.parallel", "fsdp", "--train.checkpoint-activations"),
-            id="fsdp-as-xl",
+            ("--recipe", "igpt-xl", "--train.parallel", "fsdp"),
+            id="fsdp-xl-made-tiny",
             marks=pytest.mark.slow,
         ),
         pytest.param(
@@ -163,6 +163,55 @@ def test_a_stalled_rank_ends_the_job_with_its_name(digits, tmp_path):
         os.kill(pid, signal.SIGKILL)
     launcher.communicate(timeout=60)
     assert re.search(r"rank 1 gave no sign of life for \d+ s at step \d+: the job ends", line)
+
+
+FAULT = """
+import sys
+from igpt.cli.main import main
+from igpt.errors import {error}
+from igpt.train import loop
+plain = loop.train_step
+def faulty(trainer, batch):
+    if trainer.step == 3 and trainer.world.rank in {ranks}:
+        raise {error}("cannot write it: No space left on device")
+    return plain(trainer, batch)
+loop.train_step = faulty
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("error", "ranks"), [("UserError", [0]), ("Diverged", [0, 1])])
+def test_a_fault_while_training_is_said_once(digits, tmp_path, error, ranks):
+    (tmp_path / "faulty.py").write_text(FAULT.format(error=error, ranks=ranks))
+    words = command(tmp_path / "run", 2, "--train.total-steps", "100")
+    where = len(words) - 1 - words[::-1].index("igpt") - 1
+    words[where : where + 2] = [str(tmp_path / "faulty.py")]
+    found = subprocess.run(words, capture_output=True, text=True)
+    assert found.returncode != 0
+    assert found.stderr.count("igpt: error") == 1, found.stderr
+    assert "igpt: error: cannot write it: No space left on device" in found.stderr
+
+
+@pytest.mark.slow
+def test_two_ranks_search_the_learning_rate_together(digits, tmp_path):
+    found = run(tmp_path / "search", 2, "--train.total-steps", "3", "--search-lr", "--json")
+    (document,) = [json.loads(line) for line in found.stdout.splitlines() if line.startswith("{")]
+    table = json.loads((tmp_path / "search" / "search.json").read_text())
+    assert document["trials"] == table["trials"]
+    assert len(table["trials"]) >= 2
+
+
+@pytest.mark.slow
+def test_ranks_of_a_cut_up_network_compute_in_bf16_and_learn(digits, tmp_path):
+    options = [word for word in OPTIONS if word != "fp32"]
+    options[options.index("--train.precision")] = "--train.precision=bf16"
+    words = command(tmp_path / "run", 2)
+    words = [*words[: -len(OPTIONS)], *options, "--train.parallel", "fsdp"]
+    done = subprocess.run([*words, "--train.total-steps", "30"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    losses = [line["loss_nats"] for line in read_metrics(tmp_path / "run") if "lr" in line]
+    assert losses[-1] < losses[0] - 0.5
 
 
 @pytest.mark.slow
