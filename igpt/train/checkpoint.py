@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,17 +167,28 @@ def check_weights(network: nn.Module, tensors: Mapping[str, Tensor], *, where: s
     Raises:
         UserError: a tensor is missing, extra or of another shape, by name.
     """
-    own = network.state_dict()
-    for name in own:
+    own = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    check_tensors(own, tensors, where=where)
+
+
+def check_tensors(
+    shapes: Mapping[str, Sequence[int]], tensors: Mapping[str, Tensor], *, where: str
+) -> None:
+    """Account for every tensor, of weights or of an optimiser's state.
+
+    Raises:
+        UserError: a tensor is missing, extra or of another shape, by name.
+    """
+    for name in shapes:
         if name not in tensors:
             raise UserError(f"{where}: tensor {name} is missing: use a matching file or config")
     for name, value in tensors.items():
-        if name not in own:
+        if name not in shapes:
             raise UserError(f"{where}: tensor {name} is not part of this network")
-        if value.shape != own[name].shape:
+        if tuple(value.shape) != tuple(shapes[name]):
             raise UserError(
                 f"{where}: tensor {name} is {tuple(value.shape)}, "
-                f"this network has {tuple(own[name].shape)}: check the model settings"
+                f"this network has {tuple(shapes[name])}: check the model settings"
             )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from igpt.config import TrainConfig
+from igpt.train.checkpoint import check_tensors
 
 
 def warmup_steps_of(config: TrainConfig, n_images: int) -> int:
@@ -29,6 +30,13 @@ def lr_factor_at(step: int, config: TrainConfig, warmup_steps: int) -> float:
     if config.schedule == "linear":
         return min(1.0, (1 - done) / config.decay_fraction)
     return 1.0
+
+
+# What each optimiser keeps of a parameter.
+_STATE: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    torch.optim.Muon: ("momentum_buffer",),
+}
 
 
 class Optimizer:
@@ -78,8 +86,17 @@ class Optimizer:
                 for key, value in values.items():
                     yield self._names[parameter], key, torch.as_tensor(value)
 
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `tensors` gave."""
+    def load_tensors(self, tensors: dict[str, Tensor], *, where: str) -> None:
+        """Put back what `tensors` gave after at least one step.
+
+        Args:
+            tensors: by name.
+            where: they are from, for messages.
+
+        Raises:
+            UserError: a tensor is missing, extra or of another shape, by name.
+        """
+        check_tensors(self._shapes(), tensors, where=where)
         by_parameter: dict[str, dict[str, Tensor]] = {}
         for path, value in tensors.items():
             name, key = path.rsplit("/", 1)
@@ -87,11 +104,20 @@ class Optimizer:
         for part, _ in self._parts:
             for group in part.param_groups:
                 for parameter in group["params"]:
-                    held = by_parameter.get(self._names[parameter], {})
-                    if held:
-                        part.state[parameter] = {
-                            key: value.to(parameter.device).clone() for key, value in held.items()
-                        }
+                    part.state[parameter] = {
+                        key: value.to(parameter.device).clone()
+                        for key, value in by_parameter[self._names[parameter]].items()
+                    }
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor of the state, by name."""
+        return {
+            f"{self._names[parameter]}/{key}": () if key == "step" else tuple(parameter.shape)
+            for part, _ in self._parts
+            for group in part.param_groups
+            for parameter in group["params"]
+            for key in _STATE[type(part)]
+        }
 
 
 def _in_block(name: str) -> bool:

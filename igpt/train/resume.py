@@ -67,12 +67,13 @@ def restore(trainer: Trainer, path: Path) -> dict[str, Any]:
         tensors = sharded.read(path, own, with_optimizer=True)
         weights = {name: tensor for name, tensor in tensors.items() if "/" not in name}
         checkpoint.load_weights(trainer.network, weights, where=where)
-        trainer.optimizer.load_tensors({k: v for k, v in tensors.items() if "/" in k})
+        moments = {name: tensor for name, tensor in tensors.items() if "/" in name}
+        trainer.optimizer.load_tensors(moments, where=where)
         state: dict[str, Any] = read_json(path / "state.json")
     else:
         held = checkpoint.load(path)
         checkpoint.load_weights(trainer.network, held.model, where=where)
-        trainer.optimizer.load_tensors(held.optimizer)
+        trainer.optimizer.load_tensors(held.optimizer, where=where)
         state = held.state
     trainer.step = int(state["step"])
     return state

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from igpt.config import TrainConfig
+from igpt.errors import UserError
 from igpt.train.optim import Optimizer, clip_gradients, lr_factor_at, warmup_steps_of
 from tests.strategies import lively_gpt, random_tokens
 
@@ -67,12 +68,31 @@ def test_state_goes_out_and_in_without_a_trace(optimizer):
     copy = lively_gpt().train()
     copy.load_state_dict(network.state_dict())
     second = Optimizer(copy, settings)
-    second.load_tensors({name: tensor.clone() for name, tensor in first.tensors().items()})
+    tensors = {name: tensor.clone() for name, tensor in first.tensors().items()}
+    second.load_tensors(tensors, where="file")
     for model, opt in ((network, first), (copy, second)):
         model(random_tokens(model, 2, seed=9)).square().mean().backward()
         opt.step(1.0)
     for a, b in zip(network.parameters(), copy.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("sos/exp_avg"), "file: tensor sos/exp_avg is missing"),
+        (lambda s: s.update({"x/exp_avg": torch.zeros(1)}), "tensor x/exp_avg is not part of"),
+        (lambda s: s.update({"sos/step": torch.zeros(2)}), r"tensor sos/step is \(2,\), this"),
+    ],
+)
+def test_state_that_does_not_fit_is_refused_by_name(optimizer, change, message):
+    settings = config(lr=0.01, optimizer=optimizer)
+    network, first = updates_of(settings)
+    tensors = first.tensors()
+    change(tensors)
+    with pytest.raises(UserError, match=message):
+        Optimizer(network, settings).load_tensors(tensors, where="file")
 
 
 def test_muon_moves_block_matrices_only():
