@@ -45,8 +45,8 @@ COMMANDS = {
 
 EXIT_USER_ERROR = 2
 # Threads of libgomp spin while they wait for each other, for milliseconds. Where another program
-# wants a core too, that made training five to ten times slower; alone it gains nothing here.
-WAITING = {"GOMP_SPINCOUNT": "10000"}
+# wants a core too, that made training five to ten times slower (RESULTS.md).
+WAIT_POLICY = "passive"
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -55,9 +55,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     warnings.showwarning = _show_warning
-    if "OMP_WAIT_POLICY" not in os.environ:
-        for name, value in WAITING.items():
-            os.environ.setdefault(name, value)  # read when torch is imported
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", WAIT_POLICY)  # read when torch is imported
     try:
         _run(args)
         sys.stdout.flush()
