@@ -48,6 +48,8 @@ class Row:
     """What else the reader must know, such as the number type."""
     repeats: int = REPEATS
     """Rounds, after one of warm-up."""
+    memory_bytes: int | None = None
+    """The most memory that a process of its own held for the work, where that was looked at."""
 
 
 Spans = dict[str, list[float]]
@@ -203,8 +205,8 @@ def write(path: Path, rows: Iterable[Row], device: torch.device | None = None) -
 def table(rows: Iterable[Row]) -> str:
     """The rows as a table in Markdown, for a terminal and for RESULTS.md."""
     lines = [
-        "| work | peer | ours | peer's | ratio | spread | share of limit | note |",
-        "|---|---|---|---|---|---|---|---|",
+        "| work | peer | ours | peer's | ratio | spread | share of limit | memory | note |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio:.2f} x"
@@ -218,6 +220,7 @@ def table(rows: Iterable[Row]) -> str:
             ratio,
             f"± {row.spread:.0%}",
             share,
+            "" if row.memory_bytes is None else f"{row.memory_bytes / 2**20:,.0f} MiB",
             row.note,
         )
         lines.append("| " + " | ".join(cells) + " |")

@@ -37,6 +37,7 @@ COMMANDS = {
     "sample": "draw new images",
     "complete": "draw the missing part of images",
     "report": "one self-contained HTML page about a run",
+    "bench": "our speed beside other projects', on the same inputs",
     "convert": "rewrite a model in another format: transformers, the authors' TensorFlow",
     "push": "put a model on the Hugging Face Hub, with a card",
     "pull": "fetch a model from the Hugging Face Hub",

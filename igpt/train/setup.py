@@ -33,7 +33,7 @@ from igpt.train.feeding import Ingredient, epoch_images, fitted_palette, images_
 from igpt.train.memory import STATE_BYTES, fitting_micro_batch
 from igpt.train.objectives import loss_sum
 from igpt.train.optim import Optimizer, warmup_steps_of
-from igpt.train.trainer import Trainer
+from igpt.train.trainer import LossSum, Trainer
 
 
 def read_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
@@ -207,6 +207,16 @@ def _check_world(config: RunConfig, world: World) -> None:
         )
 
 
+def compile_network(network: GPT) -> LossSum:
+    """Compile the blocks, each for itself, in place; returns the loss, compiled too.
+
+    The embeddings stay out: compiled, their gradient would differ from run to run.
+    """
+    for block in network.h:
+        block.compile(dynamic=False)
+    return torch.compile(loss_sum, dynamic=False)
+
+
 def make_trainer(
     config: RunConfig,
     data: PackedSet,
@@ -235,12 +245,7 @@ def make_trainer(
     sharded = world.size > 1 and config.train.parallel == "fsdp"
     network = make_network(config, n_colors=tokenizer.n_colors, device="meta" if sharded else "cpu")
     network.checkpoint_activations = config.train.checkpoint_activations
-    summed = loss_sum
-    if config.train.compile == "blocks":
-        # The embeddings stay out: compiled, their gradient would differ from run to run.
-        for block in network.h:
-            block.compile(dynamic=False)
-        summed = torch.compile(loss_sum, dynamic=False)
+    summed = compile_network(network) if config.train.compile == "blocks" else loss_sum
     if sharded:
         shard(network, dtype)
         network.to_empty(device=device)

@@ -16,6 +16,8 @@ from igpt.train.distributed import World
 from igpt.train.objectives import loss_sum
 from igpt.train.optim import Optimizer
 
+LossSum = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
 
 @dataclass(kw_only=True)
 class Trainer:
@@ -27,7 +29,7 @@ class Trainer:
     network: GPT
     forward: nn.Module
     """The network, or what wraps it for several devices."""
-    loss_sum: Callable[[Tensor, Tensor, Tensor | None], Tensor] = loss_sum
+    loss_sum: LossSum = loss_sum
     """The objective's, compiled or not."""
     optimizer: Optimizer
     stream: BatchStream

@@ -1,0 +1,119 @@
+"""The linear probe of 25 layers at 8 strengths, against scikit-learn's solver in a loop."""
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from igpt.bench import measure
+from igpt.errors import UserError
+from igpt.evaluate.logistic import fit_logistic
+from igpt.evaluate.probe import log_softmax
+
+N_LAYERS = 25
+N_CLASSES = 10
+WIDTH = 512
+STRENGTHS = tuple(10.0 ** np.arange(-5, 3))
+# How much higher than scikit-learn's our loss may be, nats an image.
+TOLERANCE = 1e-4
+
+
+def random_features(n: int, width: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(n, width) float32 with a spectrum that falls as real features' does, and (n,) labels.
+
+    The variance along axis i is 1 / i, in axes turned at random, and each class has a mean.
+    """
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(N_CLASSES, size=n)
+    scales = 1 / np.sqrt(np.arange(1, width + 1))
+    means = 0.5 * rng.standard_normal((N_CLASSES, width)) * scales
+    plain = rng.standard_normal((n, width)) * scales + means[labels]
+    turn = np.linalg.qr(rng.standard_normal((width, width)))[0]
+    return (plain @ turn).astype(np.float32), labels
+
+
+def by_sklearn(features: np.ndarray, labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Weights and biases for each strength, one fit after another with scikit-learn's defaults."""
+    from sklearn.linear_model import LogisticRegression
+
+    fits = []
+    for strength in STRENGTHS:
+        model = LogisticRegression(C=strength, max_iter=1000)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.fit(features, labels)
+        fits.append((model.coef_, model.intercept_))
+    return fits
+
+
+def objective_of(
+    weights: np.ndarray,
+    biases: np.ndarray,
+    features: np.ndarray,
+    labels: np.ndarray,
+    strength: float,
+) -> float:
+    """Nats an image: mean log-loss + ||W||^2 / (2 strength N), in float64."""
+    log_prob = log_softmax(features.astype(np.float64) @ weights.T + biases)
+    loss = -log_prob[np.arange(len(labels)), labels].mean()
+    return float(loss + (weights.astype(np.float64) ** 2).sum() / (2 * strength * len(labels)))
+
+
+def bench_images(
+    n: int,
+    width: int,
+    peers: Sequence[str],
+    *,
+    repeats: int = measure.REPEATS,
+    at_most_s: float = float("inf"),
+) -> list[measure.Row]:
+    """Rows for n images; one layer is fitted, and the seconds are for all layers.
+
+    Raises:
+        UserError: our loss is higher than scikit-learn's by more than the tolerance.
+    """
+    features, labels = random_features(n, width, seed=n)
+
+    def ours() -> tuple[np.ndarray, np.ndarray]:
+        fit = fit_logistic(features, labels, n_classes=N_CLASSES, strengths=STRENGTHS)
+        return fit.weights, fit.biases
+
+    works: dict[str, Callable[[], object]] = {measure.OURS: ours}
+    note = "features drawn at random, variance 1 / i"
+    if "sklearn" in peers:
+        works["scikit-learn"] = lambda: by_sklearn(features, labels)
+        gap = _largest_gap(ours(), by_sklearn(features, labels), features, labels)
+        if gap > TOLERANCE:
+            raise UserError(f"our probe's loss is {gap:.1e} above scikit-learn's at {n} images")
+        note += f"; our loss minus theirs at most {gap:.0e}"
+    spans = measure.take_turns(works, repeats=repeats, at_most_s=at_most_s)
+    for values in spans.values():
+        values[:] = [N_LAYERS * value for value in values]
+    work = f"probe {N_LAYERS} layers N={n} D={width} C={N_CLASSES} {len(STRENGTHS)} strengths"
+    return measure.rows_of(work, spans, note=note)
+
+
+def _largest_gap(
+    fitted: tuple[np.ndarray, np.ndarray],
+    theirs: list[tuple[np.ndarray, np.ndarray]],
+    features: np.ndarray,
+    labels: np.ndarray,
+) -> float:
+    gaps = []
+    for i, strength in enumerate(STRENGTHS):
+        own = objective_of(fitted[0][i], fitted[1][i], features, labels, strength)
+        other = objective_of(*theirs[i], features, labels, strength)
+        gaps.append(own - other)
+    return max(gaps)
+
+
+def bench_probe(
+    peers: Sequence[str], *, quick: bool, at_most_s: float = float("inf")
+) -> list[measure.Row]:
+    """All rows."""
+    if quick:
+        return bench_images(500, 64, peers, repeats=3, at_most_s=6)
+    rows = []
+    for n in (1_000, 10_000):
+        rows += bench_images(n, WIDTH, peers, at_most_s=at_most_s)
+    return rows

@@ -1,0 +1,112 @@
+"""`igpt bench`."""
+
+import json as json_format
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tyro.conf import Positional
+
+from igpt.errors import UserError
+
+if TYPE_CHECKING:
+    from igpt.bench.measure import Row
+
+Work = Literal["train", "sample", "probe", "start", "growth"]
+PEERS: dict[str, tuple[str, ...]] = {
+    "train": ("transformers", "mingpt", "sketch"),
+    "sample": ("transformers", "sketch"),
+    "probe": ("sklearn",),
+    "start": (),
+    "growth": (),
+}
+ALSO = {"sample": ("mingpt",)}  # can be asked for, but takes minutes
+
+
+def bench(
+    work: Positional[Work],
+    *,
+    against: str | None = None,
+    quick: bool = False,
+    json: bool = False,
+    out: str | None = None,
+    check: str | None = None,
+    at_most_s: float = 60.0,
+) -> None:
+    """Our speed beside other projects', on the same inputs, taking turns in one run.
+
+    Args:
+        work: train (a step), sample, probe, start (of the program),
+            growth (time and memory against size).
+        against: peers, separated by commas: transformers, mingpt, sketch (a plain PyTorch model);
+            none: those that take seconds.
+        quick: one small size, within 40 seconds.
+        json: print the rows as one JSON document.
+        out: also keep that document in this file (.json).
+        check: compare the ratios with those kept in this file, and fail if one is much lower.
+        at_most_s: seconds after which a row makes no further rounds.
+    """
+    peers = _peers(work, against)
+    target = None if out is None else _target(out)
+    kept = None if check is None else _kept(check)
+
+    from igpt import compute
+    from igpt.bench import measure
+
+    compute.set_threads()
+    rows = _measure_of(work)(peers, quick=quick, at_most_s=at_most_s)
+    if target is not None:
+        measure.write(target, rows)
+    if json:
+        print(json_format.dumps(measure.document(rows)))
+    else:
+        print(measure.table(rows))
+    if kept is not None:
+        from igpt.bench.regression import check_ratios
+
+        check_ratios(rows, kept, where=str(check))
+
+
+def _peers(work: Work, against: str | None) -> list[str]:
+    known = PEERS[work] + ALSO.get(work, ())
+    if against is None:
+        return list(PEERS[work])
+    names = [name.strip() for name in against.split(",") if name.strip()]
+    for name in names:
+        if not known:
+            raise UserError(f"bench {work} has no peers: drop --against")
+        if name not in known:
+            raise UserError(
+                f"--against {name}: bench {work} knows {', '.join(known)}: choose among these"
+            )
+    return names
+
+
+def _target(out: str) -> Path:
+    path = Path(out)
+    if path.suffix != ".json" or path.is_dir():
+        raise UserError(f"--out {out}: choose a file name that ends in .json")
+    return path
+
+
+def _kept(check: str) -> list[dict[str, object]]:
+    from igpt.runs import read_json
+
+    path = Path(check)
+    if not path.is_file():
+        raise UserError(f"--check {check} is no file: measure first, with --out {check}")
+    document = read_json(path)
+    rows = document.get("rows") if isinstance(document, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"--check {check} is not what bench wrote: measure anew, with --out")
+    return rows
+
+
+def _measure_of(work: Work) -> "Callable[..., list[Row]]":
+    """The function that measures this work; only its module is imported."""
+    from importlib import import_module
+
+    measure: Callable[..., list[Row]] = getattr(
+        import_module(f"igpt.bench.{work}"), f"bench_{work}"
+    )
+    return measure

@@ -1,0 +1,95 @@
+"""Each work at its smallest: what is measured is right, whatever the times."""
+
+import numpy as np
+import pytest
+import torch
+
+from igpt.bench import growth, probe, sample, start
+from igpt.bench.train import Size, bench_size, lively_network
+from igpt.errors import UserError
+
+TINY = Size(16, 24, 1, 3, 2)
+
+
+@pytest.fixture(autouse=True)
+def uncompiled(monkeypatch):
+    monkeypatch.setattr("igpt.bench.train.can_compile", lambda device: False)
+
+
+def test_train_gives_a_row_for_each_peer():
+    rows = bench_size(TINY, ["sketch", "mingpt"], torch.float32, repeats=2)
+    assert [row.peer for row in rows] == ["sketch", "mingpt"]
+    assert all(row.ratio > 0 and 0 < row.share_of_limit < 1 for row in rows)
+
+
+def test_train_refuses_a_peer_that_computes_something_else(monkeypatch):
+    class Wrong:
+        is_ours = True
+        module = torch.nn.Linear(1, 1)
+
+    monkeypatch.setattr("igpt.bench.train.open_peer", lambda name, network: Wrong())
+    monkeypatch.setattr("igpt.bench.train.peer_step", lambda *a: lambda: 100.0)
+    with pytest.raises(UserError, match=r"wrong's loss lies .* times mean nothing"):
+        bench_size(TINY, ["wrong"], torch.float32)
+
+
+def test_sample_counts_the_bytes_that_must_be_read():
+    network = lively_network(TINY, torch.device("cpu"))
+    matrices = 24 * 24 * 12 + 24 * 3 + 24 + 512 * 24  # a block, its norms, ln_f and sos, the head
+    size = 2 if sample.open_decoder(network).dtype == torch.bfloat16 else 4
+    cached = sum(2 * 24 * filled for filled in (1, 2, 3))
+    assert sample.read_bytes(network, 5, 3) == size * (3 * matrices + 5 * cached)
+
+
+def test_sample_draws_only_what_is_asked_for(monkeypatch):
+    network = lively_network(TINY, torch.device("cpu"))
+    drawn = []
+    real = sample.sampling
+    monkeypatch.setattr(
+        "igpt.bench.sample.sampling",
+        lambda *a, **k: (drawn.append(float(p.fraction)) or p for p in real(*a, **k)),
+    )
+    sample.draw_tokens(network, 2, 4)
+    assert len(drawn) == 4 and drawn[-1] == 4 / 16
+
+
+def test_probe_compares_equal_optima():
+    (row,) = probe.bench_images(200, 12, ["sklearn"], repeats=2)
+    assert row.peer == "scikit-learn" and row.ratio > 0
+    assert "25 layers" in row.row
+
+
+def test_probe_refuses_a_worse_loss(monkeypatch):
+    monkeypatch.setattr(probe, "_largest_gap", lambda *a: 0.5)
+    with pytest.raises(UserError, match="above scikit-learn's"):
+        probe.bench_images(100, 8, ["sklearn"])
+
+
+def test_random_features_have_the_stated_spectrum():
+    features, labels = probe.random_features(4000, 16, seed=0)
+    within = features - np.stack([features[labels == c].mean(0) for c in range(10)])[labels]
+    variances = np.sort(np.linalg.eigvalsh(np.cov(within.T)))[::-1]
+    np.testing.assert_allclose(variances, 1 / np.arange(1, 17), rtol=0.15)
+
+
+def test_start_measures_fresh_processes():
+    rows = {row.row: row for row in start.bench_start([], quick=True, at_most_s=0)}
+    assert rows["igpt --help"].ours_s > rows["python itself"].ours_s > 0
+    assert rows["import igpt"].memory_bytes > 2**20
+
+
+def test_exponents_are_slopes_of_logarithms():
+    assert growth.exponent_of([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+
+
+def spans_of(size):
+    return [0.1 * size.seq_len, 0.1 * size.seq_len]
+
+
+def test_growth_states_the_fitted_exponent(monkeypatch):
+    monkeypatch.setattr(growth, "step_spans", spans_of)
+    monkeypatch.setattr(growth.measure, "in_own_process", lambda work, case: (work(case), 7))
+    rows = growth.bench_growth([], quick=True)
+    # Seconds a batch grow as T, images a batch as 1 / T.
+    assert "seconds an image grow as T^2.00, operations as T^1." in rows[-1].note
+    assert [row.memory_bytes for row in rows] == [7, 7]

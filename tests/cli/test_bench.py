@@ -1,0 +1,86 @@
+"""`igpt bench`: its options, what it writes, and each error's line."""
+
+import json
+
+import pytest
+
+from igpt.bench.measure import rows_of
+from igpt.cli import bench as bench_module
+from tests.cli.test_main import run
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """What the bench was asked for, in place of measuring."""
+    asked = []
+
+    def measure(peers, *, quick, at_most_s):
+        asked.append((peers, quick, at_most_s))
+        return rows_of("work", {"igpt": [1.0, 1.0], **{peer: [3.0, 3.0] for peer in peers}})
+
+    monkeypatch.setattr(bench_module, "_measure_of", lambda work: measure)
+    return asked
+
+
+def test_json_has_machine_and_rows(measured, capsys):
+    status, out, _ = run(["bench", "train", "--against", "sketch, mingpt", "--json"], capsys)
+    assert status == 0
+    document = json.loads(out)
+    assert [row["peer"] for row in document["rows"]] == ["sketch", "mingpt"]
+    assert document["rows"][0]["ratio"] == 3.0
+    assert document["machine"]["float32_flops"] > 0
+    assert measured == [(["sketch", "mingpt"], False, 60.0)]
+
+
+def test_without_against_the_usual_peers_are_taken(measured, capsys):
+    run(["bench", "sample", "--quick"], capsys)
+    assert measured == [(["transformers", "sketch"], True, 60.0)]
+
+
+def test_table_and_file_and_check(measured, tmp_path, capsys):
+    path = str(tmp_path / "kept.json")
+    status, out, _ = run(["bench", "train", "--against", "sketch", "--out", path], capsys)
+    assert status == 0 and "| work | sketch |" in out
+    assert run(["bench", "train", "--against", "sketch", "--check", path], capsys)[0] == 0
+    document = json.loads((tmp_path / "kept.json").read_text())
+    document["rows"][0]["ratio"] = 30.0
+    (tmp_path / "kept.json").write_text(json.dumps(document))
+    status, _, err = run(["bench", "train", "--against", "sketch", "--check", path], capsys)
+    assert status == 2
+    assert f"slower than in {path}: work against sketch: 30.00 x -> 3.00 x" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (
+            ["train", "--against", "jax"],
+            "--against jax: bench train knows transformers, mingpt, sketch: choose among these",
+        ),
+        (["start", "--against", "sketch"], "bench start has no peers: drop --against"),
+        (["train", "--out", "a.txt"], "--out a.txt: choose a file name that ends in .json"),
+        (
+            ["train", "--check", "none.json"],
+            "--check none.json is no file: measure first, with --out none.json",
+        ),
+        (
+            ["train", "--check", "odd.json"],
+            "--check odd.json is not what bench wrote: measure anew, with --out",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(args, line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd.json").write_text("[1]")
+    status, out, err = run(["bench", *args], capsys)
+    assert (status, out, err) == (2, "", f"igpt: error: {line}\n")
+
+
+def test_an_unknown_work_is_refused(capsys):
+    status, _, err = run(["bench", "tarin"], capsys)
+    assert status == 2 and "train" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("work", bench_module.PEERS)
+def test_every_work_has_its_function(work):
+    assert callable(bench_module._measure_of(work))
