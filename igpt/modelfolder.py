@@ -101,7 +101,19 @@ def write_preprocessor(folder: Path, tokenizer: Tokenizer, image_size: int) -> N
 
 def may_replace(path: Path) -> bool:
     """Whether a folder is a model folder or empty, so that a model may be written there."""
-    return (path / "config.json").is_file() or not any(path.iterdir())
+    is_run = (path / "metrics.jsonl").is_file()
+    has_config = (path / "config.json").is_file() and not is_run
+    return path.is_dir() and (has_config or not any(path.iterdir()))
+
+
+def check_may_replace(path: Path) -> None:
+    """Refuse a place where something else stands.
+
+    Raises:
+        UserError: it is neither new, nor empty, nor a model folder.
+    """
+    if path.exists() and not may_replace(path):
+        raise UserError(f"{path} is not a model folder: choose another place")
 
 
 def _own_config(network: GPT, facts: ModelFacts) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from igpt.model.gpt import GPT
 from igpt.modelfolder import (
     ModelFacts,
     ModelParts,
-    may_replace,
+    check_may_replace,
     read_folder,
     read_newest,
     transformers_class,
@@ -152,13 +152,19 @@ class PixelModel:
             return self.classifier
 
     def take_class_head(
-        self, weights: np.ndarray, classes: Sequence[str], *, protocol: str
+        self,
+        weights: np.ndarray,
+        classes: Sequence[str],
+        *,
+        layer: int | None = None,
+        protocol: str,
     ) -> None:
-        """Classify by a linear head without bias on the last layer's features (paper §2.3).
+        """Classify by a linear head without bias on one layer's features (paper §2.3).
 
         Args:
             weights: (C, D) float32.
             classes: the name of each of the C classes.
+            layer: from 0 to L; none: the last.
             protocol: one sentence: where the head comes from.
         """
         from igpt.evaluate.savedprobe import SavedProbe
@@ -166,7 +172,7 @@ class PixelModel:
         self.classifier = SavedProbe(
             weights=weights,
             biases=np.zeros(len(weights), np.float32),
-            layer=self.network.config.n_layer,
+            layer=self.network.config.n_layer if layer is None else layer,
             normalised=True,
             strength=0.0,
             labels=tuple(range(len(weights))),
@@ -293,8 +299,7 @@ class PixelModel:
         from igpt.interop.card import model_card
 
         path, probe = Path(folder), self._own_probe()
-        if path.exists() and not may_replace(path):
-            raise UserError(f"{path} is not a model folder: choose another place")
+        check_may_replace(path)
         with writing_folder(path) as part:
             write_folder(part, ModelParts(self.network, self.tokenizer, self.facts))
             if probe is not None:

@@ -107,6 +107,12 @@ def test_saving_over_something_else_is_refused(model, tmp_path):
     with pytest.raises(UserError, match=r"is not a model folder: choose another place"):
         model.save(tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.json", "metrics.jsonl"):
+        (run / name).write_text("{}")
+    with pytest.raises(UserError, match=r"run is not a model folder: choose another place"):
+        model.save(run)
 
 
 def test_a_place_without_a_model_is_named(tmp_path):

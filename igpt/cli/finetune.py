@@ -14,6 +14,7 @@ from igpt.config import FinetuneConfig
 from igpt.errors import UserError
 
 if TYPE_CHECKING:
+    from igpt.evaluate.classifier import Classifier
     from igpt.evaluate.finetune import FinetuneResult
     from igpt.images.packed import PackedSet
     from igpt.pixelmodel import PixelModel
@@ -31,6 +32,7 @@ def finetune(
     image_size: int | None = None,
     seeds: int = 1,
     max_images: int | None = None,
+    out: str | None = None,
     json: bool = False,
 ) -> None:
     """Train all weights to classify (paper §2.3); step and rate chosen on validation, then test.
@@ -45,18 +47,29 @@ def finetune(
         seeds: fine-tune so many times, with finetune.seed and those after it; test accuracy is
             then the mean, with its standard deviation. The first seed searches the rate.
         max_images: look at so many images of each split at most, drawn at random; none: all.
+        out: folder to save the fine-tuned model to (the first seed's): `igpt classify` and `igpt
+            convert --to transformers-classifier` take it. None: it is measured and let go.
         json: print the result as one JSON document.
     """
     from igpt import compute
     from igpt.cli.opening import open_for, record_place
     from igpt.evaluate.record import write_record
+    from igpt.modelfolder import check_may_replace
     from igpt.pixelmodel import load
 
     compute.set_threads()
+    if out is not None:
+        check_may_replace(Path(out))
     loaded = load(model)
     packed = open_for(loaded, data, image_size=image_size, max_images=max_images)
     result = finetune_model(
-        loaded, packed, config=finetune, rates=rates, scratch=scratch, n_seeds=seeds
+        loaded,
+        packed,
+        config=finetune,
+        rates=rates,
+        scratch=scratch,
+        n_seeds=seeds,
+        out=None if out is None else Path(out),
     )
     if place := record_place(Path(model)):
         write_record(
@@ -102,8 +115,11 @@ def finetune_model(
     rates: tuple[float, ...] = (),
     scratch: bool = False,
     n_seeds: int = 1,
+    out: Path | None = None,
 ) -> dict[str, Any]:
     """Fine-tune copies of the model: the first one's `FinetuneResult`, and the spread over all.
+
+    The first one is saved to `out`, if that is given.
 
     Raises:
         UserError: the images have no labels, or are of one class; said before training starts.
@@ -129,7 +145,10 @@ def finetune_model(
             if results:
                 seeded = dataclasses.replace(seeded, lr=results[0].lr)
             tried = () if results else rates
-            results.append(_finetune_once(model, data, seeded, tried, scratch, advance))
+            tuned, result = _finetune_once(model, data, seeded, tried, scratch, advance)
+            if out is not None and not results:
+                _tuned_model(model, data, tuned, scratch=scratch).save(out)
+            results.append(result)
     accuracies = [result.test_accuracy for result in results]
     return {
         "joint": config.joint,
@@ -151,7 +170,7 @@ def _finetune_once(
     rates: tuple[float, ...],
     scratch: bool,
     advance: "Callable[[int], None]",
-) -> "FinetuneResult":
+) -> "tuple[Classifier, FinetuneResult]":
     from igpt.evaluate.classifier import LabelledImages, from_scratch, resampled
     from igpt.evaluate.finetune import finetune_and_test
     from igpt.evaluate.probing import labels_of
@@ -166,7 +185,7 @@ def _finetune_once(
         network = resampled(network, image_size=model.image_size, new_image_size=data.image_size)
     if scratch:
         network = from_scratch(network, seed=config.seed)
-    _, result = finetune_and_test(
+    return finetune_and_test(
         network,
         train,
         valid,
@@ -179,4 +198,21 @@ def _finetune_once(
         n_masks=BERT_MASKS,
         progress=advance,
     )
-    return result
+
+
+def _tuned_model(
+    model: "PixelModel", data: "PackedSet", tuned: "Classifier", *, scratch: bool
+) -> "PixelModel":
+    """The fine-tuned weights with their class head, as a model of its own."""
+    from igpt.pixelmodel import PixelModel
+
+    assert data.classes is not None
+    trained = {} if scratch else model.facts.trained
+    facts = dataclasses.replace(
+        model.facts, image_size=data.image_size, trained={**trained, "finetuned": data.source}
+    )
+    found = PixelModel(tuned.network, model.tokenizer, facts)
+    weights = tuned.head.weight.detach().cpu().numpy()
+    protocol = f"all weights fine-tuned on {data.source} (paper §2.3)"
+    found.take_class_head(weights, data.classes, layer=tuned.layer, protocol=protocol)
+    return found

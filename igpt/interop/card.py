@@ -15,6 +15,7 @@ _FACTS = {
     "data": "data",
     "data_digest": "data, sha256",
     "recipe": "recipe",
+    "finetuned": "fine-tuned on",
     "seed": "seed",
     "step": "steps",
     "images": "images seen, with repeats",
@@ -135,7 +136,7 @@ def _facts(model: PixelModel) -> str:
     for key, label in _FACTS.items():
         if (value := trained.get(key)) not in (None, ""):
             # The place of a data set on someone's disk is nobody else's business.
-            shown = PurePath(str(value)).name if key == "data" else value
+            shown = PurePath(str(value)).name if key in ("data", "finetuned") else value
             rows.append((label, shown))
     if model.network.objective == "bert":
         rows.append(("share of positions masked", model.facts.mask_prob))

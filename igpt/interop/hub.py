@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from igpt.errors import UserError
-from igpt.modelfolder import may_replace
+from igpt.modelfolder import check_may_replace
 from igpt.pixelmodel import load
 from igpt.runs import writing_folder
 
@@ -59,8 +59,7 @@ def pull(hub_id: str, out: Path, *, revision: str | None = None) -> Path:
         UserError: there is no such model, it cannot be read, or `out` holds something else.
     """
     check_hub_id(hub_id)
-    if out.exists() and not may_replace(out):
-        raise UserError(f"{out} is not a model folder: choose another place")
+    check_may_replace(out)
     fetched = fetch(hub_id, revision=revision)
     load(fetched)
     with writing_folder(out) as part:

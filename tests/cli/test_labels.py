@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import igpt
 from igpt.model.gpt import GPT
 from tests.cli.test_main import run
 from tests.networks import pixel_model
@@ -43,6 +44,26 @@ def test_finetune_reports_the_best_step_on_test(model, capsys):
     assert said["step"] in (3, 6)
     assert [point["step"] for point in said["curve"]] == [3, 6]
     assert (said["joint"], said["scratch"], said["image_size"]) == (True, False, 8)
+
+
+def test_a_finetuned_model_is_saved_with_its_head_and_opens_in_transformers(
+    model, tmp_path, digits, capsys
+):
+    few = ["--finetune.total-steps", "6", "--finetune.valid-every", "6", "--finetune.lr", "0.003"]
+    tuned, theirs = tmp_path / "tuned", tmp_path / "theirs"
+    status, out, _ = run(["finetune", model, "digits", *few, "--out", str(tuned), "--json"], capsys)
+    assert status == 0
+    images, labels = digits.images("test"), digits.labels("test")
+    named = igpt.load(tuned).classify(images[:])
+    right = np.mean([name == digits.classes[k] for name, k in zip(named, labels, strict=True)])
+    assert right == pytest.approx(json.loads(out)["test_accuracy"], abs=0.01)
+    assert len(set(named)) > 1
+    as_classifier = ["--to", "transformers-classifier"]
+    assert run(["convert", str(tuned), str(theirs), *as_classifier], capsys)[0] == 0
+    assert igpt.load(theirs).classify(images[:50]) == named[:50]
+    status, _, err = run(["finetune", model, "digits", "--out", str(tmp_path)], capsys)
+    assert status == 2
+    assert f"{tmp_path} is not a model folder: choose another place" in err
 
 
 def test_finetune_over_seeds_tells_mean_and_spread(model, capsys):
