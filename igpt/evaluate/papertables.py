@@ -12,6 +12,7 @@ from igpt.evaluate.sheets import Sheet
 
 # Accuracy in per cent, and what was seen before. Paper, Table 1 (linear probes).
 UNLABELLED, LABELLED, NOTHING = "ImageNet, no labels", "ImageNet, labels", "nothing"
+IN_BANDS = "pooled in bands"
 Others = Sequence[tuple[str, float, str]]
 PROBE_IN_PAPER: dict[str, Others] = {
     "cifar10": (
@@ -97,9 +98,10 @@ def _probes(records: Mapping[str, dict[str, Any]], pretrained_on: str) -> list[t
         return []
     record = records["probe"]
     spread = 100 * record.get("test_accuracy_se", 0.0)
+    how = f"ours{', ' + IN_BANDS if record.get('pooling') == 'bands' else ''}"
     rows: list[tuple[str, ...]] = [
         (
-            f"ours, layer {record['layer']}",
+            f"{how}, layer {record['layer']}",
             _mean_sd(100 * record["test_accuracy"], spread),
             pretrained_on,
         )
@@ -107,10 +109,10 @@ def _probes(records: Mapping[str, dict[str, Any]], pretrained_on: str) -> list[t
     if joined := record.get("joined"):
         layers = f"{joined['layers'][0]} to {joined['layers'][-1]}"
         accuracy = f"{100 * joined['test_accuracy']:.1f}"
-        rows.append((f"ours, layers {layers} joined", accuracy, pretrained_on))
+        rows.append((f"{how}, layers {layers} joined", accuracy, pretrained_on))
     if vote := record.get("vote"):
         accuracy = f"{100 * vote['test_accuracy']:.1f}"
-        rows.append((f"ours, vote of {vote['n_masks']} masks", accuracy, pretrained_on))
+        rows.append((f"{how}, vote of {vote['n_masks']} masks", accuracy, pretrained_on))
     if pixels := record.get("raw_pixels"):
         rows.append(("raw pixels", f"{100 * pixels['test_accuracy']:.1f}", NOTHING))
     return rows

@@ -91,7 +91,7 @@ def probe_model(
             model_digest=model.digest(),
             protocol=PROTOCOL.format(source=data.source),
         ).save(model.folder)
-    figures: dict[str, Any] = {"solver": solver, **dataclasses.asdict(result)}
+    figures: dict[str, Any] = {"solver": solver, "pooling": pooling, **dataclasses.asdict(result)}
     if raw_pixels:
         figures["raw_pixels"] = probe_pixels(data)
     if n_centers:

@@ -16,6 +16,10 @@ from igpt.tokens.palette import Palette
 
 MAX_CURVE_POINTS = 400
 MAX_TABLE_ROWS = 25
+POOLED = {
+    "mean": "averaged over all positions",
+    "bands": "averaged over four bands of rows, beside their spread over all positions",
+}
 
 
 def samples_section(run_folder: Path, record: dict[str, Any]) -> str:
@@ -59,10 +63,11 @@ def probe_section(record: dict[str, Any] | None) -> str:
         return ""
     scores = record["by_layer"]
     pixels = record.get("raw_pixels")
+    pooled = POOLED[record.get("pooling", "mean")]
     text = (
-        "A linear classifier is fitted on the frozen features of each layer, averaged over all "
-        "positions. Layer and strength of the penalty are chosen on validation; the chosen one is "
-        "fitted again on train and validation together and looks at the test images once: "
+        f"A linear classifier is fitted on the frozen features of each layer, {pooled}. "
+        "Layer and strength of the penalty are chosen on validation; the chosen one is fitted "
+        "again on train and validation together and looks at the test images once: "
         f"{percent(record['test_accuracy'])} ± {100 * record['test_accuracy_se']:.1f}"
     )
     text += f", against {percent(pixels['test_accuracy'])} from raw pixels." if pixels else "."

@@ -102,6 +102,14 @@ def test_report_shows_everything_the_run_holds(tmp_path: Path) -> None:
     assert "cifar10 <b>" not in page
 
 
+def test_how_features_were_pooled_is_said(tmp_path: Path) -> None:
+    a_run(tmp_path)
+    write_record(tmp_path, "probe", {**probe_values(), "pooling": "bands"}, **ABOUT)
+    page = write_report(tmp_path).read_text()
+    assert "averaged over four bands of rows" in page
+    assert "ours, pooled in bands, layer 1" in page
+
+
 def test_figures_and_tables_are_written_beside_the_page(tmp_path: Path) -> None:
     fill(a_run(tmp_path))
     write_report(tmp_path)
