@@ -254,6 +254,13 @@ def banded(x: Tensor) -> Tensor:
     return torch.cat([*bands, x.std(dim=1, correction=0)], dim=1)
 
 
+def mean_of_bands(features: np.ndarray) -> np.ndarray:
+    """The mean over all positions, from bands of equally many rows: (..., 5 D) -> (..., D)."""
+    width = features.shape[-1] // N_POOLED["bands"]
+    found = sum(features[..., band * width : (band + 1) * width] for band in range(N_BANDS))
+    return np.asarray(found / N_BANDS, np.float32)
+
+
 def _mean(h: Tensor) -> Tensor:
     """(B, T, D) -> (B, D) float32."""
     return h.mean(dim=1, dtype=torch.float32)

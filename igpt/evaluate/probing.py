@@ -49,6 +49,7 @@ def probe_model(
     solver: Solver = "lbfgs",
     sgd_steps: int = 0,
     n_centers: int = 0,
+    features: tuple[Labelled, ...] | None = None,
     save: bool = True,
 ) -> dict[str, Any]:
     """Probe all layers: a `ProbeResult`, and beside it what else was asked for.
@@ -65,6 +66,7 @@ def probe_model(
         solver: lbfgs finds the optimum; sgd sees a batch at a time, for sets that are too large.
         sgd_steps: updates for each rate of sgd.
         n_centers: clusters of k-means features to treat the same, as `kmeans`; 0: none.
+        features: of all layers of the three splits, where they are at hand.
         save: keep the chosen classifier in the model's folder, unless it is one that ships.
 
     Raises:
@@ -72,7 +74,7 @@ def probe_model(
     """
     checked_labels(data)
     assert data.classes is not None
-    splits = tuple(
+    splits = features or tuple(
         labelled_features(model, data, name, normalised=normalised, pooling=pooling)
         for name in SPLITS
     )

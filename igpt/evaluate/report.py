@@ -199,6 +199,8 @@ def _likelihood_rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
 def _probe_rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
     what = f"linear probe, layer {record['layer']}"
     rows = [_test_row(what, record, record.get("command", ""))]
+    if bands := record.get("bands"):
+        rows.append(_test_row(f"the same from bands of rows, layer {bands['layer']}", bands, ""))
     if pixels := record.get("raw_pixels"):
         rows.append(_test_row("logistic regression on raw pixels", pixels, ""))
     return rows

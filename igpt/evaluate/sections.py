@@ -71,6 +71,12 @@ def probe_section(record: dict[str, Any] | None) -> str:
         f"{percent(record['test_accuracy'])} ± {100 * record['test_accuracy_se']:.1f}"
     )
     text += f", against {percent(pixels['test_accuracy'])} from raw pixels." if pixels else "."
+    if bands := record.get("bands"):
+        text += (
+            " The mean over all positions forgets where something was seen. Means of four bands "
+            "of rows, and how much each number varies, give "
+            f"{percent(bands['test_accuracy'])} in its place (layer {bands['layer']})."
+        )
     rows = [_score_row(str(score["layer"]), score) for score in scores]
     if pixels:
         rows.append(_score_row("raw pixels", pixels["by_layer"][0]))

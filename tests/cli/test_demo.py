@@ -32,10 +32,12 @@ def test_without_a_source_of_cifar_the_demo_shows_digits_to_its_end(small, tmp_p
     assert "showing scikit-learn's digits instead" in err
     assert f"report  {folder / 'report.html'}" in out
     assert "raw pixels" in out
+    assert "from bands of rows and spread" in out
     for name in ("samples", "completions", "probe", "likelihood-test"):
         assert (folder / "evaluations" / f"{name}.json").is_file()
     page = (folder / "report.html").read_text()
     assert "digits" in page
+    assert "the same from bands of rows" in page
     assert page.count("data:image/png;base64") >= 2
 
 

@@ -13,6 +13,7 @@ from igpt.evaluate import features as features_module
 from igpt.evaluate.features import (
     EncodedImages,
     extract_features,
+    mean_of_bands,
     tokens_digest,
     weights_digest,
 )
@@ -220,3 +221,12 @@ def test_tokens_of_another_size_are_refused() -> None:
 def test_no_images_are_refused() -> None:
     with pytest.raises(UserError, match="no images"):
         extract_features(network(), tokens()[:0], keep=False)
+
+
+def test_the_paper_s_mean_comes_out_of_the_bands() -> None:
+    model, images = network(), tokens()
+    bands = extract_features(model, images, pooling="bands", precision="fp32", keep=False)
+    mean = extract_features(model, images, precision="fp32", keep=False)
+    found = mean_of_bands(bands)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, mean, atol=1e-5)
