@@ -67,7 +67,7 @@ class FileImages:
 
 
 def read_beside(
-    model: "PixelModel", files: Sequence[Path]
+    model: "PixelModel", files: Sequence[Path], *, warn: bool = True
 ) -> "tuple[list[np.ndarray], np.ndarray]":
     """Each image as `pictures.framed` shows it, and all as the model takes them.
 
@@ -80,10 +80,14 @@ def read_beside(
 
     from igpt.generate.pictures import framed
     from igpt.images.files import read_image
+    from igpt.images.taking import square, warn_of_sizes
 
-    shown, inputs = [], []
+    shown, inputs, shorter_px, side = [], [], [], model.image_size
     for file in files:
         image = read_image(file)
-        shown.append(framed(image, model.image_size))
-        inputs.append(model.pixels(image)[0])
+        shown.append(framed(image, side))
+        inputs.append(square(image, side))
+        shorter_px.append(min(image.shape[:2]))
+    if warn:
+        warn_of_sizes(shorter_px, side)
     return shown, np.stack(inputs)

@@ -81,16 +81,20 @@ def nats_of(model: "PixelModel", files: Sequence[Path]) -> dict[Path, float]:
         UserError: none can be read; the first one's reason.
     """
     from igpt.images.files import read_image
+    from igpt.images.taking import square, warn_of_sizes
     from igpt.progress import say, ticking
 
     nats: dict[Path, float] = {}
     reasons: list[UserError] = []
+    shorter_px: list[int] = []
     with ticking("rank") as ticker:
         for start in range(0, len(files), IMAGES_AT_ONCE):
             group, pixels = [], []
             for path in files[start : start + IMAGES_AT_ONCE]:
                 try:
-                    pixels.append(model.pixels(read_image(path))[0])
+                    image = read_image(path)
+                    pixels.append(square(image, model.image_size))
+                    shorter_px.append(min(image.shape[:2]))
                     group.append(path)
                 except UserError as reason:
                     reasons.append(reason)
@@ -101,6 +105,7 @@ def nats_of(model: "PixelModel", files: Sequence[Path]) -> dict[Path, float]:
             ticker.update(start + len(files[start : start + IMAGES_AT_ONCE]), len(files), "images")
     if not nats:
         raise reasons[0]
+    warn_of_sizes(shorter_px, model.image_size)
     return nats
 
 
@@ -112,7 +117,7 @@ def write_maps(model: "PixelModel", files: Sequence[Path], place: Path) -> float
     from igpt.images.grid import to_png_bytes
     from igpt.runs import write_bytes
 
-    originals, inputs = read_beside(model, files)
+    originals, inputs = read_beside(model, files, warn=False)
     nats = model.surprise(inputs)  # (n, S, S)
     highest = float(np.percentile(nats, 99))
     cells = np.stack([inputs, heat_map(nats, highest=highest)], 1)  # (n, 2, S, S, 3)

@@ -23,11 +23,15 @@ def as_squares(images: Images, side: int) -> np.ndarray:
     Raises:
         UserError: there are none, or one cannot be read or has another shape or type.
     """
-    arrays = [_array(image) for image in _each(images)]
-    if not arrays:
+    squares, shorter_px = [], []
+    for image in _each(images):  # one after another, so that few large ones are held at a time
+        array = _array(image)
+        squares.append(square(array, side))
+        shorter_px.append(min(array.shape[:2]))
+    if not squares:
         raise UserError("there are no images: pass at least one")
-    _warn_of_sizes(arrays, side)
-    return np.stack([_square(array, side) for array in arrays])
+    warn_of_sizes(shorter_px, side)
+    return np.stack(squares)
 
 
 def _each(images: Images) -> Iterable[np.ndarray | Image.Image | str | Path]:
@@ -49,18 +53,17 @@ def _array(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
     return array
 
 
-def _square(array: np.ndarray, side: int) -> np.ndarray:
+def square(array: np.ndarray, side: int) -> np.ndarray:
     """An image at the model's size: (H, W, 3) -> (S, S, 3) uint8."""
     return array if array.shape[:2] == (side, side) else area_resize(center_square(array), side)
 
 
-def _warn_of_sizes(arrays: Sequence[np.ndarray], side: int) -> None:
+def warn_of_sizes(shorter_px: Sequence[int], side: int) -> None:
     """Say where images are so far from the model's size that it cannot see what they show."""
-    shorter = [min(array.shape[:2]) for array in arrays]
-    far = [px for px in shorter if not side <= px <= FAR * side]
+    far = [px for px in shorter_px if not side <= px <= FAR * side]
     if far:
         say(
-            f"warning: {len(far)} of {len(arrays)} images are far from the {side} x {side} pixels "
-            f"that this model was trained on ({min(far)} to {max(far)} on the shorter side): "
-            "detail is lost or made up, and features and likelihoods mean less"
+            f"warning: {len(far)} of {len(shorter_px)} images are far from the {side} x {side} "
+            f"pixels that this model was trained on ({min(far)} to {max(far)} on the shorter "
+            "side): detail is lost or made up, and features and likelihoods mean less"
         )
