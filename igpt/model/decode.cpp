@@ -181,6 +181,10 @@ struct Step {
             keys[at / PANEL * PANEL * E + place(e, at % PANEL, PANEL)] = k[e];
             values[place(at, e, channels())] = v[e];
         }
+        // What shares the last word has weight 0, but memory may hold what is no number.
+        bool is_last = filled < 0 || row == rows - 1;
+        for (int64_t next = at + 1; is_last && next % PER_WORD != 0; next++)
+            for (int64_t e = 0; e < E; e++) values[place(next, e, channels())] = 0;
     }
 
     // One head of one row looks at every position up to its own.
@@ -279,6 +283,19 @@ void decode(
 }  // namespace
 
 extern "C" {
+
+// Memory that is not used yet shall come in pages of 2 MB, which are read up to twice as fast, most
+// of all in virtual machines. Where it cannot be, nothing happens.
+void use_large_pages(void *start, int64_t n_bytes) {
+#ifdef MADV_HUGEPAGE
+    constexpr uintptr_t PAGE = 4096;
+    uintptr_t first = (reinterpret_cast<uintptr_t>(start) + PAGE - 1) / PAGE * PAGE;
+    uintptr_t end = (reinterpret_cast<uintptr_t>(start) + n_bytes) / PAGE * PAGE;
+    if (end > first) madvise(reinterpret_cast<void *>(first), end - first, MADV_HUGEPAGE);
+#else
+    (void)start, (void)n_bytes;
+#endif
+}
 
 // Whether this processor multiplies bfloat16 itself.
 int has_bfloat16() {

@@ -1,5 +1,7 @@
 """Token by token through an autoregressive network: the fastest way that this machine has."""
 
+import math
+import time
 from typing import cast
 
 import torch
@@ -11,10 +13,12 @@ from igpt.model import native
 from igpt.model.cache import KVCache
 from igpt.model.gpt import GPT, Block
 from igpt.model.graphs import GraphDecoder
+from igpt.model.pace import Pace
 
 # The layout of decode.cpp.
 PANEL = 64
 CHANNELS = 16
+ALIGNED = 64
 
 
 class PlainDecoder:
@@ -57,44 +61,66 @@ class NativeDecoder:
         self.dtype = dtype
         kind = "float32" if dtype == torch.float32 else "bfloat16"
         self.decode, self.fill = (getattr(library, f"{does}_{kind}") for does in ("decode", "fill"))
-        self.held: list[Tensor] = []  # what the structures point to
+        self.use_large_pages = library.use_large_pages
+        blocks = cast(list[Block], model.h)
+        outer = [model.wte.weight, model.wpe.weight, model.sos, padded(model.ln_f.weight)]
+        pieces = [*outer, *self._matrix(model.head)]
+        for block in blocks:
+            pieces += [padded(block.ln_1.weight), padded(block.ln_2.weight)]
+            for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
+                pieces += self._matrix(linear)
+        at = iter(self._together(pieces))
+
+        def matrix() -> native.Matrix:
+            return native.Matrix(panels=next(at), bias=next(at))
+
         self.network = native.Network(
             n_layer=model.config.n_layer,
             n_head=model.config.n_head,
             width=model.config.n_embd,
             n_colors=model.n_colors,
             seq_len=model.seq_len,
-            token_table=self._hold(model.wte.weight),
-            position_table=self._hold(model.wpe.weight),
-            sos=self._hold(model.sos),
-            norm_f=self._hold(padded(model.ln_f.weight)),
-            head=self._matrix(model.head),
+            token_table=next(at),
+            position_table=next(at),
+            sos=next(at),
+            norm_f=next(at),
+            head=matrix(),
         )
-        self.blocks = (native.Block * model.config.n_layer)(
+        self.blocks = (native.Block * len(blocks))(
             *(
                 native.Block(
-                    norm_1=self._hold(padded(block.ln_1.weight)),
-                    norm_2=self._hold(padded(block.ln_2.weight)),
-                    c_attn=self._matrix(block.attn.c_attn),
-                    c_proj=self._matrix(block.attn.c_proj),
-                    c_fc=self._matrix(block.mlp.c_fc),
-                    mlp_proj=self._matrix(block.mlp.c_proj),
+                    norm_1=next(at),
+                    norm_2=next(at),
+                    c_attn=matrix(),
+                    c_proj=matrix(),
+                    c_fc=matrix(),
+                    mlp_proj=matrix(),
                 )
-                for block in cast(list[Block], model.h)
+                for _ in blocks
             )
         )
         self.network.blocks = self.blocks
 
-    def _hold(self, tensor: Tensor) -> int:
-        self.held.append(tensor.detach().contiguous())
-        return self.held[-1].data_ptr()
-
-    def _matrix(self, linear: nn.Linear) -> native.Matrix:
+    def _matrix(self, linear: nn.Linear) -> list[Tensor]:
         bias = torch.zeros(linear.out_features) if linear.bias is None else linear.bias
-        return native.Matrix(
-            panels=self._hold(as_panels(linear.weight.detach(), self.dtype)),
-            bias=self._hold(padded(bias)),
-        )
+        return [as_panels(linear.weight.detach(), self.dtype), padded(bias)]
+
+    def _together(self, pieces: list[Tensor]) -> list[int]:
+        """Copy tensors into one stretch of memory, which is kept; the address of each."""
+        starts = [0]
+        for piece in pieces:
+            starts.append(starts[-1] + -(-piece.nbytes // ALIGNED) * ALIGNED)
+        self.weights = self._memory(starts[-1])
+        for start, piece in zip(starts, pieces, strict=False):
+            place = self.weights[start : start + piece.nbytes].view(piece.dtype)
+            place.copy_(piece.detach().reshape(-1))
+        return [self.weights.data_ptr() + start for start in starts[:-1]]
+
+    def _memory(self, n_bytes: int) -> Tensor:
+        """Memory whose content is open; the system lends it when it is used."""
+        memory = torch.empty(n_bytes, dtype=torch.uint8)
+        self.use_large_pages(memory.data_ptr(), n_bytes)
+        return memory
 
     def start(self, prefix: Tensor) -> Tensor:
         """Begin B sequences anew: (B, n) int64, n from 0, to logits (B, K) of the next token."""
@@ -110,20 +136,24 @@ class NativeDecoder:
         return logits
 
     def _allocate(self, batch_size: int) -> None:
-        """A cache of zeros in the layout of decode.cpp; the system lends each page when used."""
-        config, per_word = self.model.config, 4 // self.dtype.itemsize
-        E, B, H = config.n_embd // config.n_head, batch_size, config.n_head
-        panels, channels = -(-self.model.seq_len // PANEL), -(-E // CHANNELS) * CHANNELS
-        self.keys, self.values = [], []
-        for block in self.blocks:
-            keys = torch.zeros(B, H, panels, E // per_word, PANEL, per_word, dtype=self.dtype)
-            words = panels * PANEL // per_word
-            values = torch.zeros(B, H, words, channels, per_word, dtype=self.dtype)
-            block.keys, block.values = keys.data_ptr(), values.data_ptr()
-            self.keys.append(keys)
-            self.values.append(values)
-        self.network.batch_size = batch_size
+        """A cache in the layout of decode.cpp."""
+        self.pace = Pace(torch.get_num_threads())
         self.network.n_threads = torch.get_num_threads()
+        if batch_size == self.network.batch_size:
+            return
+        config, per_word = self.model.config, 4 // self.dtype.itemsize
+        E, L = config.n_embd // config.n_head, config.n_layer
+        panels, channels = -(-self.model.seq_len // PANEL), -(-E // CHANNELS) * CHANNELS
+        lead = (L, batch_size, config.n_head)
+        keys = (*lead, panels, E // per_word, PANEL, per_word)
+        values = (*lead, panels * PANEL // per_word, channels, per_word)
+        self.keys, self.values = (
+            self._memory(math.prod(shape) * self.dtype.itemsize).view(self.dtype).view(shape)
+            for shape in (keys, values)
+        )
+        for block, k, v in zip(self.blocks, self.keys, self.values, strict=True):
+            block.keys, block.values = k.data_ptr(), v.data_ptr()
+        self.network.batch_size = batch_size
 
     def _fill(self, tokens: Tensor, row: int, rows: Tensor) -> Tensor:
         """Run (n,) tokens into sequence `row` and copy it to `rows`, (B,) bool: logits (K,)."""
@@ -141,7 +171,10 @@ class NativeDecoder:
         assert self.position < self.model.seq_len
         tokens = tokens.contiguous()
         logits = torch.empty(len(tokens), self.model.n_colors)
+        self.network.n_threads = self.pace.next()
+        start_s = time.perf_counter()
         self.decode(self.network, self.position, tokens.data_ptr(), logits.data_ptr())
+        self.pace.took(time.perf_counter() - start_s)
         self.position += 1
         return logits
 

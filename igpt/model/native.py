@@ -123,4 +123,6 @@ def load(path: Path) -> ctypes.CDLL:
     for backward in (loaded.attend_backward_float32, loaded.attend_backward_bfloat16):
         backward.argtypes = [POINTER(Shape), *[c_void_p] * 5]
         backward.restype = None
+    loaded.use_large_pages.argtypes = [c_void_p, c_int64]
+    loaded.use_large_pages.restype = None
     return loaded

@@ -27,7 +27,7 @@ MAX_UPLOAD_PIXELS = 2**25
 # Faster changes than this are lost on the eye and on a slow line.
 LOOK_EVERY_S = 0.1
 # Least width of one picture on the page.
-SMALL_PX, MEDIUM_PX, LARGE_PX = 64, 112, 220
+SMALL_PX, MEDIUM_PX, LARGE_PX = 64, 96, 220
 
 
 def read_upload(path: str | None) -> np.ndarray:
@@ -119,7 +119,7 @@ def _seen(
             captions = [f"{caption} {i + 1}" for i in range(len(images))]
             if original is not None:
                 images.append(original)
-                captions.append("original, in the model's colours")
+                captions.append("original")
             yield figures(images, captions, width_px=width_px)
 
 
