@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from igpt.config import TrainConfig
-from igpt.train.checkpoint import check_tensors
 
 
 def warmup_steps_of(config: TrainConfig, n_images: int) -> int:
@@ -96,6 +95,9 @@ class Optimizer:
         Raises:
             UserError: a tensor is missing, extra or of another shape, by name.
         """
+        # `benchmarks/gpu.sh` trains where safetensors, which checkpoints need, is not installed.
+        from igpt.train.checkpoint import check_tensors
+
         check_tensors(self._shapes(), tensors, where=where)
         by_parameter: dict[str, dict[str, Tensor]] = {}
         for path, value in tensors.items():

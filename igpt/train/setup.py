@@ -28,12 +28,13 @@ from igpt.tokens.palette import Palette
 from igpt.tokens.raw import RawTokens
 from igpt.tokens.tokenizer import Tokenizer
 from igpt.train import checkpoint
+from igpt.train.compiling import compile_network
 from igpt.train.distributed import World, copied, default_world, keep_own_part, shard
 from igpt.train.feeding import Ingredient, epoch_images, fitted_palette, images_of
 from igpt.train.memory import STATE_BYTES, fitting_micro_batch
 from igpt.train.objectives import loss_sum
 from igpt.train.optim import Optimizer, warmup_steps_of
-from igpt.train.trainer import LossSum, Trainer
+from igpt.train.trainer import Trainer
 
 
 def read_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
@@ -205,16 +206,6 @@ def _check_world(config: RunConfig, world: World) -> None:
             "train.optimizer muon needs whole matrices, which train.parallel fsdp cuts up: "
             "choose --train.parallel ddp or --train.optimizer adamw"
         )
-
-
-def compile_network(network: GPT) -> LossSum:
-    """Compile the blocks, each for itself, in place; returns the loss, compiled too.
-
-    The embeddings stay out: compiled, their gradient would differ from run to run.
-    """
-    for block in network.h:
-        block.compile(dynamic=False)
-    return torch.compile(loss_sum, dynamic=False)
 
 
 def make_trainer(

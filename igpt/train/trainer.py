@@ -7,16 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from igpt.config import RunConfig
 from igpt.model.gpt import GPT
 from igpt.tokens.batches import BatchStream
+from igpt.train.compiling import LossSum
 from igpt.train.distributed import World
 from igpt.train.objectives import loss_sum
 from igpt.train.optim import Optimizer
-
-LossSum = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 @dataclass(kw_only=True)
