@@ -19,7 +19,6 @@ from igpt import compute
 from igpt.bench import measure, sample, train
 from igpt.bench.train import Size
 from igpt.errors import UserError
-from igpt.progress import say
 
 Rows = list[measure.Row]
 ROUND_S = 12.0
@@ -50,6 +49,11 @@ TINY = Sizes(
     lengths=(Size(16, 32, 1, 2, 4), Size(64, 32, 1, 2, 1)),
     n_tokens=8,
 )
+
+
+def say(text: str) -> None:
+    """A line for who watches; `igpt.progress` would need rich."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def parts_of(sizes: Sizes, peers: list[str]) -> dict[str, Callable[[], Rows]]:
