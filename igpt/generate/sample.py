@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from igpt.compute import Precision, free_memory_bytes
+from igpt.compute import Precision, free_memory_bytes, one_thread
 from igpt.config import SampleConfig
 from igpt.errors import UserError
 from igpt.generate.draw import draw, uniforms
@@ -167,7 +167,8 @@ def _fill_batch(
         if t > given:
             logits = decoder.step(context[:, t - 1])
         if not drawn[0, t]:
-            context[:, t] = draw(logits, number[:, t], config)
+            with one_thread():
+                context[:, t] = draw(logits, number[:, t], config)
             tokens[:, t] = context[:, t].cpu().numpy()
             drawn[:, t] = True
         yield

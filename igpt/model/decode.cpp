@@ -297,6 +297,29 @@ void use_large_pages(void *start, int64_t n_bytes) {
 #endif
 }
 
+// Reads memory as decoding does, for measuring how fast this machine can: multiples of 64 bytes.
+int64_t read_all(const uint32_t *memory, int64_t n_bytes, int64_t n_threads) {
+    constexpr int64_t PART = 1 << 16;
+    struct Reading {
+        crew::Phases phases;
+        std::atomic<int64_t> sum{0};
+        explicit Reading(int64_t n_threads) : phases(1, n_threads) {}
+    };
+    auto reading = std::make_shared<Reading>(n_threads);
+    int64_t n_words = n_bytes / 4;
+    crew::own().run(n_threads, [=](int64_t thread) {
+        reading->phases.share(0, thread, up(n_words, PART), [&](int64_t part) {
+            const uint32_t *end = memory + std::min((part + 1) * PART, n_words);
+            Words sums[4] = {};
+            for (const uint32_t *at = memory + part * PART; at + 4 * LANES <= end; at += 4 * LANES)
+                for (int i = 0; i < 4; i++)
+                    sums[i] ^= *reinterpret_cast<const Words *>(at + i * LANES);
+            reading->sum += (sums[0] ^ sums[1] ^ sums[2] ^ sums[3])[0];
+        });
+    });
+    return reading->sum;
+}
+
 // Whether this processor multiplies bfloat16 itself.
 int has_bfloat16() {
 #ifdef __AVX512BF16__

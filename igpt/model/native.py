@@ -125,4 +125,6 @@ def load(path: Path) -> ctypes.CDLL:
         backward.restype = None
     loaded.use_large_pages.argtypes = [c_void_p, c_int64]
     loaded.use_large_pages.restype = None
+    loaded.read_all.argtypes = [c_void_p, c_int64, c_int64]
+    loaded.read_all.restype = c_int64
     return loaded

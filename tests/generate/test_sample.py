@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from igpt.compute import one_thread
 from igpt.config import SampleConfig
 from igpt.errors import UserError
 from igpt.generate.draw import draw, kept_probabilities, uniforms
@@ -77,6 +78,16 @@ def test_no_global_generator_is_touched():
     before = torch.get_rng_state()
     sample(model, 2)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_thread_count_is_as_before_while_drawing_and_after():
+    before = torch.get_num_threads()
+    for _ in sampling(network(), 2):
+        assert torch.get_num_threads() == before
+    with pytest.raises(RuntimeError), one_thread():
+        assert torch.get_num_threads() == 1
+        raise RuntimeError
+    assert torch.get_num_threads() == before
 
 
 def test_sampling_from_a_bert_network_is_refused():

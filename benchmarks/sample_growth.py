@@ -1,0 +1,148 @@
+"""How the time to draw grows with the batch and with the length, and its share of the limit.
+
+    python benchmarks/sample_growth.py --out benchmarks/sample_growth.json
+
+About four minutes on two idle cores. Each row is drawn as `igpt sample` draws, in turn with the
+others. The limit is the time to read once a token all matrices, and of the cache what is filled, at
+the speed at which this machine reads as much memory from large pages.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import statistics
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from igpt import compute
+from igpt.bench import measure
+from igpt.bench.sample import draw_tokens, read_bytes
+from igpt.bench.train import Size, lively_network
+from igpt.model import native
+from igpt.model.decoder import cache_bytes, open_decoder
+from igpt.model.gpt import GPT
+
+BATCHES = (1, 4, 16, 64, 256)
+LENGTHS = (1024, 2304, 4096)
+LENGTH_BATCH = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Images side by side, and how many of their tokens are drawn."""
+
+    seq_len: int
+    batch_size: int
+    n_tokens: int
+
+    def __str__(self) -> str:
+        return f"T={self.seq_len} B={self.batch_size}, {self.n_tokens} tokens"
+
+
+def read_rate(n_bytes: int) -> float:
+    """Bytes a second at which all threads together read so much memory, again and again."""
+    library = native.library()
+    if library is None:
+        raise SystemExit("no C++ compiler that works: the sampler's own reads cannot be timed")
+    memory = torch.empty(n_bytes, dtype=torch.uint8)
+    library.use_large_pages(memory.data_ptr(), n_bytes)
+    memory.zero_()
+    n_threads = torch.get_num_threads()
+    span_s = compute.seconds_of(
+        lambda: library.read_all(memory.data_ptr(), n_bytes, n_threads),
+        torch.device("cpu"),
+        at_least_s=0.5,
+    )
+    return n_bytes / span_s
+
+
+def spans_of(networks: dict[int, GPT], works: list[Work], *, repeats: int) -> dict[Work, list]:
+    """Seconds of each work in each round, after a short warm-up."""
+    spans: dict[Work, list[float]] = {work: [] for work in works}
+    for work in works:
+        draw_tokens(networks[work.seq_len], work.batch_size, 8)
+    for i in range(repeats):
+        for work in works:
+            start_s = time.perf_counter()
+            draw_tokens(networks[work.seq_len], work.batch_size, work.n_tokens)
+            spans[work].append(time.perf_counter() - start_s)
+            print(f"{i + 1}/{repeats} {work}: {spans[work][-1]:.2f} s", file=sys.stderr, flush=True)
+    return spans
+
+
+def rows_of(networks: dict[int, GPT], spans: dict[Work, list[float]]) -> list[dict]:
+    """A row a work: median, spread, and the share of what reading allows."""
+    rows = []
+    for work, found in spans.items():
+        network = networks[work.seq_len]
+        decoder = open_decoder(network)
+        n_bytes = read_bytes(network, work.batch_size, work.n_tokens)
+        held = work.batch_size * cache_bytes(network, decoder.dtype) * work.n_tokens / work.seq_len
+        rate = read_rate(2**21 * math.ceil((held / 2 + 2**24) / 2**21))
+        middle_s = statistics.median(found)
+        rows.append(
+            {
+                **dataclasses.asdict(work),
+                "median_s": middle_s,
+                "spread": measure.spread_of(found),
+                "repeats": len(found),
+                "tokens_per_s": work.batch_size * work.n_tokens / middle_s,
+                "read_bytes": n_bytes,
+                "read_bytes_per_s": rate,
+                "share_of_limit": n_bytes / rate / middle_s,
+                "dtype": str(decoder.dtype).removeprefix("torch."),
+            }
+        )
+    return rows
+
+
+def exponents(rows: list[dict], key: str) -> list[float]:
+    """log time over log `key` between each row and the next."""
+    return [
+        math.log(b["median_s"] / a["median_s"]) / math.log(b[key] / a[key])
+        for a, b in pairwise(rows)
+    ]
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    compute.set_threads()
+    networks = {
+        T: lively_network(Size(T, 256, 12, 8, 1), torch.device("cpu")).eval() for T in LENGTHS
+    }
+    by_batch = [Work(1024, B, 256) for B in BATCHES]
+    by_length = [Work(T, LENGTH_BATCH, T) for T in LENGTHS]
+    whole = [Work(1024, 1, 1024), Work(1024, 16, 1024)]
+    batch_spans = spans_of(networks, [*by_batch, *whole], repeats=options.repeats)
+    length_spans = spans_of(networks, by_length, repeats=max(1, options.repeats - 1))
+    rows = rows_of(networks, batch_spans)
+    length_rows = rows_of(networks, length_spans)
+    document = {
+        "machine": measure.machine(),
+        "command": " ".join(["python", "benchmarks/sample_growth.py", *sys.argv[1:]]),
+        "network": "d=256 L=12 H=8 K=512, random weights, seed 0",
+        "rows": rows + length_rows,
+        "exponent_of_batch": exponents(rows[: len(BATCHES)], "batch_size"),
+        "exponent_of_length": exponents(length_rows, "seq_len"),
+        "whole_over_256": {
+            f"B={row['batch_size']}": row["median_s"] / part["median_s"]
+            for row in rows[len(BATCHES) :]
+            for part in rows
+            if part["batch_size"] == row["batch_size"] and part["n_tokens"] == 256
+        },
+    }
+    options.out.write_text(json.dumps(document, indent=1) + "\n")
+    print(json.dumps(document["whole_over_256"]), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
