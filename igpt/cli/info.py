@@ -16,10 +16,10 @@ def info(
     """Versions, device and measured rates; or what a run, model, packed set or palette is.
 
     Args:
-        path: a run, a model folder, a packed set or a palette file; none: this machine.
+        path: a run, any MODEL, a packed set or a palette file; none: this machine.
         json: print the result as one JSON document.
     """
-    facts = _machine() if path is None else _describe(Path(path))
+    facts = _machine() if path is None else _describe(path)
     if json:
         print(json_format.dumps(facts))
         return
@@ -54,16 +54,29 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _describe(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise UserError(f"{path} does not exist: check the path")
+def _describe(name: str) -> dict[str, Any]:
+    from igpt.images.manifest import is_packed
+
+    path = Path(name)
     if path.suffix == ".npy":
         return _palette(path)
-    if (path / "manifest.json").is_file():
+    if is_packed(path):
         return _packed(path)
-    if (path / "config.json").is_file():
-        return _model(path)
+    if (path / "config.json").is_file() or _is_model(name):
+        return _model(name)
+    if not path.exists():
+        raise UserError(f"{path} does not exist: check the path")
     raise UserError(f"{path} is no run, model folder, packed set or palette (.npy): check the path")
+
+
+def _is_model(name: str) -> bool:
+    """Whether MODEL may be this name, though it is no folder with a config.json."""
+    from igpt import shipped
+    from igpt.interop.hub import is_hub_id
+    from igpt.interop.openai import find_checkpoint
+
+    known = name in shipped.names() or find_checkpoint(name) is not None
+    return known or (not Path(name).exists() and is_hub_id(name))
 
 
 def _palette(path: Path) -> dict[str, Any]:
@@ -87,14 +100,14 @@ def _packed(path: Path) -> dict[str, Any]:
     }
 
 
-def _model(path: Path) -> dict[str, Any]:
+def _model(name: str) -> dict[str, Any]:
     from igpt.pixelmodel import load
 
-    model = load(path)
+    model = load(name)
     network, config = model.network, model.network.config
-    is_run = (path / "metrics.jsonl").is_file()
+    is_run = (Path(name) / "metrics.jsonl").is_file()
     return {
-        "kind": "run" if is_run else "model folder",
+        "kind": "run" if is_run else "model",
         "objective": model.facts.objective,
         "image size": model.image_size,
         "layers, heads, width": f"{config.n_layer}, {config.n_head}, {config.n_embd}",

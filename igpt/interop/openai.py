@@ -11,6 +11,7 @@ from torch import Tensor
 from igpt.config import ModelConfig, Objective
 from igpt.errors import UserError
 from igpt.interop.bundle import Bundle
+from igpt.interop.tensors import warn_of_zero_head
 from igpt.model.gpt import GPT
 from igpt.modelfolder import ModelFacts
 from igpt.pixelmodel import PixelModel
@@ -85,6 +86,7 @@ def read_openai(prefix: Path, palette: str | None = None) -> PixelModel:
         tokens="palette",
         trained={"source": "openai/image-gpt", "checkpoint": prefix.name},
     )
+    warn_of_zero_head(network.head.weight, where=where)
     model = PixelModel(network, colors, facts)
     if score is not None and score.any():
         classes = [str(label) for label in range(len(score))]

@@ -1,6 +1,7 @@
 """The weights of a transformers folder: one file or many, safetensors or the older `.bin`."""
 
 import pickle
+import warnings
 from pathlib import Path
 
 import safetensors.torch
@@ -30,6 +31,16 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
         if path.is_file():
             return (_read_sharded(path) if path.suffix == ".json" else _read(path)), path
     raise UserError(f"{folder} holds no weights: it needs one of {', '.join(NAMES)}")
+
+
+def warn_of_zero_head(head: Tensor, *, where: str) -> None:
+    """Say that a model cannot predict yet: (K, D) zeros are the output head's initial state."""
+    if not head.any():
+        warnings.warn(
+            f"{where}: the output head is all zero, so it was never trained: samples, completions "
+            "and likelihoods will mean nothing",
+            stacklevel=2,
+        )
 
 
 def _read_sharded(index: Path) -> dict[str, Tensor]:

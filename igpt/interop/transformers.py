@@ -18,7 +18,7 @@ from torch import Tensor
 from igpt.config import ModelConfig
 from igpt.errors import UserError
 from igpt.interop.card import model_card
-from igpt.interop.tensors import read_weights
+from igpt.interop.tensors import read_weights, warn_of_zero_head
 from igpt.model.gpt import GPT
 from igpt.model.imagegpt import from_imagegpt, has_biases, imagegpt_config, to_imagegpt
 from igpt.modelfolder import ModelFacts, write_preprocessor, write_tensors
@@ -73,8 +73,10 @@ def read_transformers(folder: Path, document: Mapping[str, Any]) -> PixelModel:
         predicts=score is None,
     )
     model = PixelModel(network, Palette(colors), facts, folder=folder)
-    if score is not None:
+    if score is not None and score.any():  # a head of zeros was never trained
         _take_classes(model, score, document, where=str(file))
+    elif score is None:
+        warn_of_zero_head(network.head.weight, where=str(file))
     return model
 
 

@@ -130,6 +130,15 @@ def test_a_head_of_zeros_is_none_and_another_classifies(files):
         assert (read_openai(prefix, str(palette)).probe() is not None) == has
 
 
+def test_an_output_head_of_zeros_is_warned_of(files):
+    prefix, palette = files
+    weights = released()
+    weights["model/wtet"] = np.zeros_like(weights["model/wtet"])
+    oracle.write_bundle(prefix, weights)
+    with pytest.warns(UserWarning, match=r"ckpt-1000.index: the output head is all zero"):
+        read_openai(prefix, str(palette))
+
+
 def change(path, at, value=None):
     data = bytearray(path.read_bytes())
     if value is None:

@@ -162,6 +162,20 @@ def test_an_imported_classifier_classifies_is_saved_and_draws_nothing(tmp_path):
             use()
 
 
+def test_untrained_heads_are_not_taken_for_trained_ones(tmp_path):
+    folder = foreign_classifier(tmp_path / "c")
+    tensors = tensors_of(folder)
+    write_tensors(folder, {**tensors, "score.weight": torch.zeros(3, 16)})
+    model = igpt.load(folder)
+    with pytest.raises(UserError, match=r"c has no probe: run `igpt probe MODEL DATA` first"):
+        model.classify(np.zeros((1, 4, 4, 3), np.uint8))
+    folder = write_transformers(pixel_model(image_size=4), tmp_path / "m")
+    tensors = tensors_of(folder)
+    write_tensors(folder, {**tensors, "lm_head.weight": torch.zeros(27, 16)})
+    with pytest.warns(UserWarning, match=r"model.safetensors: the output head is all zero"):
+        igpt.load(folder)
+
+
 def test_the_convention_changes_the_digest(tmp_path):
     model = igpt.load(foreign_classifier(tmp_path / "out"))
     before = model.digest()
