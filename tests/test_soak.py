@@ -99,18 +99,24 @@ def test_row_2_every_one_of_200_damages_is_detected(digits, tmp_path, capsys):
     )
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore")  # the compiler has many of its own
 @pytest.mark.skipif(not compute.has_compiler(), reason="needs a C++ compiler")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_row_1_compiled_runs_resume_to_the_same_bits_too(digits, tmp_path, capsys, precision):
+def test_row_1_compiled_runs_on_two_threads_resume_to_the_same_bits_too(
+    digits, tmp_path, capsys, precision
+):
     compiled = config(precision=precision, compile="blocks", total_steps=30, checkpoint_every=9)
-    killing.train(tmp_path / "whole", compiled, digits)
     context = killing.forks()
+    arguments = (compiled, digits)
+    assert not killing.killed_after(context, 300, tmp_path / "whole", *arguments, threads=2)
     while killing.newest_step(tmp_path / "broken") < 30:
-        killing.killed_after(context, 0.05, tmp_path / "broken", compiled, digits)
+        killing.killed_after(context, 0.05, tmp_path / "broken", *arguments, threads=2)
     whole = killing.final_weights(tmp_path / "whole", 30)
     assert killing.final_weights(tmp_path / "broken", 30) == whole
-    printed(capsys, f"row 1, compiled, {precision}: killed after each checkpoint: the same bits")
+    printed(
+        capsys,
+        f"row 1, compiled, 2 threads, {precision}: killed after each checkpoint: the same bits",
+    )
 
 
 @pytest.mark.skipif(

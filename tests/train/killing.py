@@ -25,11 +25,11 @@ def train(folder, config, data):
     loop.run_steps(trainer, QUIET)
 
 
-def train_in_silence(folder, config, data):
-    """`train` in a child that prints nothing and uses one thread."""
+def train_in_silence(folder, config, data, threads):
+    """`train` in a child that prints nothing."""
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
@@ -43,16 +43,16 @@ def forks():
     return context
 
 
-def killed_after(context, wait_s, folder, config, data, *, from_start=False):
+def killed_after(context, wait_s, folder, config, data, *, from_start=False, threads=1):
     """Train in a child and kill it `wait_s` after its first checkpoint, or after its start.
 
     Returns:
         Whether it still ran then.
     """
     before = newest_step(folder)
-    child = context.Process(target=train_in_silence, args=(folder, config, data))
+    child = context.Process(target=train_in_silence, args=(folder, config, data, threads))
     child.start()
-    deadline_s = time.monotonic() + 120
+    deadline_s = time.monotonic() + 300
     while not from_start and child.is_alive() and newest_step(folder) <= before:
         assert time.monotonic() < deadline_s
         time.sleep(0.001)
