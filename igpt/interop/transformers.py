@@ -56,10 +56,12 @@ def read_transformers(folder: Path, document: Mapping[str, Any]) -> PixelModel:
     colors = _colors(folder / "preprocessor_config.json", shape["vocab_size"] - 1)
     tensors, file = read_weights(folder)
     tensors = _without_masks(tensors, shape["n_positions"], where=str(file))
-    score = tensors.pop("score.weight", None)
-    if (score is None) == ("lm_head.weight" not in tensors):
-        raise UserError(f"{file} needs either lm_head.weight or score.weight: it has both or none")
-    if score is not None:
+    if "wte.weight" in tensors:  # ImageGPTModel: the network alone, its names without a prefix
+        tensors = {f"transformer.{name}": tensor for name, tensor in tensors.items()}
+    score, predicts = tensors.pop("score.weight", None), "lm_head.weight" in tensors
+    if score is not None and predicts:
+        raise UserError(f"{file} has both lm_head.weight and score.weight: it needs one of them")
+    if not predicts:
         tensors["lm_head.weight"] = torch.zeros(shape["vocab_size"] - 1, shape["n_embd"])
     network = _network(shape, tensors, where=str(file))
     ours = document.get("igpt") or {}
@@ -70,12 +72,12 @@ def read_transformers(folder: Path, document: Mapping[str, Any]) -> PixelModel:
         tokens="palette",
         trained=source,
         shifted=score is None or ours.get("shifted") is True,
-        predicts=score is None,
+        predicts=predicts,
     )
     model = PixelModel(network, Palette(colors), facts, folder=folder)
     if score is not None and score.any():  # a head of zeros was never trained
         _take_classes(model, score, document, where=str(file))
-    elif score is None:
+    elif predicts:
         warn_of_zero_head(network.head.weight, where=str(file))
     return model
 

@@ -203,12 +203,12 @@ class GPT(nn.Module):
         """Refuse a network that came without an output head.
 
         Raises:
-            UserError: it is a classifier from transformers.
+            UserError: it came from transformers as a classifier, or as the bare network.
         """
         if not self.predicts:
             raise UserError(
-                "this classifier came from transformers without an output head: it gives features "
-                "and classes only, so use the model that it was fine-tuned from"
+                "this model came from transformers without an output head: it gives features, "
+                "and classes if it is a classifier, so use the model that it was made from"
             )
 
     def extend(self, tokens: Tensor, cache: KVCache) -> Tensor:

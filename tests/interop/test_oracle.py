@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import igpt
+from igpt.errors import UserError
 from igpt.evaluate.features import extract_features
 from igpt.interop.transformers import write_transformers
 from tests.networks import pixel_model
@@ -120,6 +121,17 @@ def test_their_classifier_keeps_its_own_convention(images, tmp_path):
     back = opened(transformers.ImageGPTForImageClassification, again)
     tokens = torch.as_tensor(ours.encode(images))
     assert torch.equal(back(tokens).logits, theirs(tokens).logits)
+
+
+@torch.no_grad()
+def test_the_bare_network_gives_features_and_draws_nothing(images, tmp_path):
+    theirs = their_folder(transformers.ImageGPTModel, tmp_path)
+    ours = igpt.load(tmp_path)
+    tokens = ours.encode(images)
+    h = theirs(with_sos(tokens, theirs)).last_hidden_state  # after the final norm
+    close(extract_features(ours.network, tokens, precision="fp32", keep=False)[-1], h.mean(1))
+    with pytest.raises(UserError, match=r"without an output head"):
+        ours.sample(1)
 
 
 def test_what_they_wrote_again_keeps_our_facts(tmp_path):

@@ -230,7 +230,10 @@ def test_missing_extra_and_misshapen_tensors_are_named(folder):
         ({k: v for k, v in tensors.items() if k != name}, f"tensor {name} is missing"),
         ({**tensors, "transformer.h.9.x": torch.ones(1)}, "tensor transformer.h.9.x is not part"),
         ({**tensors, name: tensors[name][:3].clone()}, rf"tensor {name} is \(3, 64\)"),
-        ({**tensors, "score.weight": torch.ones(3, 16)}, "both or none"),
+        (
+            {**tensors, "score.weight": torch.ones(3, 16)},
+            "has both lm_head.weight and score.weight",
+        ),
     ):
         write_tensors(folder, changed)
         with pytest.raises(UserError, match=message):
