@@ -107,8 +107,19 @@ def _run(args: list[str]) -> None:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else "igpt --help lists the commands"
         raise UserError(f"unknown command {name}: {hint}")
+    keep_compiled_code()
     function = getattr(import_module(f"igpt.cli.{name}"), name)
     parse(function, rest, prog=f"igpt {name}")()
+
+
+def keep_compiled_code() -> None:
+    """Let PyTorch keep what it compiles beside our other caches: its own place is a temporary one.
+
+    A second run of the same sizes then starts in seconds.
+    """
+    from igpt.runs import cache_folder
+
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
 
 
 def _overview() -> str:

@@ -135,3 +135,13 @@ def test_threads_wait_without_spinning_long_unless_the_user_says_how(given, foun
         env={**others, **given},
     )
     assert done.stdout.splitlines()[-1] == str(found)
+
+
+def test_compiled_code_is_kept_beside_the_other_caches(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("IGPT_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "own")  # so that it is put back afterwards
+    run(["info", "--help"], capsys)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "own"
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    run(["info", "--help"], capsys)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "inductor")
