@@ -1,9 +1,10 @@
-"""Prepares 200,000 JPEGs, kills it in the middle, goes on: speed, peak memory, equal result.
+"""Prepares 200,000 JPEGs, kills it in the middle, goes on: growth, peak memory, equal result.
 
     python benchmarks/prepare_scale.py --n 200000 --work /tmp/scale --photos photos.tar tiny.tar
 
 The JPEGs are CIFAR-10's images and those of the tars given, encoded anew at several qualities, in
-a few WebDataset shards. Prints one JSON document; takes about 10 minutes on 2 cores.
+16 WebDataset shards; 1, 4 and 16 of them are prepared, and a palette is fitted to each result.
+Prints one JSON document; takes about 10 minutes on 2 cores.
 """
 
 import argparse
@@ -19,21 +20,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from igpt.images.decoding import Packing, pack_block
-from igpt.images.files import open_image, read_image, unwarned
+from igpt.images.files import read_image
 from igpt.images.packed import PackedSet
 from igpt.images.packing import STATE
 from igpt.images.prepare import open_data
-from igpt.images.resize import CROP_SIZE, center_crop
-from igpt.images.sources.source import Block
 from igpt.images.sources.tars import read_members
 from igpt.progress import say, ticking
 
 IMAGE_SIZE = 32
-SHARDS = 8
+SHARDS = 16
 QUALITIES = (75, 85, 95)
 
 
@@ -49,13 +46,16 @@ def main() -> None:
     if not shards.exists():
         make_shards(shards, options.n, options.photos)
     result: dict[str, object] = {"n": options.n, "workers": options.workers}
-    for n_shards in (1, SHARDS // 2, SHARDS):
-        result[f"peak_mb_{n_shards}_of_{SHARDS}"] = measured(
-            shards, options.work / f"part{n_shards}", n_shards, options.workers
-        )
+    for n_shards in (1, 4, SHARDS):
+        few, out = options.work / f"in{n_shards}", options.work / f"part{n_shards}"
+        link_some(shards, few, n_shards)
+        result[f"prepare, {n_shards} of {SHARDS}"] = {
+            **measured(command(str(few), out, options.workers)),
+            "images": PackedSet.open(out).manifest["n_images"],
+        }
+        palette = ["palette", str(out), f"{out}.npy", "--image-size", str(IMAGE_SIZE)]
+        result[f"palette, {n_shards} of {SHARDS}"] = measured(igpt(*palette))
     result["killed"] = killed_and_continued(shards, options.work, options.workers)
-    for photos in options.photos:
-        result[photos.name] = compared(photos)
     print(json.dumps(result, indent=2))
 
 
@@ -95,31 +95,37 @@ def make_shards(folder: Path, n: int, photos: list[Path]) -> None:
     part.replace(folder)
 
 
+def igpt(*args: str) -> list[str]:
+    """A command line."""
+    return [sys.executable, "-m", "igpt", *args, "--json"]
+
+
 def command(source: str, out: Path, workers: int) -> list[str]:
     """`igpt prepare` of a source."""
-    options = ["--workers", str(workers), "--image-size", str(IMAGE_SIZE), "--json"]
-    return [sys.executable, "-m", "igpt", "prepare", source, str(out), *options]
+    options = ["--workers", str(workers), "--image-size", str(IMAGE_SIZE)]
+    return igpt("prepare", source, str(out), *options)
 
 
-def measured(shards: Path, out: Path, n_shards: int, workers: int) -> dict[str, float]:
-    """Seconds and peak memory of preparing the first shards."""
-    few = out.with_name(out.name + "-in")
+def link_some(shards: Path, few: Path, n_shards: int) -> None:
+    """A folder with the first shards."""
     few.mkdir(exist_ok=True)
     for path in sorted(shards.iterdir())[:n_shards]:
         (few / path.name).unlink(missing_ok=True)
         (few / path.name).symlink_to(path.resolve())
+
+
+def measured(args: list[str]) -> dict[str, float]:
+    """Seconds and peak memory of a command and its processes."""
     start_s = time.monotonic()
-    process = subprocess.Popen(command(str(few), out, workers), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(args, stdout=subprocess.DEVNULL)
     peak_bytes = 0
     while process.poll() is None:
         peak_bytes = max(peak_bytes, tree_bytes(process.pid))
-        time.sleep(0.2)
-    seconds = time.monotonic() - start_s
-    n_images = PackedSet.open(out).manifest["n_images"]
+        time.sleep(0.1)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(args)} ended with status {process.returncode}")
     return {
-        "images": n_images,
-        "seconds": round(seconds, 1),
-        "images_per_s": round(n_images / seconds),
+        "seconds": round(time.monotonic() - start_s, 1),
         "peak_mb": round(peak_bytes / 1e6),
     }
 
@@ -159,68 +165,6 @@ def committed(out: Path) -> int:
         return int(json.loads((out / STATE).read_text())["progress"]["n_read"])
     except (OSError, ValueError):
         return 0
-
-
-def compared(photos: Path) -> dict[str, object]:
-    """Images a second of processor time, one process: ours and a plain Pillow loop; and errors."""
-    files = []
-    with photos.open("rb") as file:
-        for member in read_members(photos):
-            if member.name.lower().endswith((".jpg", ".jpeg")):
-                files.append(os.pread(file.fileno(), member.size, member.start))
-    block = Block(images=files, keys=[str(i) for i in range(len(files))])
-    exact = np.stack([reference(data) for data in files[:1000]])
-    result: dict[str, object] = {"images": len(files)}
-    works = {
-        "plain": lambda: np.stack([plain(data) for data in files]),
-        "full": lambda: pack_block(block, Packing(image_size=IMAGE_SIZE, reduced=False)).images,
-        "reduced": lambda: pack_block(block, Packing(image_size=IMAGE_SIZE)).images,
-    }
-    for name, work in works.items():
-        images, spans = None, []
-        for _ in range(5):
-            start_s = time.process_time()
-            images = work()
-            spans.append(time.process_time() - start_s)
-        assert images is not None
-        result[name] = {
-            "images_per_core_s": round(len(files) / sorted(spans)[2]),
-            "mean_error": round(float(np.abs(images[: len(exact)] - exact).mean()), 3),
-        }
-    return result
-
-
-def plain(data: bytes) -> np.ndarray:
-    """What one would write with Pillow: (S, S, 3) uint8."""
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    short = min(image.size)
-    if short > CROP_SIZE:
-        scale = CROP_SIZE / short
-        size = (round(image.width * scale), round(image.height * scale))
-        image = image.resize(size, Image.Resampling.BOX)
-        short = CROP_SIZE
-    left, top = (image.width - short) // 2, (image.height - short) // 2
-    square = image.crop((left, top, left + short, top + short))
-    return np.asarray(square.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX))
-
-
-def reference(data: bytes) -> np.ndarray:
-    """Full decoding, exact areas, float64, never rounded: (S, S, 3)."""
-    with unwarned(), open_image(data) as file:
-        image = np.asarray(file.convert("RGB")).astype(np.float64)
-    crop = center_crop(*image.shape[:2])
-    rows = weights(crop.height, crop.resized[0], crop.top, crop.side)
-    columns = weights(crop.width, crop.resized[1], crop.left, crop.side)
-    return np.einsum("jh,hwc,kw->jkc", rows, image, columns, optimize=True)
-
-
-def weights(n: int, resized: int, start: int, side: int) -> np.ndarray:
-    """Shares of n pixels in each of `IMAGE_SIZE` cells of the crop: (S, n)."""
-    edges = (start + np.arange(IMAGE_SIZE + 1) * side / IMAGE_SIZE) * n / resized
-    left = np.maximum(edges[:-1, None], np.arange(n))
-    right = np.minimum(edges[1:, None], np.arange(1, n + 1))
-    shares = np.maximum(right - left, 0)
-    return shares / shares.sum(1, keepdims=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ A folder of
 import dataclasses
 import hashlib
 import json
+import mmap
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -52,7 +53,16 @@ class PackedImages:
     def __getitem__(self, index: Index) -> np.ndarray:
         rows = self._rows[index]
         images = self._gather(np.atleast_1d(rows))
+        if isinstance(index, slice):
+            self._let_go()
         return images.reshape(self.shape[1:]) if np.ndim(rows) == 0 else images
+
+    def _let_go(self) -> None:
+        """Unmap what was read in passing: else a pass over the set would end with all of it."""
+        for shard in self._shards:
+            file = getattr(shard.base, "base", None)
+            if isinstance(file, mmap.mmap):
+                file.madvise(mmap.MADV_DONTNEED)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         images: np.ndarray = self[:].astype(dtype or self.dtype, copy=False)
