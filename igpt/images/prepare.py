@@ -26,7 +26,7 @@ from igpt.images.sources.folders import walk_folders
 from igpt.images.sources.layout import EMPTY_CLASS
 from igpt.images.sources.source import WHOLE, Block, Part, Source
 from igpt.images.sources.tables import NOT_LISTED
-from igpt.images.workers import n_workers, worker_pool
+from igpt.images.workers import n_workers, start_method, worker_pool
 from igpt.progress import ticking
 from igpt.runs import FolderLock, cache_folder
 
@@ -35,7 +35,7 @@ MAX_BAD = 0.1
 # Listed, but no image is lost by it.
 UNCOUNTED = (EMPTY_CLASS, NOT_LISTED)
 COMMIT_EVERY_S = 5.0
-# Starting processes takes about as long as decoding this many photographs.
+# Starting processes takes about as long as decoding this many photographs; forking, a tenth of it.
 FEW_IMAGES = 1000
 
 
@@ -220,7 +220,8 @@ def _packed(
     blocks = chain([first], blocks)
     workers = n_workers(workers)
     # Arrays need no decoding: sending them to a process costs more than reducing them.
-    if workers == 1 or isinstance(first.images, np.ndarray) or 0 < n_images < FEW_IMAGES:
+    few = FEW_IMAGES // 10 if start_method() == "fork" else FEW_IMAGES
+    if workers == 1 or isinstance(first.images, np.ndarray) or 0 < n_images < few:
         # Many small products: a second thread in each costs more than it brings.
         with threadpool_limits(1):
             yield from (pack_block(block, packing) for block in blocks)

@@ -27,7 +27,8 @@ class AxisMap:
 
     Args:
         start: first pixel read.
-        weights: (size, k) int64, of the k pixels from `start`; every row sums to `total`.
+        weights: (size, k) whole numbers, of the k pixels from `start`; every row sums to `total`.
+            float32 where sums of uint8 times them are exact in it, else float64.
         total: what divides.
     """
 
@@ -36,7 +37,7 @@ class AxisMap:
     total: int
 
 
-@lru_cache(64)
+@lru_cache(256)
 def axis_map(
     n: int, size: int, *, resized: int = 0, start: int = 0, crop: int = 0, scale: int = 1
 ) -> AxisMap:
@@ -55,21 +56,32 @@ def axis_map(
     # Everything in units of 1 / (size * resized) of a pixel of the full axis.
     edges = (start * size + np.arange(size + 1) * crop) * n
     unit = size * resized
-    first = int(edges[0]) // (unit * scale)
-    stop = -(-int(edges[-1]) // (unit * scale))
-    pixels = np.minimum(np.arange(first, stop + 1) * scale, n) * unit
-    left = np.maximum(edges[:-1, None], pixels[:-1])
-    right = np.minimum(edges[1:, None], pixels[1:])
+    left, right = edges[:-1, None], edges[1:, None]
+    first_read = left // (unit * scale)  # (size, 1): of each result's pixels
+    most = int((-(-right // (unit * scale)) - first_read).max())
+    read = first_read + np.arange(most)  # (size, most)
+    begins, ends = np.minimum(read * scale, n) * unit, np.minimum((read + 1) * scale, n) * unit
+    overlap = np.maximum(np.minimum(ends, right) - np.maximum(begins, left), 0)
     divisor = math.gcd(n * math.gcd(start * size, crop), unit)
-    return AxisMap(first, np.maximum(right - left, 0) // divisor, crop * n // divisor)
+    total = crop * n // divisor
+    first, stop = int(first_read[0, 0]), -(-int(edges[-1]) // (unit * scale))
+    # Room behind the last pixel for columns of `read` that overlap nothing.
+    weights: np.ndarray = np.zeros((size, stop - first + most), _exact_float(total))
+    weights[np.arange(size)[:, None], read - first] = overlap // divisor
+    return AxisMap(first, weights[:, : stop - first], total)
+
+
+def _exact_float(total: int) -> type[np.float32] | type[np.float64]:
+    """The smaller type in which sums of uint8 by weights of this sum do not round."""
+    assert 255 * total < _EXACT_FLOAT64, "sums would round"
+    return np.float32 if 255 * total < _EXACT_FLOAT32 else np.float64
 
 
 def apply_maps(images: np.ndarray, rows: AxisMap, columns: AxisMap) -> np.ndarray:
     """Both axes averaged: (N, H, W, 3) uint8 -> (N, h, w, 3) uint8."""
-    largest = 255 * rows.total * columns.total
-    assert largest < _EXACT_FLOAT64, "sums would round"
-    dtype = np.float32 if largest < _EXACT_FLOAT32 else np.float64
-    across = columns.weights.T.astype(dtype)  # (W, w)
+    total = rows.total * columns.total
+    dtype = _exact_float(total)
+    across = columns.weights.T.astype(dtype, copy=False)  # (W, w)
     W, width = across.shape
     height, H = rows.weights.shape
     images = images[:, rows.start : rows.start + H, columns.start : columns.start + W]
@@ -81,15 +93,16 @@ def apply_maps(images: np.ndarray, rows: AxisMap, columns: AxisMap) -> np.ndarra
         part = rows.weights[j : j + step]
         used = np.flatnonzero(part.any(0))
         i, stop = int(used[0]), int(used[-1]) + 1
-        down: np.ndarray = part[:, i:stop].astype(dtype)
+        down: np.ndarray = part[:, i:stop]
         for begin in range(0, N, batch):
-            band: np.ndarray = images[begin : begin + batch, i:stop].astype(dtype)
+            band: np.ndarray = images[begin : begin + batch, i:stop].astype(down.dtype)
             band = down @ band.reshape(len(band), stop - i, W * C)  # (n, step, W * 3)
-            band = band.reshape(len(band), len(part), W, C).swapaxes(2, 3)
-            sums = (band.reshape(-1, W) @ across).astype(np.float64)  # (n * step * 3, w)
-            means = np.rint(sums / (rows.total * columns.total))
+            turned = np.empty((len(band), len(part), C, W), dtype)
+            turned[:] = band.reshape(len(band), len(part), W, C).swapaxes(2, 3)
+            sums = (turned.reshape(-1, W) @ across).astype(np.float64)  # (n * step * 3, w)
+            sums /= total
             out = result[begin : begin + batch, j : j + step]
-            out[:] = means.reshape(len(out), len(part), C, width).swapaxes(2, 3)
+            out[:] = np.rint(sums, sums).reshape(len(out), len(part), C, width).swapaxes(2, 3)
     return result
 
 
@@ -141,6 +154,7 @@ def _resized(height: int, width: int, shorter: int) -> tuple[int, int]:
     return round(height * shorter / least), round(width * shorter / least)
 
 
+@lru_cache(1024)
 def center_crop(height: int, width: int) -> Crop:
     """Evaluation's crop: shorter side 224, the 224 x 224 in the middle (paper §3.1).
 

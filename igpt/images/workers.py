@@ -22,8 +22,13 @@ def worker_pool(workers: int, *, method: str | None = None) -> ProcessPoolExecut
         method: how they start, spawn or fork; none: forked where this process has no other
             threads that could hold a lock, since then they start at once.
     """
-    method = method or ("fork" if threading.active_count() == 1 else "spawn")
+    method = method or start_method()
     return ProcessPoolExecutor(n_workers(workers), get_context(method), start_worker)
+
+
+def start_method() -> str:
+    """How processes of `worker_pool` start here unless it is told."""
+    return "fork" if threading.active_count() == 1 else "spawn"
 
 
 def n_workers(workers: int) -> int:

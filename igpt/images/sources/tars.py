@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from igpt.errors import UserError
 from igpt.images.sources.folders import is_image_name
@@ -126,7 +126,7 @@ def _pax(data: bytes) -> dict[str, str]:
 
 def is_unsafe(name: str) -> bool:
     """Whether a member's name would lead out of the folder it is unpacked to."""
-    return name.startswith("/") or ".." in PurePosixPath(name).parts
+    return name.startswith("/") or ".." in name.split("/")
 
 
 @dataclass(slots=True)
