@@ -74,6 +74,8 @@ def pack_block(block: Block, packing: Packing) -> Packed:
     """Decode, crop and reduce a block of images; nothing that an image holds can stop it."""
     rows = 1 + (packing.views if block.code == TRAIN else 0)
     side = packing.image_size
+    if isinstance(block.images, np.ndarray) and rows == 1:
+        return _pack_array(block, block.images, packing)
     images = np.empty((len(block.images), rows, side, side, 3), np.uint8)
     kept = np.ones(len(images), bool)
     rejects = list(block.rejects)
@@ -94,6 +96,27 @@ def pack_block(block: Block, packing: Packing) -> Packed:
         labels=np.repeat(labels[kept].astype(np.int32), rows),
         codes=np.full(rows * int(kept.sum()), block.code, np.uint8),
         n_read=len(images) + len(block.rejects),
+        rejects=rejects,
+    )
+
+
+def _pack_array(block: Block, images: np.ndarray, packing: Packing) -> Packed:
+    """`pack_block` of plain images, which are all of one size: reduced together."""
+    n, height, width = images.shape[:3]
+    rejects = list(block.rejects)
+    try:
+        _check_size(height, width, packing)
+    except UserError as error:
+        rejects += [(key, str(error)) for key in block.keys]
+        images = images[:0]
+    if height != packing.image_size or width != height:
+        images = apply_maps(images, *crop_maps(center_crop(height, width), packing.image_size))
+    labels = np.full(n, -1) if block.labels is None else np.asarray(block.labels)
+    return Packed(
+        images=images,
+        labels=labels[: len(images)].astype(np.int32),
+        codes=np.full(len(images), block.code, np.uint8),
+        n_read=n + len(block.rejects),
         rejects=rejects,
     )
 
@@ -176,7 +199,7 @@ def read_span(span: Span) -> bytes:
             data = os.pread(handle, max(0, size), span.start)
         finally:
             os.close(handle)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:  # no name holds a zero byte
         raise UserError("there is no such file") from error
     except OSError as error:
         raise UserError("it may not be read") from error

@@ -96,10 +96,12 @@ def apply_maps(images: np.ndarray, rows: AxisMap, columns: AxisMap) -> np.ndarra
         down: np.ndarray = part[:, i:stop]
         for begin in range(0, N, batch):
             band: np.ndarray = images[begin : begin + batch, i:stop].astype(down.dtype)
-            band = down @ band.reshape(len(band), stop - i, W * C)  # (n, step, W * 3)
-            turned = np.empty((len(band), len(part), C, W), dtype)
+            band = np.matmul(down, band.reshape(len(band), stop - i, W * C))  # (n, step, W * 3)
+            turned: np.ndarray = np.empty((len(band), len(part), C, W), dtype)
             turned[:] = band.reshape(len(band), len(part), W, C).swapaxes(2, 3)
-            sums = (turned.reshape(-1, W) @ across).astype(np.float64)  # (n * step * 3, w)
+            sums: np.ndarray = (turned.reshape(-1, W) @ across).astype(
+                np.float64
+            )  # (n * step * 3, w)
             sums /= total
             out = result[begin : begin + batch, j : j + step]
             out[:] = np.rint(sums, sums).reshape(len(out), len(part), C, width).swapaxes(2, 3)
