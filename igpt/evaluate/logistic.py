@@ -22,7 +22,7 @@ from igpt.errors import UserError
 
 MAX_STEPS = 1000
 MAX_HALVINGS = 30
-HISTORY = 10
+HISTORY = 6
 # Stop where the quadratic model promises less than this share of ln C, twice in a row.
 TOLERANCE = 1e-7
 # Up to this many features the eigenvectors of their covariance pay for themselves.
@@ -165,12 +165,17 @@ class _Problem:
         device = axes.mean.device
         n, width = len(features), len(axes.variance)
         self._axes = axes
-        self._labels = torch.from_numpy(np.asarray(labels, np.int64)).to(device)
         self._rows = torch.ones(n, width + 1, device=device)  # the last column meets the bias
         done = 0
         for rows in _row_chunks(features, device):
             self._rows[done : done + len(rows), :width] = axes.apply(rows)
             done += len(rows)
+        codes = torch.from_numpy(np.asarray(labels, np.int64)).to(device)
+        sums = torch.zeros(n_classes, width + 1, dtype=torch.float64, device=device)
+        for first in range(0, n, _chunk_rows(width)):
+            part = slice(first, first + _chunk_rows(width))
+            sums.index_add_(0, codes[part], self._rows[part].double())
+        self._of_labels = sums.float()  # (C, R + 1): the rows of each class added up
         penalty = 1 / (torch.tensor(strengths, dtype=torch.float64, device=device) * n)
         self._penalty = penalty.float()  # (P,) of 0.5 * ||W||^2, an image
         bias_curvature = torch.full((len(strengths), 1), 1 / n_classes, device=device)
@@ -203,18 +208,20 @@ class _Problem:
         gradient = torch.zeros_like(flat)
         size = _chunk_rows(max(width, len(flat)))
         for start in range(0, len(self._rows), size):
-            rows, labels = self._rows[start : start + size], self._labels[start : start + size]
+            rows = self._rows[start : start + size]
             scores = (flat @ rows.T).view(n_problems, n_classes, len(rows))
             log_prob = torch.log_softmax(scores, dim=1)
-            picked = labels.expand(n_problems, 1, -1)
-            loss -= log_prob.gather(1, picked).sum(dim=(1, 2), dtype=torch.float64)
-            residual = log_prob.exp_().scatter_add_(1, picked, -torch.ones_like(scores[:, :1]))
-            gradient.addmm_(residual.view(len(flat), len(rows)), rows)
+            # log of the sum of exp(score): what any one score lost.
+            loss += (scores[:, 0] - log_prob[:, 0]).sum(dim=1, dtype=torch.float64)
+            gradient.addmm_(log_prob.exp_().view(len(flat), len(rows)), rows)
         n = len(self._rows)
+        # The labels' own scores are linear in the weights: their part is known beforehand.
+        loss -= (weights * self._of_labels).sum(dim=(1, 2), dtype=torch.float64)
+        gradient = gradient.view_as(points) - self._of_labels
         shrunk = weights * penalty[:, None, None]
         shrunk[..., -1] = 0
         value = loss / n + 0.5 * (shrunk * weights).sum(dim=(1, 2), dtype=torch.float64)
-        return value, (gradient.view_as(points) / n + shrunk) * scale
+        return value, (gradient / n + shrunk) * scale
 
 
 def _chunk_rows(width: int) -> int:
@@ -329,15 +336,15 @@ class _Memory:
         alphas = []
         for step, change, inverse in reversed(self._pairs):
             alpha = (inverse * _dot(step, q)).float()[:, None, None]
-            q = q - alpha * change
+            q.addcmul_(alpha, change, value=-1)
             alphas.append(alpha)
-        q = q * self._gamma.float()[:, None, None]
+        q *= self._gamma.float()[:, None, None]
         for (step, change, inverse), alpha in zip(self._pairs, reversed(alphas), strict=True):
             beta = (inverse * _dot(change, q)).float()[:, None, None]
-            q = q + (alpha - beta) * step
+            q.addcmul_(alpha - beta, step)
         return q
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """(A, C, R + 1) twice -> (A,) float64."""
-    return (a * b).sum(dim=(1, 2), dtype=torch.float64)
+    return torch.linalg.vecdot(a.flatten(1), b.flatten(1)).double()  # type: ignore[no-any-return]
