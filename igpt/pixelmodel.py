@@ -3,6 +3,7 @@
 `igpt.modelfolder` says what a model folder holds.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -148,7 +149,8 @@ class PixelModel:
     def _own_probe(self) -> "SavedProbe | None":
         try:
             return self.probe()
-        except UserError:  # one that an earlier state of the weights left behind
+        except UserError as error:  # such as one that an earlier state of the weights left behind
+            warnings.warn(f"saved without its probe: {error}", stacklevel=2)
             return self.classifier
 
     def take_class_head(
@@ -304,7 +306,12 @@ class PixelModel:
             write_folder(part, ModelParts(self.network, self.tokenizer, self.facts))
             if probe is not None:
                 probe.save(part)
-            card = model_card(self, name=path.name, architecture=transformers_class(self.network))
+            card = model_card(
+                self,
+                name=path.name,
+                architecture=transformers_class(self.network),
+                classifies=probe is not None,
+            )
             (part / "README.md").write_text(card)
         return path
 

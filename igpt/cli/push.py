@@ -66,6 +66,7 @@ def write_published(
         model,
         name=name,
         architecture=transformers_class(model.network),
+        classifies=(folder / "probe.json").is_file(),
         records=_records(run),
         pictures=pictures,
         license_name=license_name,

@@ -44,6 +44,7 @@ def model_card(
     *,
     name: str,
     architecture: str | None,
+    classifies: bool = False,
     records: Records | None = None,
     pictures: Sequence[str] = (),
     license_name: str | None = None,
@@ -54,6 +55,7 @@ def model_card(
         model: what it is about.
         name: the title; for a model on the Hub `owner/name`.
         architecture: the class of transformers that opens the folder, if one does.
+        classifies: whether a probe or a class head lies beside the card.
         records: figures by name, as `evaluate.record.read_records` gives them.
         pictures: file names of pictures that lie beside the card.
         license_name: of the weights, as the Hub writes it; none: not stated.
@@ -62,7 +64,7 @@ def model_card(
         _head(model, license_name),
         f"# {name}",
         _what(model),
-        _use(model, name),
+        _use(model, name, classifies=classifies),
         _in_transformers(model, name, architecture),
         _facts(model),
         _figures(model, records or {}),
@@ -95,12 +97,12 @@ def _what(model: PixelModel) -> str:
     )
 
 
-def _use(model: PixelModel, name: str) -> str:
+def _use(model: PixelModel, name: str, *, classifies: bool) -> str:
     lines = ["import igpt", "", f"model = igpt.load({json.dumps(name)})"]
     lines.append('vectors = model.features(["cat.jpg", "dog.jpg"])')
     if model.network.objective == "ar" and model.network.predicts:
         lines.append("pictures = model.sample(4)")
-    if model.classifier is not None:
+    if classifies:
         lines.append('classes = model.classify(["cat.jpg", "dog.jpg"])')
     return "## Use\n\n" + _code("\n".join(lines))
 

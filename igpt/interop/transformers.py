@@ -242,7 +242,8 @@ def _write(model: PixelModel, folder: Path, head: _ClassHead | None, *, name: st
     write_json(folder / "config.json", config)
     write_preprocessor(folder, model.tokenizer, model.image_size)
     write_tensors(folder, tensors)
-    card = model_card(model, name=name, architecture=config["architectures"][0])
+    architecture = config["architectures"][0]
+    card = model_card(model, name=name, architecture=architecture, classifies=head is not None)
     (folder / "README.md").write_text(card)
 
 

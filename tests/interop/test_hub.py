@@ -8,6 +8,7 @@ import igpt
 from igpt.cli.main import main
 from igpt.errors import UserError
 from igpt.interop.hub import fetch, is_hub_id
+from igpt.model import native
 from igpt.runs import write_bytes
 from tests.interop.fake_hub import SHA, TOKEN, FakeHub
 from tests.networks import pixel_model
@@ -33,6 +34,12 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     yield fake
     fake.close()
+
+
+@pytest.fixture(autouse=True)
+def plain_decoder(monkeypatch):
+    """To compile the decoder takes longer than to draw the card's few pictures without it."""
+    monkeypatch.setattr(native, "library", lambda: None)
 
 
 @pytest.fixture
@@ -196,6 +203,17 @@ def test_a_saved_probe_travels_with_the_model(hub, folder, tmp_path, capsys):
     run(capsys, "pull", "me/tiny", tmp_path / "got")
     images = np.random.default_rng(1).integers(0, 256, (5, 4, 4, 3), np.uint8)
     assert igpt.load(tmp_path / "got").classify(images) == model.classify(images)
+    assert b"model.classify(" in hub.repos["me/tiny"]["README.md"]
+
+
+def test_a_probe_that_does_not_fit_is_left_behind_with_a_word(folder, tmp_path):
+    (folder / "probe.json").write_text('{"model_digest": "another"}')
+    with pytest.warns(
+        UserWarning, match=r"saved without its probe: .* was fitted on another model"
+    ):
+        igpt.load(folder).save(tmp_path / "out")
+    assert not (tmp_path / "out" / "probe.json").exists()
+    assert "classify" not in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_what_a_hub_id_looks_like(tmp_path, monkeypatch):
