@@ -182,27 +182,32 @@ def read_folder(path: Path, document: dict[str, Any]) -> ModelParts:
     where = str(path / "config.json")
     if document.get("model_type") not in ("imagegpt", "igpt") or "igpt" not in document:
         raise UserError(f"{where} does not describe a model of igpt: check the path")
-    recorded = dict(document["igpt"])
-    version = recorded.pop("schema_version", None)
+    version = document["igpt"].get("schema_version") if isinstance(document["igpt"], dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(f"{where} has schema version {version}: use the igpt that wrote it")
-    facts = ModelFacts(**recorded)
     tensors = _read_tensors(path / "model.safetensors")
+    try:
+        network, facts = _described(document, has_bias=has_biases(tensors))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{where} is damaged ({error!r}): restore the model folder") from error
     if document["model_type"] == "imagegpt":
-        config = ModelConfig(
-            **{key: document[key] for key in ("n_layer", "n_head", "n_embd")},
-            bias=has_biases(tensors),
-        )
-        n_colors = document["vocab_size"] - 1
-        tensors = from_imagegpt(tensors, bias=config.bias)
-    else:
-        config, n_colors = ModelConfig(**document["model"]), document["n_colors"]
-    tokenizer: Tokenizer = RawTokens() if facts.tokens == "raw" else _palette_of(path)
-    channels = 3 if facts.tokens == "raw" else 1
-    seq_len = facts.image_size**2 * channels
-    network = _network(config, n_colors, seq_len, facts.objective)
+        tensors = from_imagegpt(tensors, bias=network.config.bias)
+    is_raw = facts.tokens == "raw"
+    tokenizer: Tokenizer = RawTokens() if is_raw else read_palette(path, n_colors=network.n_colors)
     checkpoint.load_weights(network, tensors, where=str(path / "model.safetensors"))
     return ModelParts(network, tokenizer, facts)
+
+
+def _described(document: dict[str, Any], *, has_bias: bool) -> tuple[GPT, ModelFacts]:
+    """The network that a config.json of ours describes, without its weights, and the facts."""
+    facts = ModelFacts(**{k: v for k, v in document["igpt"].items() if k != "schema_version"})
+    if document["model_type"] == "imagegpt":
+        shape = {key: document[key] for key in ("n_layer", "n_head", "n_embd")}
+        config, n_colors = ModelConfig(**shape, bias=has_bias), document["vocab_size"] - 1
+    else:
+        config, n_colors = ModelConfig(**document["model"]), document["n_colors"]
+    seq_len = facts.image_size**2 * (3 if facts.tokens == "raw" else 1)
+    return _network(config, n_colors, seq_len, facts.objective), facts
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -214,8 +219,26 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is damaged ({error}): restore the model folder") from error
 
 
-def _palette_of(path: Path) -> Palette:
-    settings = read_json(path / "preprocessor_config.json")
-    if "clusters" not in settings:
-        raise UserError(f"{path / 'preprocessor_config.json'} has no clusters: restore the folder")
-    return Palette(np.asarray(settings["clusters"], dtype=np.float32))
+def read_palette(folder: Path, *, n_colors: int) -> Palette:
+    """The colours in a folder's preprocessor_config.json, as transformers keeps them.
+
+    Raises:
+        UserError: the file is missing or has other clusters than `n_colors` colours.
+    """
+    where = folder / "preprocessor_config.json"
+    if not where.is_file():
+        raise UserError(f"{where} is missing: its `clusters` are the model's colours")
+    settings = read_json(where)
+    clusters = settings.get("clusters") if isinstance(settings, dict) else None
+    if clusters is None:
+        raise UserError(f"{where} has no clusters: they are the model's colours")
+    try:
+        colors = np.asarray(clusters, np.float32)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: clusters are no (K, 3) numbers: restore the file") from error
+    if colors.shape != (n_colors, 3):
+        raise UserError(f"{where}: clusters are {colors.shape}, the model has ({n_colors}, 3)")
+    try:
+        return Palette(colors)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None

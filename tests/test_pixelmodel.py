@@ -102,6 +102,36 @@ def test_a_damaged_folder_is_one_line_that_names_the_file(model, tmp_path):
         igpt.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("config.json", lambda d: d.pop("n_layer"), r"config.json is damaged \(KeyError\('n_layer"),
+        ("config.json", lambda d: d["igpt"].update(odd=1), r"config.json is damaged \(TypeError"),
+        ("config.json", lambda d: d.update(n_embd="wide"), r"config.json is damaged"),
+        ("config.json", lambda d: d.update(vocab_size=9), r"clusters are \(27, 3\), the model has"),
+        (
+            "preprocessor_config.json",
+            lambda d: d["clusters"].append([1]),
+            r"are no \(K, 3\) numbers",
+        ),
+        (
+            "preprocessor_config.json",
+            lambda d: d["clusters"][0].__setitem__(0, 9),
+            r"lie in \[-1, 1",
+        ),
+    ],
+)
+def test_a_changed_description_is_one_line_that_names_the_file(
+    model, tmp_path, name, change, message
+):
+    folder = model.save(tmp_path / "model")
+    broken(folder, name, change)
+    with pytest.raises(UserError, match=message) as error:
+        igpt.load(folder)
+    assert name.split(".")[0] in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_saving_over_something_else_is_refused(model, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match=r"is not a model folder: choose another place"):

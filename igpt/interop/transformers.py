@@ -21,10 +21,9 @@ from igpt.interop.card import model_card
 from igpt.interop.tensors import read_weights, warn_of_zero_head
 from igpt.model.gpt import GPT
 from igpt.model.imagegpt import from_imagegpt, has_biases, imagegpt_config, to_imagegpt
-from igpt.modelfolder import ModelFacts, write_preprocessor, write_tensors
+from igpt.modelfolder import ModelFacts, read_palette, write_preprocessor, write_tensors
 from igpt.pixelmodel import PixelModel
 from igpt.runs import read_json, write_json, writing_folder
-from igpt.tokens.palette import Palette
 from igpt.train.checkpoint import load_weights
 
 # What a config.json may leave out, as transformers 5.23 fills it in.
@@ -53,7 +52,7 @@ def read_transformers(folder: Path, document: Mapping[str, Any]) -> PixelModel:
     """
     shape = _shape(folder / "config.json", document)
     side = math.isqrt(shape["n_positions"])
-    colors = _colors(folder / "preprocessor_config.json", shape["vocab_size"] - 1)
+    palette = read_palette(folder, n_colors=shape["vocab_size"] - 1)
     tensors, file = read_weights(folder)
     tensors = _without_masks(tensors, shape["n_positions"], where=str(file))
     if "wte.weight" in tensors:  # ImageGPTModel: the network alone, its names without a prefix
@@ -64,8 +63,8 @@ def read_transformers(folder: Path, document: Mapping[str, Any]) -> PixelModel:
     if not predicts:
         tensors["lm_head.weight"] = torch.zeros(shape["vocab_size"] - 1, shape["n_embd"])
     network = _network(shape, tensors, where=str(file))
-    ours = document.get("igpt") or {}
-    source = {"source": "transformers", **ours.get("trained", {})}
+    ours = _mapping(document.get("igpt"))
+    source = {"source": "transformers", **_mapping(ours.get("trained"))}
     facts = ModelFacts(
         objective="ar",
         image_size=side,
@@ -74,12 +73,17 @@ def read_transformers(folder: Path, document: Mapping[str, Any]) -> PixelModel:
         shifted=score is None or ours.get("shifted") is True,
         predicts=predicts,
     )
-    model = PixelModel(network, Palette(colors), facts, folder=folder)
+    model = PixelModel(network, palette, facts, folder=folder)
     if score is not None and score.any():  # a head of zeros was never trained
         _take_classes(model, score, document, where=str(file))
     elif predicts:
         warn_of_zero_head(network.head.weight, where=str(file))
     return model
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """What a foreign file may hold under a key of ours."""
+    return value if isinstance(value, dict) else {}
 
 
 def _shape(where: Path, document: Mapping[str, Any]) -> dict[str, int]:
@@ -98,22 +102,6 @@ def _shape(where: Path, document: Mapping[str, Any]) -> dict[str, int]:
     if math.isqrt(shape["n_positions"]) ** 2 != shape["n_positions"]:
         raise UserError(f"{where}: {shape['n_positions']} positions make no square image")
     return shape
-
-
-def _colors(where: Path, n_colors: int) -> np.ndarray:
-    """(K, 3) float32."""
-    if not where.is_file():
-        raise UserError(f"{where} is missing: its `clusters` are the model's colours")
-    clusters = read_json(where).get("clusters")
-    if clusters is None:
-        raise UserError(f"{where} has no clusters: they are the model's colours")
-    try:
-        colors = np.asarray(clusters, np.float32)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{where}: clusters are no (K, 3) numbers: restore the file") from error
-    if colors.shape != (n_colors, 3):
-        raise UserError(f"{where}: clusters are {colors.shape}, the model has ({n_colors}, 3)")
-    return colors
 
 
 def _without_masks(
