@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -115,8 +116,8 @@ def link_some(shards: Path, few: Path, n_shards: int) -> None:
 
 
 def measured(args: list[str]) -> dict[str, float]:
-    """Seconds and peak memory of a command and its processes."""
-    start_s = time.monotonic()
+    """Seconds, of the clock and of all cores, and peak memory of a command and its processes."""
+    start_s, start_core_s = time.monotonic(), core_seconds()
     process = subprocess.Popen(args, stdout=subprocess.DEVNULL)
     peak_bytes = 0
     while process.poll() is None:
@@ -126,8 +127,15 @@ def measured(args: list[str]) -> dict[str, float]:
         raise SystemExit(f"{' '.join(args)} ended with status {process.returncode}")
     return {
         "seconds": round(time.monotonic() - start_s, 1),
+        "core_seconds": round(core_seconds() - start_core_s, 1),
         "peak_mb": round(peak_bytes / 1e6),
     }
+
+
+def core_seconds() -> float:
+    """Of all processes that this one started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def tree_bytes(pid: int) -> int:

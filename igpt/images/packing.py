@@ -179,8 +179,9 @@ class PackWriter:
         reasons = self.progress.reasons
         reasons[reason] = reasons.get(reason, 0) + 1
         quoted = '"' + key.replace('"', '""') + '"'
+        because = f'"{reason}"' if "," in reason else reason
         with writing_into(self.folder):
-            self._rejects.write(f"{quoted},{reason}\n".encode(errors="backslashreplace"))
+            self._rejects.write(f"{quoted},{because}\n".encode(errors="backslashreplace"))
 
     def commit(self) -> None:
         """Make everything so far a point to go on from."""

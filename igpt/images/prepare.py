@@ -24,7 +24,7 @@ from igpt.images.packing import SHARD_BYTES, PackWriter, check_target
 from igpt.images.sources.find import NAMED, files_of, open_source, unknown_data
 from igpt.images.sources.folders import walk_folders
 from igpt.images.sources.layout import EMPTY_CLASS
-from igpt.images.sources.source import WHOLE, Block, Part, Source
+from igpt.images.sources.source import BLOCK_IMAGES, WHOLE, Block, Part, Source
 from igpt.images.sources.tables import NOT_LISTED
 from igpt.images.workers import n_workers, start_method, worker_pool
 from igpt.progress import ticking
@@ -127,6 +127,8 @@ def prepare(
     """
     if valid_fraction is not None and not 0 < valid_fraction < 1:
         raise UserError(f"the share for validation is {valid_fraction}: choose between 0 and 1")
+    if not 0 <= max_bad <= 1:
+        raise UserError(f"--max-bad {max_bad} is not a share: choose from 0 to 1")
     n_workers(workers)  # refuses a number below 0
     target = out if part == WHOLE else part_folder(out, part)
     if target == out or not is_packed(target):
@@ -165,6 +167,11 @@ def _prepare(
     writer = PackWriter(out, packing.image_size, settings=settings, shard_bytes=shard_bytes)
     try:
         _fill(writer, source, packing, part=part, workers=workers, max_bad=max_bad)
+        if not writer.progress.blocks and part != WHOLE:
+            raise UserError(
+                f"--part {part.index}/{part.count} of {source.name} is empty: it is read in blocks "
+                f"of {BLOCK_IMAGES} images, so choose fewer parts"
+            )
         if not writer.n_rows:
             raise UserError(f"{source.name} gave no usable image: {_reasons(writer)}")
         writer.finish(_facts(source, packing, valid_fraction, writer))

@@ -65,7 +65,7 @@ def test_rejects_are_listed_with_reasons(tmp_path: Path) -> None:
         '"cut.png",damaged or cut off',
         '"empty.jpg",the file is empty',
         '"small.png",smaller than 8 x 8',
-        '"text.jpeg",not an image, or of a kind that is not read',
+        '"text.jpeg","not an image, or of a kind that is not read"',
     ]
 
 
