@@ -122,10 +122,11 @@ def _complete_tab(model: PixelModel) -> None:
         api_name="open",
         concurrency_limit=2,
     )
-    rows.release(
+    rows.input(
         answering(partial(rows_hidden, model)),
         [painter, rows],
         painter,
+        trigger_mode="always_last",
         api_visibility="private",
         queue=False,
     )

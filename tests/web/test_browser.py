@@ -63,8 +63,13 @@ def pixels(page, selector):
 def open_picture(page, address, photograph):
     page.goto(address)
     page.wait_for_selector("#complete")
-    page.locator("input[type=file]").first.set_input_files(photograph)
     page.wait_for_function("document.querySelector('#painter canvas')?.width === 16")
+    page.locator("input[type=file]").first.set_input_files(photograph)
+    # The example that was there has no red in that corner.
+    page.wait_for_function(
+        "document.querySelector('#painter canvas').getContext('2d')"
+        ".getImageData(15, 0, 1, 1).data[0] > 200"
+    )
 
 
 def test_a_picture_is_uploaded_hidden_and_completed(page, address, photograph):
@@ -81,9 +86,9 @@ def test_a_picture_is_uploaded_hidden_and_completed(page, address, photograph):
     assert (before[:8] != painted[:8]).any()
 
     page.click("#complete")
-    page.wait_for_selector("#completions img >> nth=3")
+    page.wait_for_selector("#completions img >> nth=4")
     page.wait_for_function(
-        "document.querySelectorAll('#completions img').length === 4"
+        "document.querySelectorAll('#completions img').length === 5"
         " && !document.querySelector('#completions .progress-text, #completions .wrap.generating')"
     )
     page.wait_for_timeout(1000)
@@ -110,10 +115,34 @@ def test_samples_and_surprise_are_shown(page, address, photograph):
     assert page.faults == []
 
 
-def test_a_mistake_is_said_on_the_page(page, address):
+def test_the_page_opens_with_a_picture_that_can_be_completed_at_once(page, address):
     page.goto(address)
+    page.wait_for_function("document.querySelector('#painter canvas')?.width === 16")
     page.click("#complete")
-    page.wait_for_selector("text=upload one or pick an example")
+    page.wait_for_selector("#completions img >> nth=4")
+    assert page.faults == []
+
+
+def test_what_is_no_image_is_refused_on_the_page(page, address, tmp_path):
+    path = tmp_path / "a.png"
+    path.write_text("no picture")
+    page.goto(address)
+    page.wait_for_selector("#complete")
+    page.locator("input[type=file]").first.set_input_files(path)
+    page.wait_for_selector("text=the picture cannot be read: not an image")
+
+
+def test_a_mask_that_hides_nothing_is_refused_on_the_page(page, address, photograph):
+    open_picture(page, address, photograph)
+    rows = page.get_by_label("number input for Rows to keep")
+    rows.fill("16")
+    rows.press("Tab")
+    page.wait_for_function(
+        "document.querySelector('#painter canvas').getContext('2d')"
+        ".getImageData(0, 15, 1, 1).data[1] > 210"
+    )
+    page.click("#complete")
+    page.wait_for_selector("text=the mask keeps every pixel: mark some as predicted")
 
 
 def test_no_request_leaves_the_machine(page, address, photograph):
@@ -122,3 +151,15 @@ def test_no_request_leaves_the_machine(page, address, photograph):
     page.wait_for_selector("#completions img")
     inside = (address, "data:", "blob:")
     assert [url for url in page.asked_for if not url.startswith(inside)] == []
+
+
+def test_a_closed_tab_leaves_the_page_to_others(page, address):
+    other = page.context.browser.new_page()
+    other.goto(address)
+    other.get_by_role("tab", name="Sample").click()
+    other.click("#sample")
+    other.close()
+    page.goto(address)
+    page.wait_for_selector("#complete")
+    page.click("#complete")
+    page.wait_for_selector("#completions img >> nth=4")

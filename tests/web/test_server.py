@@ -1,9 +1,11 @@
 """The page as a program sees it: many at once, clients that leave, uploads that are too much."""
 
 import json
+import socket
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,6 +53,59 @@ def test_fifty_completions_at_once_are_all_answered(address):
     assert [kind for kind, _ in answers] == ["complete"] * 50
     pages = [data[0] for _, data in answers]
     assert len(set(pages[:26])) == 1 and len(set(pages[25:])) == 25
+
+
+def test_more_than_the_queue_holds_are_answered_or_refused_clearly(address):
+    def sample(seed):
+        try:
+            return events(call(address, "sample", 64, 1.0, seed))[-1][0]
+        except urllib.error.HTTPError as refusal:
+            reason = refusal.read().decode()
+            refusal.close()
+            return f"{refusal.code} {reason}"
+
+    with ThreadPoolExecutor(100) as pool:
+        answers = list(pool.map(sample, range(100)))
+    refused = [answer for answer in answers if answer != "complete"]
+    assert answers.count("complete") >= 64
+    assert all("queue" in answer.lower() for answer in refused), refused
+
+
+def test_a_slow_client_gets_its_answer_and_keeps_nobody_waiting(address):
+    slow = call(address, "sample", 64, 1.0, 1)
+    host, port = address.removeprefix("http://").split(":")
+    with socket.socket() as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        line.connect((host, int(port)))
+        path = slow.removeprefix(address)
+        line.sendall(f"GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+        others = [events(call(address, "sample", 1, 1.0, seed))[-1][0] for seed in range(5)]
+        assert others == ["complete"] * 5
+        line.settimeout(60)
+        answer = b""
+        while part := line.recv(2**16):
+            answer += part
+    assert b"event: complete" in answer
+
+
+def test_memory_is_flat_after_many_requests(server):
+    address, pid = server
+
+    def work(seed):
+        call_of_kind = [("complete", PICTURE, 4, 1.0, seed), ("sample", 16, 1.0, seed)]
+        return events(call(address, *call_of_kind[seed % 2]))[-1][0]
+
+    def held_bytes():
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+
+    if not Path(f"/proc/{pid}/status").exists():
+        pytest.skip("no /proc")
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(work, range(50)))
+        before = held_bytes()
+        assert set(pool.map(work, range(150))) == {"complete"}
+    assert held_bytes() - before < 25 * 2**20
 
 
 def test_a_client_that_leaves_does_not_keep_others_waiting(address):
