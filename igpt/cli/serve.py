@@ -30,7 +30,7 @@ def serve(model: Model, *, host: str = "127.0.0.1", port: int = 7860) -> None:
     from igpt.web.server import listen, serve_forever
 
     compute.set_threads()
-    listener = listen(host, port)
-    page = build(load(model), name=Path(model).name)
-    say(f"serving on http://{host}:{port} - Ctrl-C ends it")
-    serve_forever(page, listener)
+    with listen(host, port) as listener:
+        page = build(load(model), name=Path(model).name)
+        say(f"serving on http://{host}:{listener.getsockname()[1]} - Ctrl-C ends it")
+        serve_forever(page, listener)

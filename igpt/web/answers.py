@@ -5,6 +5,7 @@ import html
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 
@@ -24,6 +25,7 @@ MAX_SAMPLES = 64
 MAX_CLASSES = 5
 MAX_TEMPERATURE = 3.0
 MAX_UPLOAD_PIXELS = 2**25
+MAX_SEED = 10**15 - 1
 # Faster changes than this are lost on the eye and on a slow line.
 LOOK_EVERY_S = 0.1
 # Least width of one picture on the page.
@@ -73,7 +75,8 @@ def rows_hidden(model: PixelModel, text: str | None, rows: float) -> str:
 
 def _rows(model: PixelModel, rows: float) -> np.ndarray:
     side = model.image_size
-    return np.repeat(np.arange(side)[:, None] < int(rows), side, axis=1)  # (S, S)
+    n = _whole(rows, "rows", side)
+    return np.repeat(np.arange(side)[:, None] < n, side, axis=1)  # (S, S)
 
 
 def completions(
@@ -179,17 +182,26 @@ def figures(images: Sequence[np.ndarray], captions: list[str], *, width_px: int 
     return f'<div class="igpt-pictures" style="{columns}">{"".join(parts)}</div>'
 
 
-def _whole(value: float, name: str, largest: int) -> int:
-    if not 1 <= value <= largest:
+def _whole(value: object, name: str, largest: int) -> int:
+    if not (_is_number(value) and 1 <= value <= largest):
         raise UserError(f"{value} {name} are asked for: choose from 1 to {largest}")
     return int(value)
 
 
-def _seed(value: float | None) -> int:
-    return 0 if value is None else int(value)
+def _seed(value: object) -> int:
+    if value is None:
+        return 0
+    if not (_is_number(value) and abs(value) <= MAX_SEED):
+        raise UserError(f"the seed is {value}: choose a whole number of at most 15 digits")
+    return int(value)
 
 
-def _config(temperature: float) -> SampleConfig:
-    if not 0 <= temperature <= MAX_TEMPERATURE:
+def _config(temperature: object) -> SampleConfig:
+    if not (_is_number(temperature) and 0 <= temperature <= MAX_TEMPERATURE):
         raise UserError(f"temperature is {temperature}: choose from 0 to {MAX_TEMPERATURE:g}")
     return SampleConfig(temperature=temperature)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    """Whether a browser sent a number; it may send anything."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -77,6 +77,12 @@ def test_the_surprise_map_stands_beside_the_picture(model, photograph):
         ((10**9, 1.0, 0), "1000000000 completions"),
         ((1, -1.0, 0), "temperature is -1.0: choose from 0 to 3"),
         ((1, float("nan"), 0), "temperature is nan"),
+        ((1, None, 0), "temperature is None: choose from 0 to 3"),
+        (("many", 1.0, 0), "many completions are asked for: choose from 1 to 8"),
+        ((True, 1.0, 0), "True completions are asked for"),
+        ((1, 1.0, float("nan")), "the seed is nan: choose a whole number of at most 15 digits"),
+        ((1, 1.0, float("inf")), "the seed is inf"),
+        ((1, 1.0, "x"), "the seed is x"),
     ],
 )
 def test_numbers_out_of_bounds_are_refused(model, photograph, arguments, message):
@@ -114,6 +120,25 @@ def test_transparent_and_animated_uploads_are_read(model, tmp_path):
     frames = [Image.new("RGB", (9, 9), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert answers.opened(model, str(tmp_path / "a.gif"), 4)
+
+
+def test_the_likeliest_classes_are_named_with_their_shares(model, photograph):
+    weights = np.random.default_rng(0).normal(size=(7, 16)).astype(np.float32)
+    own = pixel_model()
+    own.take_class_head(weights, [f"class <{i}>" for i in range(7)], protocol="none")
+    named = answers.likeliest(own, own.pixels(photograph)[0])
+    assert len(named) == 5 and named[0][0] == own.classify(photograph)[0]
+    shares = [share for _, share in named]
+    assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
+    page = answers.class_of(own, photograph)
+    assert "class &lt;" in page and f"{shares[0]:.1%}" in page
+    assert pictures_in(page).shape == (1, 8, 8, 3)
+
+
+@pytest.mark.parametrize("rows", [0, 9, None, "all", float("nan")])
+def test_rows_that_are_not_there_are_refused(model, photograph, rows):
+    with pytest.raises(UserError, match="rows are asked for: choose from 1 to 8"):
+        answers.opened(model, photograph, rows)
 
 
 def test_captions_are_text_not_markup():
