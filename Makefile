@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
 
-WORKS := train sample probe
+WORKS := train sample data probe
 
 .PHONY: demo test setup checks bench bench-check soak docs lock clean
 

@@ -43,7 +43,7 @@ IMAGE_SIZE = 32
 BATCH_SIZE = 128
 WAITING_BATCH = 16
 N_COLORS = 512
-TRANSFORMERS, PILLOW = "transformers", "Pillow loop"
+TRANSFORMERS, PILLOW = "transformers", "pillow"
 # transformers' processor is fastest at this many images a call, and slow enough for few of them.
 PEER_CALL = 64
 # Its distances are rounded to float32, so that between two colours as near it may take the other.

@@ -7,11 +7,12 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -53,6 +54,32 @@ class Row:
 
 
 Spans = dict[str, list[float]]
+Clock = Literal["wall", "cpu"]
+
+_clock: ContextVar[Clock] = ContextVar("clock", default="wall")
+
+
+@contextmanager
+def counting(clock: Clock) -> Iterator[None]:
+    """Count by this clock inside.
+
+    `cpu` counts the processor's seconds of this process on one thread: what is left to compare by
+    where other programs take the processor away, which stretches a wall clock's seconds.
+    """
+    before = torch.get_num_threads()
+    token = _clock.set(clock)
+    if clock == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        _clock.reset(token)
+        torch.set_num_threads(before)
+
+
+def now_s() -> float:
+    """The time by the clock that counts."""
+    return time.process_time() if _clock.get() == "cpu" else time.perf_counter()
 
 
 def take_turns(
@@ -61,6 +88,7 @@ def take_turns(
     repeats: int = REPEATS,
     device: torch.device | None = None,
     at_most_s: float = float("inf"),
+    warm: bool = False,
 ) -> Spans:
     """Seconds of each work in each round, everyone once a round, after one round of warm-up.
 
@@ -71,9 +99,10 @@ def take_turns(
         repeats: rounds.
         device: waited for at the ends of each span; none: the CPU.
         at_most_s: no further round begins after this many seconds (two are always made).
+        warm: every work has been done once already.
     """
     spans: Spans = {name: [] for name in works}
-    for work in works.values():
+    for work in [] if warm else works.values():
         _span_of(work, device)
     end_s = time.perf_counter() + at_most_s
     for done in range(repeats):
@@ -93,10 +122,10 @@ def _span_of(work: Callable[[], object], device: torch.device | None) -> float:
     gc.disable()
     try:
         wait()
-        start_s = time.perf_counter()
+        start_s = now_s()
         work()
         wait()
-        return time.perf_counter() - start_s
+        return now_s() - start_s
     finally:
         gc.enable()
 
@@ -159,6 +188,7 @@ def machine(device: torch.device | None = None) -> dict[str, Any]:
         "device": _device_name(device),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
+        "clock": _clock.get(),
         "platform": platform.platform(terse=True),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -167,13 +197,29 @@ def machine(device: torch.device | None = None) -> dict[str, Any]:
     }
 
 
-@lru_cache
 def _rates(device: torch.device) -> dict[str, float]:
     return {
-        "float32_flops": compute.matrix_rate(device, torch.float32),
-        "bfloat16_flops": compute.matrix_rate(device, torch.bfloat16),
-        "copy_bytes_per_s": compute.copy_rate(device),
+        "float32_flops": matrix_rate(device, torch.float32),
+        "bfloat16_flops": matrix_rate(device, torch.bfloat16),
+        "copy_bytes_per_s": copy_rate(device),
     }
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large matrix product, by the clock that counts."""
+    if _clock.get() == "wall":
+        return compute.matrix_rate(device, dtype)
+    a, b = torch.ones(2, 1024, 1024, dtype=dtype)
+    return 2 * 1024**3 / min(take_turns({"": lambda: a @ b}, repeats=9)[""])
+
+
+def copy_rate(device: torch.device) -> float:
+    """Bytes a second, read plus written, of a large copy, by the clock that counts."""
+    if _clock.get() == "wall":
+        return compute.copy_rate(device)
+    source = torch.ones(2**26)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / min(take_turns({"": lambda: target.copy_(source)})[""])
 
 
 def _device_name(device: torch.device) -> str:

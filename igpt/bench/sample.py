@@ -58,7 +58,7 @@ def bench_tokens(
         f"B={n_images}",
         spans,
         # A copy moves as many bytes out as in; reading alone is at least that fast.
-        limit_s=read_bytes(network, n_images, n_tokens) / compute.copy_rate(device),
+        limit_s=read_bytes(network, n_images, n_tokens) / measure.copy_rate(device),
         limit="copy speed",
         note=f"ours {dtype}, peers float32".replace("torch.", ""),
     )

@@ -135,14 +135,16 @@ def bench_size(
         gap = abs(first[name] - first[measure.OURS])
         if peer.is_ours and not gap <= TOLERANCE[dtype]:
             raise UserError(f"{name}'s loss lies {gap:.1e} from ours at {size}: times mean nothing")
-    spans = measure.take_turns(works, repeats=repeats, device=device, at_most_s=at_most_s)
+    spans = measure.take_turns(
+        works, repeats=repeats, device=device, at_most_s=at_most_s, warm=True
+    )
     flops = size.batch_size * train_flops(
         size.model, Shape(n_colors=N_COLORS, seq_len=size.seq_len, objective="ar")
     )
     return measure.rows_of(
         f"train step {size}",
         spans,
-        limit_s=flops / compute.matrix_rate(device, dtype),
+        limit_s=flops / measure.matrix_rate(device, dtype),
         limit="matrix rate",
         note=str(dtype).removeprefix("torch."),
     )

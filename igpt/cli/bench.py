@@ -12,10 +12,11 @@ from igpt.errors import UserError
 if TYPE_CHECKING:
     from igpt.bench.measure import Row
 
-Work = Literal["train", "sample", "probe", "start", "growth"]
+Work = Literal["train", "sample", "data", "probe", "start", "growth"]
 PEERS: dict[str, tuple[str, ...]] = {
     "train": ("transformers", "mingpt", "sketch"),
     "sample": ("transformers", "sketch"),
+    "data": ("transformers", "pillow"),
     "probe": ("sklearn",),
     "start": (),
     "growth": (),
@@ -32,11 +33,12 @@ def bench(
     out: str | None = None,
     check: str | None = None,
     at_most_s: float = 60.0,
+    clock: Literal["wall", "cpu"] = "wall",
 ) -> None:
     """Our speed beside other projects', on the same inputs, taking turns in one run.
 
     Args:
-        work: train (a step), sample, probe, start (of the program),
+        work: train (a step), sample, data (tokenise, prepare, load), probe, start (of the program),
             growth (time and memory against size).
         against: peers, separated by commas: transformers, mingpt, sketch (a plain PyTorch model);
             none: those that take seconds.
@@ -45,6 +47,7 @@ def bench(
         out: also keep that document in this file (.json).
         check: compare the ratios with those kept in this file, and fail if one is much lower.
         at_most_s: seconds after which a row makes no further rounds.
+        clock: wall; cpu counts processor seconds on one thread, for a machine that others use too.
     """
     peers = _peers(work, against)
     target = None if out is None else _target(out)
@@ -54,13 +57,12 @@ def bench(
     from igpt.bench import measure
 
     compute.set_threads()
-    rows = _measure_of(work)(peers, quick=quick, at_most_s=at_most_s)
-    if target is not None:
-        measure.write(target, rows)
-    if json:
-        print(json_format.dumps(measure.document(rows)))
-    else:
-        print(measure.table(rows))
+    with measure.counting(clock):
+        rows = _measure_of(work)(peers, quick=quick, at_most_s=at_most_s)
+        if target is not None:
+            measure.write(target, rows)
+        said = json_format.dumps(measure.document(rows)) if json else measure.table(rows)
+    print(said)
     if kept is not None:
         from igpt.bench.regression import check_ratios
 

@@ -60,3 +60,10 @@ def test_peak_memory_is_that_of_the_work_alone():
     large, more = measure.in_own_process(allocate, 2**29)
     assert (small, large) == (2**28, 2**29)
     assert math.isclose(more - base, 2**28, rel_tol=0.1)
+
+
+def test_the_processors_clock_leaves_waiting_out():
+    with measure.counting("cpu"):
+        spans = measure.take_turns({"igpt": lambda: time.sleep(0.05)}, repeats=2)
+    assert max(spans["igpt"]) < 0.03
+    assert min(measure.take_turns({"igpt": lambda: time.sleep(0.05)}, repeats=2)["igpt"]) >= 0.05

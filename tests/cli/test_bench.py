@@ -76,6 +76,12 @@ def test_bad_input_is_one_line(args, line, tmp_path, monkeypatch, capsys):
     assert (status, out, err) == (2, "", f"igpt: error: {line}\n")
 
 
+def test_the_clock_is_recorded(measured, capsys):
+    _, out, _ = run(["bench", "train", "--against", "sketch", "--json", "--clock", "cpu"], capsys)
+    machine = json.loads(out)["machine"]
+    assert (machine["clock"], machine["threads"]) == ("cpu", 1)
+
+
 def test_an_unknown_work_is_refused(capsys):
     status, _, err = run(["bench", "tarin"], capsys)
     assert status == 2 and "train" in err and len(err.splitlines()) == 1
