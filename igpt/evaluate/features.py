@@ -26,7 +26,7 @@ N_POOLED = {"mean": 1, "bands": N_BANDS + 1}
 """Numbers that a channel gives."""
 
 # Part of the key of a kept file: raise it when the same inputs give other numbers.
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 
 # A batch whose activations stay in the caches of a CPU; a GPU wants more work at a time.
 BATCH_TOKENS = {"cpu": 4096, "cuda": 2**17}
@@ -200,7 +200,7 @@ def pooled_layers(
     pooled = []
     for layer, h in enumerate(network.hidden(tokens, masked)):
         if layer in layers and pooling == "bands":
-            pooled.append(banded(network.normalised(layer, h) if normalised else h))
+            pooled.append(_normalised_bands(network, layer, h) if normalised else banded(h))
         elif layer in layers:
             pooled.append(_normalised_mean(network, layer, h) if normalised else _mean(h))
         if layer == layers[-1]:
@@ -272,12 +272,34 @@ def _normalised_mean(network: GPT, layer: int, h: Tensor) -> Tensor:
     The norm scales each position by one number, so the mean is a product of a row with h: the
     normalised (B, T, D) is never written, which halves the time of pooling.
     """
+    scale, gain = _scale_and_gain(network, layer, h)
+    with torch.autocast(h.device.type, enabled=False):
+        mean = torch.bmm(scale.unsqueeze(1) / h.shape[1], h.float()).squeeze(1)  # (B, D)
+    return mean * gain
+
+
+def _normalised_bands(network: GPT, layer: int, h: Tensor) -> Tensor:
+    """`banded` of `network.normalised(layer, h)`, (B, T, D) -> (B, 5 D), in the same way."""
+    scale, gain = _scale_and_gain(network, layer, h)
+    n_tokens = h.shape[1]
+    share = torch.zeros(N_BANDS, n_tokens, device=h.device)
+    for row, slots in zip(share, torch.arange(n_tokens).tensor_split(N_BANDS), strict=True):
+        row[slots] = 1 / len(slots)
+    with torch.autocast(h.device.type, enabled=False):
+        x = h.float()
+        means = torch.bmm(share * scale.unsqueeze(1), x)  # (B, 4, D)
+        mean = torch.bmm(scale.unsqueeze(1) / n_tokens, x).squeeze(1)  # (B, D)
+        square = torch.bmm(scale.square().unsqueeze(1) / n_tokens, x.square()).squeeze(1)
+    spread = (square - mean.square()).clamp(min=0).sqrt()  # (B, D)
+    return torch.cat([(means * gain).flatten(1), spread * gain.abs()], dim=1)
+
+
+def _scale_and_gain(network: GPT, layer: int, h: Tensor) -> tuple[Tensor, Tensor]:
+    """What the norm multiplies each position and each channel by: (B, T) and (D,) float32."""
     norm = network.ln_f if layer == len(network.h) else network.h[layer].ln_1
     square = torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32).square()  # (B, T)
-    scale = torch.rsqrt(square / h.shape[2] + NORM_EPS) / h.shape[1]
-    with torch.autocast(h.device.type, enabled=False):
-        mean = torch.bmm(scale.unsqueeze(1), h.float()).squeeze(1)  # (B, D)
-    return mean * norm.weight  # type: ignore[union-attr, operator]
+    scale = torch.rsqrt(square / h.shape[2] + NORM_EPS)
+    return scale, norm.weight  # type: ignore[union-attr, return-value]
 
 
 def token_batches(
