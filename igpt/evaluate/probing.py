@@ -154,17 +154,20 @@ def _voted(
 ) -> dict[str, Any]:
     """Test accuracy of the modal answer over `N_MASKS` masks; the probe saw the first one's."""
     tokens = EncodedImages(data.images("test"), model.tokenizer.encode)
-    features = [
-        extract_features(
-            model.network,
-            tokens,
-            layers=[result.layer],
-            **options,
-            mask_prob=model.facts.mask_prob,
-            mask_seed=seed,
-        )[0]
-        for seed in range(N_MASKS)
-    ]
+    features = []
+    with ticking("features behind other masks") as ticker:
+        tick = Counter(ticker, N_MASKS * len(tokens), "images")
+        for seed in range(N_MASKS):
+            behind_mask = extract_features(
+                model.network,
+                tokens,
+                layers=[result.layer],
+                **options,
+                mask_prob=model.facts.mask_prob,
+                mask_seed=seed,
+                progress=tick,
+            )
+            features.append(behind_mask[0])
     accuracy = voted_accuracy(
         np.stack(features),
         labels_of(data, "test"),
