@@ -15,7 +15,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,10 @@ def read_rate(n_bytes: int, clock: Callable[[], float]) -> float:
     return n_bytes / statistics.median(spans)
 
 
-def spans_of(
+def rounds_of(
     networks: dict[int, GPT], works: list[Work], *, repeats: int, clock: Callable[[], float]
-) -> dict[Work, list[float]]:
-    """Seconds of each work in each round, after a short warm-up."""
+) -> Iterator[dict[Work, list[float]]]:
+    """Seconds of each work so far, after each round, and after a short warm-up."""
     spans: dict[Work, list[float]] = {work: [] for work in works}
     for work in works:
         draw_tokens(networks[work.seq_len], work.batch_size, 8)
@@ -79,7 +79,7 @@ def spans_of(
             draw_tokens(networks[work.seq_len], work.batch_size, work.n_tokens)
             spans[work].append(clock() - start_s)
             print(f"{i + 1}/{repeats} {work}: {spans[work][-1]:.2f} s", file=sys.stderr, flush=True)
-    return spans
+        yield spans
 
 
 def rows_of(
@@ -134,27 +134,29 @@ def main() -> None:
     }
     by_batch = [Work(1024, B, 256) for B in BATCHES]
     by_length = [Work(T, LENGTH_BATCH, T) for T in LENGTHS]
-    whole = [Work(1024, 16, 1024)]
-    batch_spans = spans_of(networks, [*by_batch, *whole], repeats=options.repeats, clock=clock)
-    length_spans = spans_of(networks, by_length, repeats=options.repeats, clock=clock)
-    rows = rows_of(networks, batch_spans, clock)
-    length_rows = rows_of(networks, length_spans, clock)
-    document = {
+    works = [*by_batch, *by_length, Work(1024, 16, 1024)]
+    for spans in rounds_of(networks, works, repeats=options.repeats, clock=clock):
+        document = document_of(rows_of(networks, spans, clock), options.clock)
+        options.out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def document_of(rows: list[dict[str, Any]], clock: str) -> dict[str, Any]:
+    """What is kept, after every round, so that one which is cut short leaves the others."""
+    by_batch, by_length = rows[: len(BATCHES)], rows[len(BATCHES) : -1]
+    return {
         "machine": measure.machine(),
-        "clock": options.clock,
+        "clock": clock,
         "threads": torch.get_num_threads(),
         "command": " ".join(["python", "benchmarks/sample_growth.py", *sys.argv[1:]]),
         "network": "d=256 L=12 H=8 K=512, random weights, seed 0",
-        "rows": rows + length_rows,
-        "exponent_of_batch": exponents(rows[: len(BATCHES)], "batch_size"),
-        "exponent_of_length": exponents(length_rows, "seq_len"),
+        "rows": rows,
+        "exponent_of_batch": exponents(by_batch, "batch_size"),
+        "exponent_of_length": exponents(by_length, "seq_len"),
         "whole_over_256": {
-            "B=1": length_rows[0]["median_s"] / rows[0]["median_s"],
-            "B=16": rows[-1]["median_s"] / rows[BATCHES.index(16)]["median_s"],
+            "B=1": by_length[0]["median_s"] / by_batch[0]["median_s"],
+            "B=16": rows[-1]["median_s"] / by_batch[BATCHES.index(16)]["median_s"],
         },
     }
-    options.out.write_text(json.dumps(document, indent=1) + "\n")
-    print(json.dumps(document["whole_over_256"]), file=sys.stderr)
 
 
 if __name__ == "__main__":

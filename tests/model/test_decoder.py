@@ -110,6 +110,19 @@ def test_a_decoder_can_begin_anew_with_another_batch(decoder):
     )
 
 
+@needs_compiler
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("given", [0, 7, 70])
+def test_what_memory_held_before_is_never_read(dtype, given):
+    model, tokens = case({"n_head": 3, "n_embd": 30, "seq_len": 100})
+    used = NativeDecoder(model, dtype=dtype)
+    expected = logits_of(used, tokens, given)
+    used.keys.fill_(torch.nan)
+    used.values.fill_(torch.nan)
+    assert torch.equal(logits_of(used, tokens, given), expected)
+
+
 def test_without_a_compiler_the_plain_decoder_is_used(monkeypatch):
     monkeypatch.setattr(native, "library", lambda: None)
     assert isinstance(open_decoder(network()), PlainDecoder)
