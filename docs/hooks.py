@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-SITE = "docs/"
+DOCS = Path(__file__).parent
+
+
+def on_config(config: Any) -> Any:
+    """Called by mkdocs first: pages that the menu does not name come under `More`."""
+    menu = repr(config["nav"])
+    pages = sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+    if others := [page for page in pages if f"'{page}'" not in menu]:
+        config["nav"].append({"More": others})
+    return config
 
 
 def on_page_markdown(markdown: str, **_context: Any) -> str:
@@ -73,4 +82,4 @@ def _docstrings(room: type) -> dict[str, str]:
 def _page(name: str) -> str:
     """A page of the root; its links into docs/ become links inside the site."""
     text = (ROOT / name).read_text()
-    return text.replace(f"]({SITE}", "](")
+    return text.replace("](docs/", "](")
