@@ -12,7 +12,6 @@ import sys
 
 import pytest
 
-from igpt import compute
 from igpt.train import checkpoint, resume, setup
 from tests.full_disk import digests
 from tests.train import killing
@@ -96,27 +95,6 @@ def test_row_2_every_one_of_200_damages_is_detected(digits, tmp_path, capsys):
         capsys,
         f"row 2: {detected} of {N_DAMAGES} damages (cut short or one bit flipped, over "
         f"{len(names)} files) detected and named, the checkpoint before used",
-    )
-
-
-@pytest.mark.filterwarnings("ignore")  # the compiler has many of its own
-@pytest.mark.skipif(not compute.has_compiler(), reason="needs a C++ compiler")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_row_1_compiled_runs_on_two_threads_resume_to_the_same_bits_too(
-    digits, tmp_path, capsys, precision
-):
-    compiled = config(precision=precision, compile="blocks", total_steps=30, checkpoint_every=9)
-    context = killing.forks()
-    arguments = (compiled, digits)
-    assert not killing.killed_after(context, 300, tmp_path / "whole", *arguments, threads=2)
-    for _ in range(10):
-        if killing.newest_step(tmp_path / "broken") < 30:
-            killing.killed_after(context, 0.05, tmp_path / "broken", *arguments, threads=2)
-    whole = killing.final_weights(tmp_path / "whole", 30)
-    assert killing.final_weights(tmp_path / "broken", 30) == whole
-    printed(
-        capsys,
-        f"row 1, compiled, 2 threads, {precision}: killed after each checkpoint: the same bits",
     )
 
 
