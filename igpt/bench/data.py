@@ -65,6 +65,7 @@ def bench_data(
         photos: tars of JPEGs to prepare; none: pictures that are made here.
         at_most_s: no further round of a row begins after this many seconds.
     """
+    at_most_s = min(at_most_s, 3.0) if quick else at_most_s
     with tempfile.TemporaryDirectory(prefix="igpt-bench-") as folder:
         packed = packed_images(Path(folder) / "packed", 2048 if quick else 12_000)
         rows = bench_tokens(packed, peers, n=1024 if quick else 10_000, at_most_s=at_most_s)
@@ -258,7 +259,7 @@ def bench_prepare(
     files = jpegs_of(tar)
     n_errors = min(len(files), 500)
     exact = np.stack([reference(data) for data in files[:n_errors]])
-    cores = n_workers(0)
+    cores = 1 if measure.counts_one_thread() else n_workers(0)
     rows = []
     for name, reduced in (("decoded in full", False), ("at a reduced scale", True)):
         out = folder / "out"
@@ -266,7 +267,7 @@ def bench_prepare(
         def ours(out: Path = out, reduced: bool = reduced) -> None:
             shutil.rmtree(out, ignore_errors=True)
             packing = Packing(image_size=IMAGE_SIZE, reduced=reduced)
-            prepare(open_source(str(tar), unlabelled=True), out, packing=packing)
+            prepare(open_source(str(tar), unlabelled=True), out, packing=packing, workers=cores)
 
         works: dict[str, Callable[[], object]] = {measure.OURS: ours}
         if PILLOW in peers:
@@ -278,26 +279,32 @@ def bench_prepare(
         rows += measure.rows_of(
             f"prepare {tar.name}, {len(files):,} JPEGs, {name}, {cores} processes",
             spans,
-            note=f"{rate / cores:,.0f} images/s a core; mean error {error:.2f} levels"
-            + plain_error(files[:n_errors], exact),
+            note=f"{rate / cores:,.0f} images/s a core; mean error {error:.2f} levels, the loop's "
+            f"{plain_error(files[:n_errors], exact):.2f}",
         )
     return rows
 
 
-def plain_error(files: Sequence[bytes], exact: np.ndarray) -> str:
-    """The Pillow loop's mean error, in words."""
-    error = np.abs(np.stack([plain(data) for data in files]) - exact).mean()
-    return f", the loop's {error:.2f}"
+def plain_error(files: Sequence[bytes], exact: np.ndarray) -> float:
+    """The Pillow loop's mean error in levels."""
+    return float(np.abs(np.stack([plain(data) for data in files]) - exact).mean())
 
 
 def jpegs_of(tar: Path) -> list[bytes]:
-    """The bytes of every JPEG in a tar."""
+    """The bytes of every JPEG in a tar.
+
+    Raises:
+        UserError: there are none, or it is no tar.
+    """
     with tar.open("rb") as file:
-        return [
+        files = [
             os.pread(file.fileno(), member.size, member.start)
             for member in read_members(tar)
             if member.name.lower().endswith((".jpg", ".jpeg"))
         ]
+    if not files:
+        raise UserError(f"{tar} holds no JPEGs: name a tar of them")
+    return files
 
 
 def plain_loop(tar: Path, out: Path) -> None:

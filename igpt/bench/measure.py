@@ -77,6 +77,11 @@ def counting(clock: Clock) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def counts_one_thread() -> bool:
+    """Whether only what this process itself does is counted, so that it must do all of it."""
+    return _clock.get() == "cpu"
+
+
 def now_s() -> float:
     """The time by the clock that counts."""
     return time.process_time() if _clock.get() == "cpu" else time.perf_counter()

@@ -34,21 +34,25 @@ def bench(
     check: str | None = None,
     at_most_s: float = 60.0,
     clock: Literal["wall", "cpu"] = "wall",
+    photos: tuple[str, ...] = (),
 ) -> None:
     """Our speed beside other projects', on the same inputs, taking turns in one run.
 
     Args:
-        work: train (a step), sample, data (tokenise, prepare, load), probe, start (of the program),
-            growth (time and memory against size).
-        against: peers, separated by commas: transformers, mingpt, sketch (a plain PyTorch model);
-            none: those that take seconds.
+        work: train (a step), sample, data (tokens, preparing, loading), probe, start (of the
+            program), growth (time and memory against size).
+        against: peers, separated by commas: transformers, mingpt, sketch (a plain PyTorch model),
+            pillow (a plain loop); none: those that take seconds.
         quick: one small size, within 40 seconds.
         json: print the rows as one JSON document.
         out: also keep that document in this file (.json).
         check: compare the ratios with those kept in this file, and fail if one is much lower.
         at_most_s: seconds after which a row makes no further rounds.
         clock: wall; cpu counts processor seconds on one thread, for a machine that others use too.
+        photos: data: tars of JPEGs to prepare; none: pictures that are made on the spot.
     """
+    if photos and work != "data":
+        raise UserError(f"--photos is for bench data, not for bench {work}: drop it")
     peers = _peers(work, against)
     target = None if out is None else _target(out)
     kept = None if check is None else _kept(check)
@@ -57,8 +61,9 @@ def bench(
     from igpt.bench import measure
 
     compute.set_threads()
+    options = {"photos": [_photos(name) for name in photos]} if work == "data" else {}
     with measure.counting(clock):
-        rows = _measure_of(work)(peers, quick=quick, at_most_s=at_most_s)
+        rows = _measure_of(work)(peers, quick=quick, at_most_s=at_most_s, **options)
         if target is not None:
             measure.write(target, rows)
         said = json_format.dumps(measure.document(rows)) if json else measure.table(rows)
@@ -82,6 +87,13 @@ def _peers(work: Work, against: str | None) -> list[str]:
                 f"--against {name}: bench {work} knows {', '.join(known)}: choose among these"
             )
     return names
+
+
+def _photos(name: str) -> Path:
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"--photos {name} is no file: name a tar of JPEGs")
+    return path
 
 
 def _target(out: str) -> Path:

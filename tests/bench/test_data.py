@@ -6,7 +6,7 @@ from igpt.bench import data, measure
 from igpt.errors import UserError
 from igpt.images.resize import center_crop
 from igpt.tokens.palette import Palette
-from tests.images.pictures import encoded, noise
+from tests.images.pictures import encoded, noise, tar_bytes
 from tests.oracles.area import area_average
 
 
@@ -62,6 +62,12 @@ def test_preparing_has_a_row_for_each_way_and_tells_the_errors(tmp_path):
     assert errors[0] <= 0.26  # rounding alone
     assert errors[0] <= errors[1] <= 1
     assert measure.table([full, reduced]).count("\n") == 3
+
+
+def test_a_tar_without_jpegs_is_one_line(tmp_path):
+    (tmp_path / "a.tar").write_bytes(tar_bytes({"a.png": encoded(noise(9, 9))}))
+    with pytest.raises(UserError, match=r"a.tar holds no JPEGs: name a tar of them"):
+        data.jpegs_of(tmp_path / "a.tar")
 
 
 def test_the_reference_is_the_exact_mean():

@@ -37,6 +37,19 @@ def test_without_against_the_usual_peers_are_taken(measured, capsys):
     assert measured == [(["transformers", "sketch"], True, 60.0)]
 
 
+def test_tars_of_photos_are_handed_on(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def measure(peers, *, photos, **_):
+        asked.append((peers, photos))
+        return rows_of("work", {"igpt": [1.0, 1.0]})
+
+    monkeypatch.setattr(bench_module, "_measure_of", lambda work: measure)
+    (tmp_path / "a.tar").write_bytes(b"")
+    assert run(["bench", "data", "--photos", str(tmp_path / "a.tar")], capsys)[0] == 0
+    assert asked == [(["transformers", "pillow"], [tmp_path / "a.tar"])]
+
+
 def test_table_and_file_and_check(measured, tmp_path, capsys):
     path = str(tmp_path / "kept.json")
     status, out, _ = run(["bench", "train", "--against", "sketch", "--out", path], capsys)
@@ -58,6 +71,15 @@ def test_table_and_file_and_check(measured, tmp_path, capsys):
             "--against jax: bench train knows transformers, mingpt, sketch: choose among these",
         ),
         (["start", "--against", "sketch"], "bench start has no peers: drop --against"),
+        (
+            ["data", "--against", "sketch"],
+            "--against sketch: bench data knows transformers, pillow: choose among these",
+        ),
+        (["data", "--photos", "none.tar"], "--photos none.tar is no file: name a tar of JPEGs"),
+        (
+            ["train", "--photos", "odd.json"],
+            "--photos is for bench data, not for bench train: drop it",
+        ),
         (["train", "--out", "a.txt"], "--out a.txt: choose a file name that ends in .json"),
         (
             ["train", "--check", "none.json"],
