@@ -15,7 +15,7 @@ COMMANDS = [
     "--help",
     "info",
     "prepare cifar10 {0}/packed --image-size 16",
-    "palette {0}/packed {0}/palette.npy",
+    "palette {0}/packed {0}/palette.npy --data.image-size 16",
     PRETRAIN,
     "evaluate {0}/run {0}/packed --max-images 2000",
     "probe {0}/run {0}/packed --max-images 5000",
