@@ -84,9 +84,10 @@ def test_the_thread_count_changes_no_bit(dtype):
 @needs_compiler
 def test_other_types_and_exports_take_the_plain_path():
     qkv, _ = random_case((1, 1, 3, 4), 0)
-    assert attention.takes(qkv)
+    assert attention.takes(qkv.bfloat16())
+    assert not attention.takes(qkv)
     assert not attention.takes(qkv.double())
-    assert not attention.takes(qkv.to("meta"))
+    assert not attention.takes(qkv.bfloat16().to("meta"))
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of itself, and fails if that raises
@@ -103,3 +104,13 @@ def test_compiled_blocks_equal_plain_ones_in_values_and_gradients():
         assert (plain(tokens) - compiled(tokens)).abs().max().item() < 1e-4
     for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
+@needs_compiler
+def test_a_network_in_bfloat16_takes_it_and_stays_near_float32():
+    network = lively_gpt(seq_len=70).train()
+    tokens = random_tokens(network, 2)
+    exact = network(tokens)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = network(tokens)
+    assert (found - exact).square().mean().sqrt() < 0.03 * exact.std()
