@@ -133,7 +133,8 @@ def peak_memory_bytes(device: torch.device) -> int:
     """The most memory used so far: of the accelerator, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not ru_maxrss: a fresh process begins with that of the process that started it.
+    return _process_bytes("VmHWM")
 
 
 def memory_growth(work: Callable[[], object], device: torch.device) -> int:

@@ -85,7 +85,7 @@ def test_finetune_over_seeds_tells_mean_and_spread(model, capsys):
 
 
 def test_probe_by_stochastic_gradients(model, capsys):
-    command = ["probe", model, "digits", "--solver", "sgd", "--sgd-steps", "30"]
+    command = ["probe", model, "digits", "--solver", "sgd", "--sgd-steps", "300"]
     _, out, _ = run([*command, "--no-raw-pixels", "--json"], capsys)
     said = json.loads(out)
     assert said["solver"] == "sgd"
