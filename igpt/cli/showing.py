@@ -96,7 +96,10 @@ def model_says(model: "PixelModel", images: "np.ndarray") -> "np.ndarray":
 
 
 def few_label_lines(model: "PixelModel", fit: "Examples", judge: "Examples") -> list[str]:
-    """One line for each number of labels: features beside raw pixels, mean over subsets."""
+    """One line for each number of labels: features beside raw pixels, mean over subsets.
+
+    The layer is the saved probe's: to choose among all would take longer than all else here.
+    """
     from igpt.evaluate.features import extract_features
     from igpt.evaluate.fewlabel import evaluate_few_labels
     from igpt.evaluate.probe import Labelled, pixel_features
@@ -106,7 +109,9 @@ def few_label_lines(model: "PixelModel", fit: "Examples", judge: "Examples") -> 
     splits = []
     for part in (fit, judge):
         tokens = model.tokenizer.encode(part.images)
-        layers = extract_features(model.network, tokens, pooling=pooling, keep=False)
+        layers = extract_features(
+            model.network, tokens, layers=[model.best_layer()], pooling=pooling, keep=False
+        )
         splits.append(
             (
                 Labelled(layers, part.labels),

@@ -1,0 +1,73 @@
+"""Writes the tables of the record book into README.md beside this file and into RESULTS.md.
+
+    python records/book.py
+
+A table stands between `<!-- NAME -->` and `<!-- end NAME -->`; what is there already is replaced.
+"""
+
+import json
+import re
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+import card
+
+HERE = Path(__file__).parent
+
+
+def ablation_rows() -> list[str]:
+    """One row a factor: loss and its difference from the base, probe, cost, seeds."""
+    trials = defaultdict(list)
+    for line in (HERE / "ablations.jsonl").read_text().splitlines():
+        trial = json.loads(line)
+        trials[trial["factor"]].append(trial)
+    base = statistics.mean(trial["valid_nats"] for trial in trials["base"])
+    rows = [
+        "| factor | nats, mean (each seed) | against base | probe | CPU s a run | parameters |",
+        "|---|---|---|---|---|---|",
+    ]
+    ordered = sorted(
+        trials.items(), key=lambda item: statistics.mean(t["valid_nats"] for t in item[1])
+    )
+    for name, runs in ordered:
+        nats = [run["valid_nats"] for run in runs]
+        mean = statistics.mean(nats)
+        each = ", ".join(f"{value:.3f}" for value in nats)
+        probe = statistics.mean(run["probe"] for run in runs)
+        cost = statistics.mean(run["cpu_s"] for run in runs)
+        label = f"**{name}**" if name == "base" else name
+        rows.append(
+            f"| {label} | {mean:.3f} ({each}) | {mean - base:+.3f} | {100 * probe:.1f} % | "
+            f"{cost:.0f} | {runs[0]['parameters']:,} |"
+        )
+    return rows
+
+
+def curve_rows() -> list[str]:
+    """Validation loss of the run by images seen."""
+    lines = [json.loads(line) for line in (HERE / "run-metrics.jsonl").read_text().splitlines()]
+    rows = ["| images seen | nats per token, 1,000 validation images |", "|---|---|"]
+    points = [line for line in lines if "valid_nats" in line]
+    return rows + [f"| {line['images']:,} | {line['valid_nats']:.4f} |" for line in points]
+
+
+def replaced(text: str, name: str, content: str) -> str:
+    """`text` with what stands between the marks of `name` replaced."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+    found, count = pattern.subn(lambda match: match[1] + content + "\n" + match[2], text)
+    assert count == 1, name
+    return found
+
+
+def main() -> None:
+    """Rewrite both documents."""
+    book = HERE / "README.md"
+    text = replaced(book.read_text(), "ablations", "\n".join(ablation_rows()))
+    book.write_text(replaced(text, "curve", "\n".join(curve_rows())))
+    results = HERE.parent / "RESULTS.md"
+    results.write_text(replaced(results.read_text(), "shipped", card.table()))
+
+
+if __name__ == "__main__":
+    main()
