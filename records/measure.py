@@ -2,6 +2,7 @@
 
     python records/measure.py stage RUN FOLDER      float16 weights and examples, from the last step
     python records/measure.py probe FOLDER [MINUTES] linear probes, few labels; keeps the best probe
+    python records/measure.py features FOLDER SPLIT START   one stretch of them, kept for `probe`
     python records/measure.py nats FOLDER           likelihood on validation and test
     python records/measure.py transfer FOLDER NAME DATA [MAX_IMAGES]
     python records/measure.py ship FOLDER CARD NAME into the package, with the card
@@ -67,6 +68,13 @@ def stage(run: Path, folder: Path) -> None:
     write_shipped(folder, parts, examples, {})
 
 
+def stretch_of(model: PixelModel, data: PackedSet, split: Any, start: int) -> np.ndarray:
+    """Features of up to `CHUNK` images of a split, from the cache where they were made before."""
+    rows = data.images(split)[start : start + CHUNK]
+    tokens = EncodedImages(rows, model.tokenizer.encode)
+    return extract_features(model.network, tokens, pooling="bands")
+
+
 def features_of(
     model: PixelModel, data: PackedSet, minutes: float = math.inf
 ) -> dict[str, dict[str, Labelled]]:
@@ -82,10 +90,8 @@ def features_of(
         for start in range(0, data.n(split), CHUNK):
             if split == "train" and parts and time.monotonic() > end_s:
                 break
-            rows = data.images(split)[start : start + CHUNK]
-            tokens = EncodedImages(rows, model.tokenizer.encode)
-            parts.append(extract_features(model.network, tokens, pooling="bands"))
-            print(f"{split}: {start + len(rows)}", flush=True)
+            parts.append(stretch_of(model, data, split, start))
+            print(f"{split}: {start + parts[-1].shape[1]}", flush=True)
         bands = np.concatenate(parts, axis=1)
         images, labels = (
             part[: bands.shape[1]] for part in (data.images(split), labels_of(data, split))
@@ -207,6 +213,9 @@ def main(command: str, *arguments: str) -> None:
         stage(Path(arguments[0]), Path(arguments[1]))
     elif command == "probe":
         probe_cifar(Path(arguments[0]), float(arguments[1]) if len(arguments) > 1 else math.inf)
+    elif command == "features":
+        model = load(Path(arguments[0]))
+        stretch_of(model, cifar10(model), arguments[1], int(arguments[2]))
     elif command == "nats":
         measure_nats(Path(arguments[0]))
     elif command == "transfer":
