@@ -1,7 +1,7 @@
 """The figures of the model that ships, by the protocol of TARGETS.md, and the model's folder.
 
     python records/measure.py stage RUN FOLDER      float16 weights and examples, from the last step
-    python records/measure.py probe FOLDER [MINUTES] linear probes, few labels; keeps the best probe
+    python records/measure.py probe FOLDER [N_TRAIN] linear probes, few labels; keeps the best probe
     python records/measure.py features FOLDER SPLIT START   one stretch of them, kept for `probe`
     python records/measure.py nats FOLDER           likelihood on validation and test
     python records/measure.py transfer FOLDER NAME DATA [MAX_IMAGES]
@@ -13,7 +13,6 @@ pooled by bands once; the paper's mean is that of the four equal bands, so one p
 
 import dataclasses
 import json
-import math
 import sys
 import time
 from pathlib import Path
@@ -76,20 +75,18 @@ def stretch_of(model: PixelModel, data: PackedSet, split: Any, start: int) -> np
 
 
 def features_of(
-    model: PixelModel, data: PackedSet, minutes: float = math.inf
+    model: PixelModel, data: PackedSet, n_train: int | None = None
 ) -> dict[str, dict[str, Labelled]]:
     """By pooling and split; the paper's mean is that of the bands.
 
-    After so many minutes no more of the training split is looked at: the figures say how many of
-    its images were.
+    Only the first `n_train` images of the training split are looked at; none: all.
     """
     found: dict[str, dict[str, Labelled]] = {"mean": {}, "bands": {}, "raw pixels": {}}
-    width, end_s = model.network.config.n_embd, time.monotonic() + 60 * minutes
+    width = model.network.config.n_embd
     for split in ("valid", "test", "train"):
         parts: list[np.ndarray] = []
-        for start in range(0, data.n(split), CHUNK):
-            if split == "train" and parts and time.monotonic() > end_s:
-                break
+        n = data.n(split) if split != "train" or n_train is None else n_train
+        for start in range(0, n, CHUNK):
             parts.append(stretch_of(model, data, split, start))
             print(f"{split}: {start + parts[-1].shape[1]}", flush=True)
         bands = np.concatenate(parts, axis=1)
@@ -103,11 +100,11 @@ def features_of(
     return found
 
 
-def probe_cifar(folder: Path, minutes: float) -> None:
+def probe_cifar(folder: Path, n_train: int | None) -> None:
     """Probes by layer and pooling, joined layers, few labels; the better probe stays in FOLDER."""
     model = load(folder)
     data = cifar10(model)
-    found = features_of(model, data, minutes)
+    found = features_of(model, data, n_train)
     best = None
     for pooling, splits in found.items():
         start_s = time.process_time()
@@ -212,7 +209,7 @@ def main(command: str, *arguments: str) -> None:
     if command == "stage":
         stage(Path(arguments[0]), Path(arguments[1]))
     elif command == "probe":
-        probe_cifar(Path(arguments[0]), float(arguments[1]) if len(arguments) > 1 else math.inf)
+        probe_cifar(Path(arguments[0]), int(arguments[1]) if len(arguments) > 1 else None)
     elif command == "features":
         model = load(Path(arguments[0]))
         stretch_of(model, cifar10(model), arguments[1], int(arguments[2]))
