@@ -13,6 +13,7 @@ WORKS := train sample data probe
 .PHONY: demo test setup checks bench bench-check soak docs lock clean
 
 demo: $(BASE)
+	$(BIN)/igpt demo
 	$(BIN)/igpt demo --train --resume
 
 test: $(READY)

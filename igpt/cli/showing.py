@@ -48,9 +48,6 @@ def show_shipped(name: str, folder: Path) -> None:
     say("a few labels, counted on images that were not trained on")
     for line in few_label_lines(model, read_examples(name, "fit"), unseen):
         print(line)
-    if model.probe() is not None:
-        right = (model_says(model, unseen.images) == unseen.labels).mean()
-        print(f"its own probe (all labels of the training split) gets {right:.0%} of these right")
     print(f"pictures  {folder / 'completions.png'}, {folder / 'samples.png'}")
     print(f"everything took {time.monotonic() - start_s:.0f} s")
     print("train one yourself, from nothing, in minutes: igpt demo --train")
@@ -80,19 +77,6 @@ def completion_picture(model: "PixelModel", originals: "np.ndarray") -> "np.ndar
     given[:, model.image_size // 2 :] = 127
     rows = np.concatenate([given[:, None], drawn, originals[:, None]], axis=1)
     return tile(rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1], enlarge=ENLARGE)
-
-
-def model_says(model: "PixelModel", images: "np.ndarray") -> "np.ndarray":
-    """The class numbers that the model's saved probe gives: (N,) int64."""
-    import numpy as np
-
-    probe = model.probe()
-    assert probe is not None
-    features = model.features(
-        images, layer=probe.layer, normalised=probe.normalised, pooling=probe.pooling
-    )
-    codes = probe.log_prob(features).argmax(axis=1)
-    return np.array([probe.labels[code] for code in codes])
 
 
 def few_label_lines(model: "PixelModel", fit: "Examples", judge: "Examples") -> list[str]:
