@@ -13,7 +13,9 @@ from igpt.tokens.tokenizer import ImageArray, image_chunks
 
 _MOST_POINTS = 1 << 18
 _MAX_ITER = 30
+_STRETCH = 1 << 20  # places of the table of counts that are read at once
 
+Counts = NDArray[np.int64] | NDArray[np.float64]
 Points = tuple[NDArray[np.float64], NDArray[np.float64]]  # (n, 3) in [-1, 1], (n,) weights
 
 
@@ -59,28 +61,25 @@ def fit_mixed(
     return _fitted(total / max(total.max(), 1e-300), n_colors, seed)
 
 
-def _fitted(
-    counts: NDArray[np.int64] | NDArray[np.float64], n_colors: int, seed: int
-) -> NDArray[np.float32]:
+def _fitted(counts: Counts, n_colors: int, seed: int) -> NDArray[np.float32]:
     if not 2 <= n_colors <= 65536:
         raise UserError(f"n_colors is {n_colors}: choose from 2 to 65536")
-    index = np.flatnonzero(counts)
-    if len(index) == 0:
+    n_distinct = int(np.count_nonzero(counts))
+    if n_distinct == 0:
         raise UserError("there are no images to fit a palette to")
-    if len(index) <= n_colors:
-        if len(index) < n_colors:
+    if n_distinct <= n_colors:
+        if n_distinct < n_colors:
             warnings.warn(
-                f"the images hold {len(index)} distinct colours: "
+                f"the images hold {n_distinct} distinct colours: "
                 f"the palette has these, not {n_colors}",
                 stacklevel=4,
             )
-        return _rgb_of(index).astype(np.float32)
-    weights = counts[index].astype(np.float64)
-    exact = _rgb_of(index), weights
-    fine = exact if len(index) <= _MOST_POINTS else _cell_means(index, weights, bits=6)
-    coarse = _cell_means(index, weights, bits=5)
-    start = next(points for points in (coarse, fine, exact) if len(points[1]) >= n_colors)
-    points = next(points for points in (fine, exact) if len(points[1]) >= n_colors)
+        return _exact_colors(counts)[0].astype(np.float32)
+    coarse = _cell_means(counts, bits=5)
+    points = _exact_colors(counts) if n_distinct <= _MOST_POINTS else _cell_means(counts, bits=6)
+    if len(points[1]) < n_colors:
+        points = _exact_colors(counts)
+    start = coarse if len(coarse[1]) >= n_colors else points
     return _k_means(points, start, n_colors, seed)
 
 
@@ -109,23 +108,33 @@ def _rgb_of(index: NDArray[np.intp]) -> NDArray[np.float64]:
     return np.stack([index & 255, index >> 8 & 255, index >> 16], axis=1) / 127.5 - 1
 
 
-def _cell_means(index: NDArray[np.intp], weights: NDArray[np.float64], *, bits: int) -> Points:
+def _exact_colors(counts: Counts) -> Points:
+    """Every colour that occurs, and how often."""
+    index = np.flatnonzero(counts)
+    return _rgb_of(index), counts[index].astype(np.float64)
+
+
+def _cell_means(counts: Counts, *, bits: int) -> Points:
     """The mean colour and the weight of each cell of the cube that holds any.
 
+    The table is read a stretch at a time, so that memory does not grow with the colours.
+
     Args:
-        index: (n,) colours, by their place in a table.
-        weights: (n,) how often each occurs.
+        counts: (2^24,) how often each colour occurs.
         bits: a channel has 2^bits cells.
     """
-    red, green, blue = (index >> shift & 255 for shift in (0, 8, 16))
-    low = 8 - bits
-    cell = (red >> low) | (green >> low) << bits | (blue >> low) << 2 * bits
-    size = 1 << 3 * bits
-    total = np.bincount(cell, weights, size).astype(np.float64)  # only for its type
+    low, size = 8 - bits, 1 << 3 * bits
+    total, sums = np.zeros(size), np.zeros((3, size))
+    for first in range(0, N_RGB, _STRETCH):
+        index = first + np.flatnonzero(counts[first : first + _STRETCH])
+        weights = counts[index].astype(np.float64)
+        red, green, blue = (index >> shift & 255 for shift in (0, 8, 16))
+        cell = (red >> low) | (green >> low) << bits | (blue >> low) << 2 * bits
+        np.add.at(total, cell, weights)
+        for channel, levels in zip(sums, _rgb_of(index).T, strict=True):
+            np.add.at(channel, cell, weights * levels)
     held = np.flatnonzero(total)
-    rgb = _rgb_of(index)
-    sums = [np.bincount(cell, weights * rgb[:, k], size)[held] for k in range(3)]
-    return np.stack(sums, axis=1) / total[held, None], total[held]
+    return sums[:, held].T / total[held, None], total[held]
 
 
 def _k_means(points: Points, start: Points, n_colors: int, seed: int) -> NDArray[np.float32]:
