@@ -25,7 +25,7 @@ from igpt.streams import stream
 
 # A JPEG decoded at a reduced scale keeps this many pixels for each one of the result: measured,
 # see `igpt bench data`; the mean error against full decoding stays below 1 level.
-REDUCED_MARGIN = 2.5
+REDUCED_MARGIN = 2.25
 # Decoding the largest photographs takes a second.
 MAX_DECODE_S = 10
 # Bytes of decoded images that are reduced together.

@@ -187,7 +187,7 @@ def test_a_part_without_images_is_one_line(tmp_path, capsys):
     status, _, err = prepare(capsys, folder, tmp_path / "set", "--part", "2/2")
     assert (status, last(err)) == (
         2,
-        f"igpt: error: --part 2/2 of {folder} is empty: it is read in blocks of 256 images, "
+        f"igpt: error: --part 2/2 of {folder} is empty: it is read in blocks of 64 images, "
         "so choose fewer parts",
     )
 

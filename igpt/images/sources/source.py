@@ -12,7 +12,7 @@ from igpt.errors import UserError
 from igpt.images.splits import TRAIN, VALID_FRACTION
 
 # Images in a block: large enough that sending it costs nothing, small enough to lose when killed.
-BLOCK_IMAGES = 256
+BLOCK_IMAGES = 64
 # Bytes of encoded or plain pixels in a block.
 BLOCK_BYTES = 2**24
 # Numbered classes; a larger number is damage.
