@@ -69,11 +69,11 @@ RECIPES["cifar10-record"] = RunConfig(
         total_steps=20_000,
         warmup_steps=100,
         schedule="linear",
-        decay_fraction=0.3,
-        valid_every=250,
+        decay_fraction=0.25,
+        valid_every=1000,
         valid_images=1000,
-        checkpoint_every=250,
-        keep_last=4,
+        checkpoint_every=500,
+        checkpoint_at=(250, 500, 1000, 2000, 4000, 8000),
     ),
 )
 # The paper's architecture, initial values and optimiser (§3.3, §3.4) on the same network, images

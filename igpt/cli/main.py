@@ -45,9 +45,10 @@ COMMANDS = {
 }
 
 EXIT_USER_ERROR = 2
-# Threads of libgomp spin while they wait for each other, for milliseconds. Where another program
-# wants a core too, that made training five to ten times slower (RESULTS.md).
-WAIT_POLICY = "passive"
+# Threads of libgomp spin for milliseconds while they wait for each other. Where another program
+# wants a core too, that made training five to ten times slower; where none does, sleeping at once
+# costs a third. So many turns keep most of both (RESULTS.md).
+SPIN_COUNT = "10000"
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -56,8 +57,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     warnings.showwarning = _show_warning
-    if "GOMP_SPINCOUNT" not in os.environ:
-        os.environ.setdefault("OMP_WAIT_POLICY", WAIT_POLICY)  # read when torch is imported
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # read when torch is imported
     try:
         _run(args)
         sys.stdout.flush()
