@@ -1,14 +1,10 @@
-"""The model card of the model that ships, and its table for RESULTS.md, from the record book.
-
-python records/card.py FOLDER NAME card|table
-"""
+"""The model card of the model that ships, and its tables for RESULTS.md, from the record book."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from igpt.pixelmodel import load
+from igpt.pixelmodel import PixelModel
 
 HERE = Path(__file__).parent
 SHIPPED = json.loads((HERE / "shipped.json").read_text())
@@ -105,9 +101,8 @@ def table() -> str:
     return "\n\n".join("\n".join(rows) for rows in parts)
 
 
-def card(folder: Path, name: str) -> str:
+def card(model: PixelModel, name: str) -> str:
     """README.md of the shipped folder."""
-    model = load(folder)
     config, trained = model.network.config, model.facts.trained
     n_parameters = sum(p.numel() for p in model.network.parameters())
     text = (HERE / "card.md").read_text()
@@ -125,12 +120,3 @@ def card(folder: Path, name: str) -> str:
         table=table(),
         **RUN,
     )
-
-
-def main(folder: str, name: str, what: str) -> None:
-    """Print the card or the tables."""
-    print(card(Path(folder), name) if what == "card" else table())
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

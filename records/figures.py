@@ -9,7 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from igpt import compute, shipped
+from igpt import compute
+from igpt.cli.opening import open_for
 from igpt.cli.showing import N_COMPLETED, completion_picture
 from igpt.evaluate.charts import Chart, Level, Series
 from igpt.images.grid import tile, to_png_bytes
@@ -29,8 +30,7 @@ def write(name: str, data: bytes) -> None:
 def pictures(folder: Path) -> None:
     """Samples and completions."""
     model = load(folder)
-    held = shipped.safetensors.numpy.load_file(folder / shipped.EXAMPLES)
-    originals = held["judge/images"][:N_COMPLETED]
+    originals = open_for(model, "cifar10").images("valid")[:N_COMPLETED]
     write("completions", to_png_bytes(completion_picture(model, originals)))
     write("samples", to_png_bytes(tile(model.sample(48, seed=0), columns=12, enlarge=5)))
 

@@ -1,11 +1,11 @@
 """The figures of the model that ships, by the protocol of TARGETS.md, and the model's folder.
 
-    python records/measure.py stage RUN FOLDER      float16 weights and examples, from the last step
+    python records/measure.py stage RUN FOLDER      float16 weights, from the last step
     python records/measure.py probe FOLDER [N_TRAIN] linear probes, few labels; keeps the best probe
     python records/measure.py features FOLDER SPLIT START   one stretch of them, kept for `probe`
     python records/measure.py nats FOLDER           likelihood on validation and test
     python records/measure.py transfer FOLDER NAME DATA [MAX_IMAGES]
-    python records/measure.py ship FOLDER CARD NAME into the package, with the card
+    python records/measure.py ship FOLDER NAME      into the package, with its card
 
 Every choice is made on validation; figures go to `shipped.json` beside this file. Features are
 pooled by bands once; the paper's mean is that of the four equal bands, so one pass gives both.
@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import card
 import numpy as np
 
 from igpt import compute, shipped
@@ -29,14 +30,13 @@ from igpt.evaluate.probe import Labelled, join_layers, pixel_features, probe_lay
 from igpt.evaluate.probing import PROTOCOL, labels_of
 from igpt.evaluate.savedprobe import SavedProbe
 from igpt.images.packed import PackedSet
-from igpt.modelfolder import read_newest
+from igpt.modelfolder import ModelParts, read_newest
 from igpt.pixelmodel import PixelModel, load
 from igpt.runs import write_json
-from igpt.shipped import Examples, write_shipped
+from igpt.shipped import write_shipped
 
 RESULTS = Path(__file__).with_name("shipped.json")
 SPLITS = ("train", "valid", "test")
-N_FIT, N_JUDGE = 30, 50
 LABELS_A_CLASS = (4, 25, 400)
 N_SUBSETS = 5
 CHUNK = 9000
@@ -57,14 +57,7 @@ def cifar10(model: PixelModel) -> PackedSet:
 
 def stage(run: Path, folder: Path) -> None:
     """Write the run's last checkpoint as it would ship, without probe and card."""
-    parts = read_newest(run)
-    data = cifar10(PixelModel(parts.network, parts.tokenizer, parts.facts))
-    examples = {}
-    for part, split, count in (("fit", "train", N_FIT), ("judge", "valid", N_JUDGE)):
-        labels = data.labels(split)
-        rows = np.stack([np.flatnonzero(labels == label)[:count] for label in range(10)], 1)
-        examples[part] = Examples(data.images(split)[rows.ravel()], labels[rows.ravel()])
-    write_shipped(folder, parts, examples, {})
+    write_shipped(folder, read_newest(run), {})
 
 
 def stretch_of(model: PixelModel, data: PackedSet, split: Any, start: int) -> np.ndarray:
@@ -188,18 +181,13 @@ def transfer(folder: Path, name: str, source: str, max_images: int | None) -> No
         keep(f"transfer, {name}, {pooling}", dataclasses.asdict(result), start_s)
 
 
-def ship(folder: Path, card: Path, name: str) -> None:
-    """Write the package's own folder of the model from a staged one and its card."""
+def ship(folder: Path, name: str) -> None:
+    """Write the package's own folder of the model from a staged one, with its card."""
     model = load(folder)
-    parts = shipped.ModelParts(model.network, model.tokenizer, model.facts)
-    arrays = shipped.safetensors.numpy.load_file(folder / shipped.EXAMPLES)
-    examples = {
-        part: Examples(arrays[f"{part}/images"], arrays[f"{part}/labels"])
-        for part in ("fit", "judge")
-    }
     files = {file: (folder / file).read_bytes() for file in ("probe.json", "probe.safetensors")}
+    files["README.md"] = card.card(model, name).encode()
     target = shipped.MODELS / name
-    write_shipped(target, parts, examples, {**files, "README.md": card.read_bytes()})
+    write_shipped(target, ModelParts(model.network, model.tokenizer, model.facts), files)
     print(f"{target}: {load(name).best_layer()=}")
 
 
@@ -219,7 +207,7 @@ def main(command: str, *arguments: str) -> None:
         limit = int(arguments[3]) if len(arguments) > 3 else None
         transfer(Path(arguments[0]), arguments[1], arguments[2], limit)
     elif command == "ship":
-        ship(Path(arguments[0]), Path(arguments[1]), arguments[2])
+        ship(Path(arguments[0]), arguments[1])
     else:
         raise SystemExit(f"{command}: see the head of this file")
 

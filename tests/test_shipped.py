@@ -1,5 +1,6 @@
 """Models inside the package: found by name, checked before use, never written to."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,29 +9,28 @@ import torch
 
 import igpt
 from igpt import shipped
+from igpt.cli.showing import photograph_pieces
 from igpt.errors import UserError
 from igpt.evaluate.probing import probe_model
+from igpt.images.sources import find
 from igpt.modelfolder import ModelParts
-from igpt.shipped import Examples
 from tests.cli.test_main import run
 from tests.networks import pixel_model
 
 MEGABYTE = 2**20
+FILES = {
+    *("README.md", "config.json", "manifest.json", "model.safetensors"),
+    *("preprocessor_config.json", "probe.json", "probe.safetensors"),
+}
 
 
 @pytest.fixture
-def box(tmp_path, digits, monkeypatch):
+def box(tmp_path, monkeypatch):
     """A stand-in for the package's own folder of models, with one in it."""
     monkeypatch.setattr(shipped, "MODELS", tmp_path / "models")
     model = pixel_model()
     parts = ModelParts(model.network, model.tokenizer, model.facts)
-    labels = digits.labels("train")
-    rows = np.concatenate([np.flatnonzero(labels == label)[:30] for label in range(10)])
-    held = Examples(digits.images("train")[rows], labels[rows])
-    unseen = Examples(digits.images("test")[:50], digits.labels("test")[:50])
-    shipped.write_shipped(
-        tmp_path / "models" / "tiny", parts, {"fit": held, "judge": unseen}, {"README.md": b"card"}
-    )
+    shipped.write_shipped(tmp_path / "models" / "tiny", parts, {"README.md": b"card"})
     return tmp_path / "models" / "tiny"
 
 
@@ -41,12 +41,6 @@ def test_a_name_loads_the_model_with_weights_rounded_to_float16(box, digits):
     assert {p.dtype for p in model.network.parameters()} == {torch.float32}
     n_numbers = sum(p.numel() for p in model.network.parameters())
     assert (box / "model.safetensors").stat().st_size < 3 * n_numbers
-
-
-def test_examples_come_back_by_part(box, digits):
-    unseen = shipped.read_examples("tiny", "judge")
-    assert np.array_equal(unseen.images, digits.images("test")[:50])
-    assert np.array_equal(unseen.labels, digits.labels("test")[:50])
 
 
 def test_a_name_that_does_not_exist_lists_the_known_ones(box, capsys):
@@ -60,7 +54,7 @@ def test_a_name_that_does_not_exist_lists_the_known_ones(box, capsys):
     )
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "examples.safetensors"])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "README.md"])
 @pytest.mark.parametrize("harm", ["missing", "damaged"])
 def test_a_harmed_file_of_the_installation_is_one_line(box, name, harm, capsys):
     path = box / name
@@ -96,9 +90,14 @@ def test_probing_writes_nothing_into_the_installation(box, digits):
     assert {path.name: path.read_bytes() for path in box.iterdir()} == before
 
 
-def test_demo_shows_the_shipped_model_and_names_the_command_that_trains_one(box, tmp_path, capsys):
-    status, out, _ = run(["demo", "--out", str(tmp_path / "out")], capsys)
-    assert status == 0
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """An empty cache on a machine without a network."""
+    monkeypatch.setenv("IGPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("IGPT_OFFLINE", "1")
+
+
+def check_demo(out, folder):
     lines = out.splitlines()
     assert [line.split(":")[0].strip() for line in lines[:2]] == [
         "4 labels a class",
@@ -106,7 +105,33 @@ def test_demo_shows_the_shipped_model_and_names_the_command_that_trains_one(box,
     ]
     assert lines[-1].endswith("igpt demo --train")
     for name in ("completions.png", "samples.png"):
-        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_demo_shows_the_shipped_model_on_cifar10(box, fresh, tmp_path, monkeypatch, capsys):
+    images = find.NAMED["digits"]()
+    fake = dataclasses.replace(images, name="cifar10 (fake)")
+    monkeypatch.setitem(find.NAMED, "cifar10", lambda: fake)
+    monkeypatch.delitem(find.NAMED, "digits")
+    status, out, err = run(["demo", "--out", str(tmp_path / "out")], capsys)
+    assert status == 0
+    assert "cannot be had" not in err
+    assert "counted on 150 images that were not trained on" in err
+    check_demo(out, tmp_path / "out")
+
+
+def test_where_cifar10_cannot_be_had_the_demo_shows_what_is_at_hand(box, fresh, tmp_path, capsys):
+    status, out, err = run(["demo", "--out", str(tmp_path / "out")], capsys)
+    assert status == 0
+    assert "CIFAR-10 cannot be had (" in err
+    assert "showing scikit-learn's digits and pieces of its photographs instead" in err
+    check_demo(out, tmp_path / "out")
+
+
+def test_photographs_are_cut_into_unlike_pieces():
+    pieces = photograph_pieces(16)
+    assert pieces.shape == (8, 16, 16, 3)
+    assert len(np.unique(pieces.reshape(8, -1), axis=0)) == 8
 
 
 def test_without_a_model_demo_says_how_to_get_one(tmp_path, monkeypatch, capsys):
@@ -141,8 +166,12 @@ def test_what_ships_keeps_to_its_size():
 @pytest.mark.parametrize("name", shipped.names())
 def test_every_model_that_ships_loads_and_knows_its_classes(name):
     model = igpt.load(name)
-    unseen = shipped.read_examples(name, "judge")
-    assert len(model.classify(unseen.images[:20])) == 20
-    nats = model.nats(unseen.images[:40]).mean()
-    assert nats < 3.3  # a bigram reaches about 4 at this size
+    pieces = photograph_pieces(model.image_size)
+    assert len(model.classify(pieces)) == 8
+    assert model.nats(pieces).mean() < 3  # an untrained one: 6.2
     assert "igpt.load" in (shipped.MODELS / name / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", shipped.names())
+def test_no_images_ship(name):
+    assert {path.name for path in (shipped.MODELS / name).iterdir()} == FILES

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 N_SAMPLES = 64
 N_JUDGED = 2000
-N_COMPLETED = 8
-N_COMPLETIONS = 5
 DIGITS_SIZE = 8
 ENLARGE = 4
 
@@ -144,19 +142,12 @@ def _samples(model: "PixelModel", folder: Path) -> None:
 
 
 def _completions(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
-    import numpy as np
-
+    from igpt.cli.showing import N_COMPLETED, N_COMPLETIONS, completion_picture
     from igpt.evaluate.record import write_record
-    from igpt.images.grid import tile, to_png_bytes
+    from igpt.images.grid import to_png_bytes
     from igpt.runs import write_bytes
 
-    originals = data.images("test")[:N_COMPLETED]
-    drawn = model.complete(originals, keep_rows=0.5, n=N_COMPLETIONS, seed=0)
-    given = originals.copy()
-    given[:, model.image_size // 2 :] = 127
-    rows = np.concatenate([given[:, None], drawn, originals[:, None]], axis=1)
-    flat = rows.reshape(-1, *rows.shape[2:])
-    picture = tile(flat, columns=rows.shape[1], enlarge=ENLARGE)
+    picture = completion_picture(model, data.images("test")[:N_COMPLETED])
     write_bytes(folder / "pictures" / "completions.png", to_png_bytes(picture))
     about = {"n": N_COMPLETIONS, "keep_rows": 0.5}
     write_record(

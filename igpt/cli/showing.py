@@ -4,13 +4,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from igpt.errors import UserError
 from igpt.progress import say
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from igpt.evaluate.classifier import LabelledImages
+    from igpt.images.packed import PackedSet
     from igpt.pixelmodel import PixelModel
-    from igpt.shipped import Examples
 
 N_SAMPLES = 32
 N_COMPLETED = 8
@@ -18,10 +20,12 @@ N_COMPLETIONS = 5
 ENLARGE = 6
 FEW_LABELS = (4, 25)
 N_SUBSETS = 3
+# Images of a split that are looked at: features of these take seconds on two cores.
+N_LABELLED = 500
 
 
 def show_shipped(name: str, folder: Path) -> None:
-    """Draw with the shipped model of a name, probe it on its examples, and leave two pictures.
+    """Draw with the shipped model of a name, probe it, and leave two pictures.
 
     Args:
         name: of the model.
@@ -32,7 +36,6 @@ def show_shipped(name: str, folder: Path) -> None:
     """
     from igpt import compute
     from igpt.pixelmodel import load
-    from igpt.shipped import read_examples
 
     start_s = time.monotonic()
     compute.set_threads()
@@ -43,14 +46,65 @@ def show_shipped(name: str, folder: Path) -> None:
         f"{model.image_size} x {model.image_size} pixels, "
         f"trained without labels on {model.facts.trained.get('data')}"
     )
-    unseen = read_examples(name, "judge")
-    _draw(model, unseen.images, folder)
-    say("a few labels, counted on images that were not trained on")
-    for line in few_label_lines(model, read_examples(name, "fit"), unseen):
+    fit, judge, originals = _images_to_show(model)
+    _draw(model, originals, folder)
+    say(f"a few labels, counted on {len(judge.labels)} images that were not trained on")
+    for line in few_label_lines(model, fit, judge):
         print(line)
     print(f"pictures  {folder / 'completions.png'}, {folder / 'samples.png'}")
     print(f"everything took {time.monotonic() - start_s:.0f} s")
     print("train one yourself, from nothing, in minutes: igpt demo --train")
+
+
+def _images_to_show(
+    model: "PixelModel",
+) -> "tuple[LabelledImages, LabelledImages, np.ndarray]":
+    """Images to learn labels from, images to judge on, and images to complete.
+
+    CIFAR-10's, of which the last two were not trained on; where it cannot be had, digits and pieces
+    of photographs.
+    """
+    from igpt.cli.opening import open_for
+
+    try:
+        fit, judge = _some_labelled(open_for(model, "cifar10"))
+    except UserError as error:
+        say(
+            f"CIFAR-10 cannot be had ({error}); showing scikit-learn's digits and pieces of its "
+            "photographs instead"
+        )
+        return *_some_labelled(open_for(model, "digits")), photograph_pieces(model.image_size)
+    return fit, judge, judge.images[:N_COMPLETED]
+
+
+def _some_labelled(data: "PackedSet") -> "tuple[LabelledImages, LabelledImages]":
+    """Some images of the training split and some of the validation split."""
+    from igpt.evaluate.classifier import LabelledImages
+    from igpt.evaluate.probing import labels_of
+
+    some = data.at_most(N_LABELLED)
+    fit, judge = (
+        LabelledImages(some.images(split)[:], labels_of(some, split))
+        for split in ("train", "valid")
+    )
+    return fit, judge
+
+
+def photograph_pieces(side: int) -> "np.ndarray":
+    """The quarters of the two photographs that come with scikit-learn: (8, S, S, 3) uint8."""
+    import numpy as np
+    from sklearn.datasets import load_sample_images
+
+    from igpt.images.taking import square
+
+    return np.stack(
+        [
+            square(piece, side)
+            for photograph in load_sample_images().images
+            for half in np.array_split(photograph, 2)
+            for piece in np.array_split(half, 2, axis=1)
+        ]
+    )
 
 
 def _draw(model: "PixelModel", originals: "np.ndarray", folder: Path) -> None:
@@ -58,8 +112,8 @@ def _draw(model: "PixelModel", originals: "np.ndarray", folder: Path) -> None:
     from igpt.runs import write_bytes
 
     folder.mkdir(parents=True, exist_ok=True)
-    say(f"completing {N_COMPLETED} images from their upper half, {N_COMPLETIONS} times each")
-    picture = completion_picture(model, originals[:N_COMPLETED])
+    say(f"completing {len(originals)} images from their upper half, {N_COMPLETIONS} times each")
+    picture = completion_picture(model, originals)
     write_bytes(folder / "completions.png", to_png_bytes(picture))
     say(f"drawing {N_SAMPLES} images from nothing")
     samples = model.sample(N_SAMPLES, seed=0)
@@ -79,44 +133,36 @@ def completion_picture(model: "PixelModel", originals: "np.ndarray") -> "np.ndar
     return tile(rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1], enlarge=ENLARGE)
 
 
-def few_label_lines(model: "PixelModel", fit: "Examples", judge: "Examples") -> list[str]:
+def few_label_lines(
+    model: "PixelModel", fit: "LabelledImages", judge: "LabelledImages"
+) -> list[str]:
     """One line for each number of labels: features beside raw pixels, mean over subsets.
 
     The layer is the saved probe's: to choose among all would take longer than all else here.
     """
-    from igpt.evaluate.features import extract_features
     from igpt.evaluate.fewlabel import evaluate_few_labels
     from igpt.evaluate.probe import Labelled, pixel_features
 
     probe = model.probe()
     pooling = "mean" if probe is None else probe.pooling
-    splits = []
-    for part in (fit, judge):
-        tokens = model.tokenizer.encode(part.images)
-        layers = extract_features(
-            model.network, tokens, layers=[model.best_layer()], pooling=pooling, keep=False
-        )
-        splits.append(
-            (
-                Labelled(layers, part.labels),
-                Labelled(pixel_features(part.images)[None], part.labels),
-            )
-        )
+    methods = {
+        "features": lambda images: model.features(images, pooling=pooling),
+        "raw pixels": pixel_features,
+    }
+    splits = {
+        method: [Labelled(vectors(part.images)[None], part.labels) for part in (fit, judge)]
+        for method, vectors in methods.items()
+    }
     lines = []
     for count in FEW_LABELS:
-        shares = []
-        for of_fit, of_judge in zip(*splits, strict=True):
-            result = evaluate_few_labels(
-                of_fit,
-                of_judge,
-                layers=range(len(of_fit.features)),
-                labels_per_class=count,
-                n_subsets=N_SUBSETS,
-                seed=0,
-            )
-            shares.append(result.mean)
+        shares = {
+            method: evaluate_few_labels(
+                *parts, layers=[0], labels_per_class=count, n_subsets=N_SUBSETS, seed=0
+            ).mean
+            for method, parts in splits.items()
+        }
         lines.append(
-            f"{count:>3} labels a class: {shares[0]:.1%} right with its features, "
-            f"{shares[1]:.1%} with raw pixels"
+            f"{count:>3} labels a class: {shares['features']:.1%} right with its features, "
+            f"{shares['raw pixels']:.1%} with raw pixels"
         )
     return lines
