@@ -2,13 +2,10 @@
 
 import dataclasses
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from tyro.conf import Positional, arg
+from typing import TYPE_CHECKING, Literal
 
 from igpt.cli.arguments import Model
-from igpt.cli.images import read_beside
+from igpt.cli.images import Images, image_files, read_beside
 from igpt.cli.outputs import Outputs, watch
 from igpt.config import SampleConfig
 from igpt.errors import UserError
@@ -23,7 +20,7 @@ MAX_IMAGES = 256
 
 def complete(
     model: Model,
-    images: Positional[Annotated[tuple[str, ...], arg(metavar="IMAGES")]],
+    images: Images,
     *,
     keep_rows: float | None = None,
     mask: str | None = None,
@@ -45,7 +42,8 @@ def complete(
 
     Args:
         model: a run, a model folder or a shipped name.
-        images: image files, or folders of them; each is cut to its central square and resized.
+        images: image files, or folders of them with all folders below; each is cut to its central
+            square and resized.
         keep_rows: share of the rows that is given, from the top; 0.5 unless a mask is given.
         mask: picture of what to draw anew: white is predicted, black is given.
         n: completions of each image.
@@ -62,7 +60,9 @@ def complete(
     """
     outputs = Outputs.checked(out=out, gif=gif, tokens=tokens, force=force)
     config = SampleConfig(temperature=temperature, top_k=top_k, top_p=top_p)
-    files = _image_files(images)
+    files = image_files(images)
+    if len(files) > MAX_IMAGES:
+        raise UserError(f"{len(files)} images are given: at most {MAX_IMAGES} fit on one sheet")
 
     from igpt import compute
     from igpt.generate.complete import completing
@@ -73,7 +73,7 @@ def complete(
     loaded = load(model)
     keep = _keep(loaded.image_size, keep_rows, mask)  # (S, S) bool
     outputs.check_size(len(files) * (n + 3) * cell_px(loaded.image_size) ** 2)
-    originals, inputs = read_beside(loaded, [Path(file) for file in files])
+    originals, inputs = read_beside(loaded, files)
     kept, given = loaded.token_mask(keep), loaded.encode(inputs)
     start_s = time.monotonic()
     steps = completing(
@@ -89,28 +89,14 @@ def complete(
         tokens=result,
         keep=kept,
     )
-    facts = {"model": model, "images": files, "n": n, "seed": seed, **dataclasses.asdict(config)}
+    facts = {
+        "model": model,
+        "images": [*map(str, files)],
+        "n": n,
+        "seed": seed,
+        **dataclasses.asdict(config),
+    }
     outputs.report({**facts, "seconds": round(seconds, 3)}, json=json)
-
-
-def _image_files(names: tuple[str, ...]) -> list[str]:
-    """The named files, and the images in the named folders, sorted."""
-    from igpt.images.files import SUFFIXES
-
-    files: list[str] = []
-    for name in names:
-        if not Path(name).is_dir():
-            files.append(name)
-            continue
-        inside = sorted(p for p in Path(name).iterdir() if p.suffix.lower() in SUFFIXES)
-        if not inside:
-            raise UserError(f"{name} holds no images: name image files or a folder of them")
-        files += map(str, inside)
-    if not files:
-        raise UserError("no images are given: name image files or a folder of them")
-    if len(files) > MAX_IMAGES:
-        raise UserError(f"{len(files)} images are given: at most {MAX_IMAGES} fit on one sheet")
-    return files
 
 
 def _keep(image_size: int, keep_rows: float | None, mask: str | None) -> "np.ndarray":

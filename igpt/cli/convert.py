@@ -1,9 +1,9 @@
 """`igpt convert`."""
 
-from pathlib import Path
 from typing import Literal
 
 from igpt.cli.arguments import Model, Out
+from igpt.cli.outputs import empty_folder
 
 
 def convert(
@@ -19,7 +19,7 @@ def convert(
     Args:
         model: a run, a model folder, a transformers folder, a Hub id, or a TensorFlow checkpoint
             of the authors': its folder, its prefix (model.ckpt-1000000) or any of its files.
-        out: folder to write.
+        out: folder to write, new or empty.
         to: igpt: a model folder; transformers: for ImageGPTForCausalImageModeling;
             transformers-classifier: a fine-tuned model, for ImageGPTForImageClassification, which
             must be fed [sos, tokens[:-1]] to give the same scores; onnx: the feature extractor and
@@ -27,6 +27,8 @@ def convert(
         layer: onnx only, of the features; none: the saved probe's, or the middle one.
         palette: the colours of a TensorFlow checkpoint; none: kmeans_centers.npy beside it.
     """
+    folder = empty_folder(out)
+
     from igpt.interop.openai import find_checkpoint, read_openai
     from igpt.interop.transformers import write_transformers
     from igpt.pixelmodel import load
@@ -34,11 +36,11 @@ def convert(
     prefix = find_checkpoint(model) if palette else None
     loaded = load(model) if prefix is None else read_openai(prefix, palette)
     if to == "igpt":
-        loaded.save(out)
+        loaded.save(folder)
     elif to == "onnx":
         from igpt.interop.onnx import write_onnx
 
-        write_onnx(loaded, Path(out), layer=layer)
+        write_onnx(loaded, folder, layer=layer)
     else:
-        write_transformers(loaded, Path(out), classes=to == "transformers-classifier")
+        write_transformers(loaded, folder, classes=to == "transformers-classifier")
     print(out)

@@ -1,11 +1,10 @@
 """`igpt embed`."""
 
 import json as json_format
-from pathlib import Path
 
 from igpt.cli.arguments import Model
 from igpt.cli.images import FileImages, Images, image_files
-from igpt.errors import UserError
+from igpt.cli.outputs import checked
 
 ENDINGS = (".npz", ".parquet")
 
@@ -33,7 +32,7 @@ def embed(
         force: replace a file that exists.
         json: print what was written as one JSON document.
     """
-    path = _checked(out, force=force)
+    path = checked(out, "--out", ENDINGS, force=force)
     files = image_files(images)
 
     from igpt import compute
@@ -71,12 +70,3 @@ def embed(
         print(json_format.dumps(said))
     else:
         print(f"{path}: {len(files)} vectors of {width} numbers, layer {chosen}")
-
-
-def _checked(out: str, *, force: bool) -> Path:
-    path = Path(out)
-    if path.suffix not in ENDINGS:
-        raise UserError(f"--out {out}: its ending must be {' or '.join(ENDINGS)}")
-    if path.is_dir() or (path.exists() and not force):
-        raise UserError(f"{out} exists: choose another place, or add --force")
-    return path

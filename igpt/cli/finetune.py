@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import arg
 
 from igpt.cli.arguments import Data, Model
+from igpt.cli.outputs import empty_folder
 from igpt.config import FinetuneConfig
 from igpt.errors import UserError
 
@@ -47,19 +48,17 @@ def finetune(
         seeds: fine-tune so many times, with finetune.seed and those after it; test accuracy is
             then the mean, with its standard deviation. The first seed searches the rate.
         max_images: look at so many images of each split at most, drawn at random; none: all.
-        out: folder to save the fine-tuned model to (the first seed's): `igpt classify` and `igpt
-            convert --to transformers-classifier` take it. None: it is measured and let go.
+        out: folder, new or empty, to save the fine-tuned model to (the first seed's), for `igpt
+            classify` and `igpt convert --to transformers-classifier`; none: it is not kept.
         json: print the result as one JSON document.
     """
     from igpt import compute
     from igpt.cli.opening import open_for, record_place
     from igpt.evaluate.record import write_record
-    from igpt.modelfolder import check_may_replace
     from igpt.pixelmodel import load
 
     compute.set_threads()
-    if out is not None:
-        check_may_replace(Path(out))
+    folder = None if out is None else empty_folder(out)
     loaded = load(model)
     packed = open_for(loaded, data, image_size=image_size, max_images=max_images)
     result = finetune_model(
@@ -69,7 +68,7 @@ def finetune(
         rates=rates,
         scratch=scratch,
         n_seeds=seeds,
-        out=None if out is None else Path(out),
+        out=folder,
     )
     if place := record_place(Path(model)):
         write_record(
@@ -87,7 +86,10 @@ def finetune(
         return
     print(f"best at step {result['step']}, rate {result['lr']:g}: ", end="")
     print(f"validation accuracy {result['valid_accuracy']:.2%}")
-    print(f"test accuracy: {result['test_accuracy']:.2%} ± {result['test_accuracy_se']:.2%}")
+    print(
+        f"test accuracy: {result['test_accuracy']:.2%} ± {result['test_accuracy_se']:.2%}", end=""
+    )
+    print(f" on {result['n_test']:,} images")
     if seeds > 1:
         each = ", ".join(f"{accuracy:.2%}" for accuracy in result["test_accuracies"])
         print(f"  over {seeds} seeds: {each}; standard deviation {result['test_accuracy_sd']:.2%}")

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
     from igpt.pixelmodel import PixelModel
 
-Images = Positional[Annotated[tuple[str, ...], arg(metavar="IMAGES")]]
+Images = Positional[
+    Annotated[tuple[str, ...], arg(metavar="IMAGES", help_behavior_hint="(one or more)")]
+]
 
 
 def image_files(names: Sequence[str]) -> list[Path]:

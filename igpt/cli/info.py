@@ -11,7 +11,7 @@ from igpt.errors import UserError
 
 
 def info(
-    path: Positional[Annotated[str | None, arg(metavar="PATH")]] = None, *, json: bool = False
+    path: Positional[Annotated[str | None, arg(metavar="[PATH]")]] = None, *, json: bool = False
 ) -> None:
     """Versions, device and measured rates; or what a run, model, packed set or palette is.
 

@@ -22,7 +22,7 @@ from igpt.errors import Diverged, Interrupted, UserError
 
 # Command: what it does. Each is the function of its name in `igpt.cli.<name>`.
 COMMANDS = {
-    "demo": "the whole story in minutes: data, palette, training, samples, probe, report",
+    "demo": "the model that ships at work, in a minute; --train: the whole story from nothing",
     "info": "versions, device and measured rates; or what a run, model, data set or palette is",
     "prepare": "decode, resize and pack any images",
     "palette": "fit a colour palette and report its error",
@@ -44,6 +44,11 @@ COMMANDS = {
     "serve": "a web page to play with a model",
 }
 
+EXAMPLES = (
+    "igpt demo",
+    "igpt complete cifar10-small cat.jpg",
+    "igpt pretrain photos runs/mine --recipe demo --plan",
+)
 EXIT_USER_ERROR = 2
 # Threads of libgomp spin for milliseconds while they wait for each other. Where another program
 # wants a core too, that made training five to ten times slower; where none does, sleeping at once
@@ -134,6 +139,9 @@ def _overview() -> str:
             "",
             *lines,
             "",
+            "to begin with:",
+            *(f"  {line}" for line in EXAMPLES),
+            "",
             "`igpt COMMAND --help` shows a command's arguments; --debug shows tracebacks.",
         ]
     )
@@ -151,25 +159,31 @@ def parse(function: Callable[..., None], args: list[str], *, prog: str) -> Calla
     import tyro
 
     bound: Callable[..., Any] = _deferred(function)
+    # Options that no recipe sets need only be turned away from their default.
+    markers: tuple[Any, ...] = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
     if "config" in inspect.signature(function).parameters:
         from igpt.cli.starting import starting_config
 
-        bound = functools.partial(bound, config=starting_config(args))
+        bound, markers = functools.partial(bound, config=starting_config(args)), ()
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            call, unknown = tyro.cli(bound, args=args, prog=prog, return_unknown_args=True)
+            call, unknown = tyro.cli(
+                bound, args=args, prog=prog, return_unknown_args=True, config=markers
+            )
     except SystemExit as stop:
         if stop.code:
             raise UserError(f"{_in_one_line(complaint.getvalue())}: see {prog} --help") from None
         raise
     if unknown:
-        raise UserError(_unknown_argument(bound, unknown[0], prog))
+        raise UserError(_unknown_argument(bound, unknown[0], prog, markers))
     return call  # type: ignore[no-any-return]
 
 
 def _deferred(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:
     """The same signature for tyro to read, but calling it only binds the arguments."""
+    # tyro would print the line breaks within the description of an argument.
+    function.__doc__ = re.sub(r"\n {12}(?=\S)", " ", function.__doc__ or "")
 
     @functools.wraps(function)
     def bind(*args: Any, **kwargs: Any) -> Callable[[], None]:
@@ -191,19 +205,21 @@ def _in_one_line(box: str) -> str:
     return re.sub(r"\s+", " ", " ".join(message)).strip(" .:") or "wrong arguments"
 
 
-def _unknown_argument(function: Callable[..., Any], argument: str, prog: str) -> str:
+def _unknown_argument(
+    function: Callable[..., Any], argument: str, prog: str, markers: tuple[Any, ...]
+) -> str:
     if not argument.startswith("-"):
         return f"unexpected argument {argument!r}: see {prog} --help"
-    known = set(re.findall(r"--[a-z][a-z0-9.-]*", _help_of(function)))
+    known = set(re.findall(r"--[a-z][a-z0-9.-]*", _help_of(function, markers)))
     near = difflib.get_close_matches(argument.split("=")[0], known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"see {prog} --help"
     return f"unknown option {argument}: {hint}"
 
 
-def _help_of(function: Callable[..., Any]) -> str:
+def _help_of(function: Callable[..., Any], markers: tuple[Any, ...]) -> str:
     import tyro
 
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        tyro.cli(function, args=["--help"])
+        tyro.cli(function, args=["--help"], config=markers)
     return text.getvalue()

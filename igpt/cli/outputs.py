@@ -1,4 +1,4 @@
-"""The files that `sample` and `complete` write, at places that their user names."""
+"""The files and folders that commands write, at places that their user names."""
 
 import json as json_format
 from dataclasses import dataclass
@@ -93,6 +93,18 @@ def checked(name: str, option: str, suffixes: tuple[str, ...], *, force: bool) -
         raise UserError(f"{option} {name} is a folder: choose a file name")
     if path.exists() and not force:
         raise UserError(f"{option} {name} exists: choose another name, or replace it with --force")
+    return path
+
+
+def empty_folder(name: str) -> Path:
+    """Where to write a model folder: a place that is new or empty, so that no model is lost.
+
+    Raises:
+        UserError: something stands there.
+    """
+    path = Path(name)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{name} is not empty: choose another place")
     return path
 
 

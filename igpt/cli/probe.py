@@ -28,7 +28,8 @@ def probe(
 ) -> None:
     """Linear probe of every layer (paper §2.4): layer and strength chosen on validation, then test.
 
-    The fitted probe is saved with the model, and `igpt classify` uses it.
+    The fitted probe is saved with the model, and `igpt classify` uses it; one that ships keeps its
+    own (`igpt convert` makes a copy that can be changed).
 
     Args:
         model: a run, a model folder or a shipped name.
@@ -49,6 +50,8 @@ def probe(
     from igpt.evaluate.probing import probe_model
     from igpt.evaluate.record import write_record
     from igpt.pixelmodel import load
+    from igpt.progress import say
+    from igpt.shipped import is_shipped
 
     if min(joined, kmeans) < 0 or sgd_steps < 1:
         raise UserError(
@@ -79,6 +82,11 @@ def probe(
         print(json_format.dumps({**about, **result}))
     else:
         _print_result(result)
+    if is_shipped(loaded.folder):
+        say(
+            f"not saved, as {model} ships with igpt: for `igpt classify`, probe a copy "
+            f"(igpt convert {model} mine)"
+        )
 
 
 def _probe_checkpoints(run: Path, data: "PackedSet") -> dict[int, dict[str, Any]]:
@@ -124,7 +132,7 @@ def _print_result(result: dict[str, Any]) -> None:
         print(
             f"{score['layer']:>5}  {score['strength']:>8g}  {score['valid_accuracy']:>8.2%}{mark}"
         )
-    spread = f"± {result['test_accuracy_se']:.2%}"
+    spread = f"± {result['test_accuracy_se']:.2%} on {result['n_test']:,} images"
     print(f"test accuracy of layer {result['layer']}: {result['test_accuracy']:.2%} {spread}")
     if pixels := result.get("raw_pixels"):
         print(f"raw pixels, same protocol: {pixels['test_accuracy']:.2%}")

@@ -1,11 +1,11 @@
 """`igpt pull`."""
 
-from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from igpt.cli.arguments import Out
+from igpt.cli.outputs import empty_folder
 
 HubId = Positional[Annotated[str, arg(metavar="OWNER/NAME")]]
 
@@ -15,9 +15,11 @@ def pull(hub_id: HubId, out: Out, *, revision: str | None = None) -> None:
 
     Args:
         hub_id: owner/name, such as openai/imagegpt-small.
-        out: folder to write; it then opens as any model folder.
+        out: folder to write, new or empty; it then opens as any model folder.
         revision: branch, tag or commit; none: the newest.
     """
+    folder = empty_folder(out)
+
     from igpt.interop import hub
 
-    print(hub.pull(hub_id, Path(out), revision=revision))
+    print(hub.pull(hub_id, folder, revision=revision))

@@ -7,6 +7,8 @@ from pathlib import Path
 from igpt.cli.arguments import Model
 from igpt.errors import UserError
 
+MAX_PORT = 65535
+
 
 def serve(model: Model, *, host: str = "127.0.0.1", port: int = 7860) -> None:
     """A page to play with a model: complete, sample, see what surprises it.
@@ -18,6 +20,8 @@ def serve(model: Model, *, host: str = "127.0.0.1", port: int = 7860) -> None:
         host: address to listen on; the default can be reached from this machine alone.
         port: port to listen on.
     """
+    if not 0 <= port <= MAX_PORT:
+        raise UserError(f"--port is {port}: choose from 0 to {MAX_PORT}; 0 takes one that is free")
     if importlib.util.find_spec("gradio") is None:
         raise UserError("the page needs Gradio: pip install 'igpt[web]'")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported

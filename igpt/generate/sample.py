@@ -155,16 +155,17 @@ def _fill_batch(
 ) -> Iterator[None]:
     """Fill (B, T) `tokens` where not `drawn`, in place; `drawn` is the same in every row."""
     device = decoder.model.wte.weight.device
-    given = int(np.argmin(drawn[0]))  # leading kept tokens; some token is not kept
+    to_draw = np.flatnonzero(~drawn[0])
+    first, end = int(to_draw[0]), int(to_draw[-1]) + 1
     number = torch.from_numpy(uniform).to(device)  # (B, T)
     context = torch.from_numpy(tokens).to(device)  # (B, T)
-    logits = decoder.start(context[:, :given])  # (B, K)
+    logits = decoder.start(context[:, :first])  # (B, K)
     if not torch.isfinite(logits).all():
         raise UserError(
             "the network's logits are not finite: its training diverged; use an earlier checkpoint"
         )
-    for t in range(given, tokens.shape[1]):
-        if t > given:
+    for t in range(first, end):
+        if t > first:
             logits = decoder.step(context[:, t - 1])
         if not drawn[0, t]:
             with one_thread():

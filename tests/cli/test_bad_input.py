@@ -163,7 +163,7 @@ def test_an_unknown_key_in_a_runs_config_is_named(place, capsys):
         ),
         (
             ["complete", "run", "nowhere.png"],
-            "cannot read nowhere.png: there is no such file: check or replace the file",
+            "nowhere.png is neither a file nor a folder: check the path",
         ),
         (["report", "empty"], "empty holds no run (config.json is missing): check the path"),
         (["sample", "empty"], "empty holds no model (config.json is missing): check the path"),

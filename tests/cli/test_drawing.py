@@ -75,9 +75,11 @@ def test_complete_draws_what_is_white_in_a_mask(folder, place, capsys):
     assert keep[:, :4].all() and not keep[:, 4:].any()
 
 
-def test_complete_takes_a_folder_of_images(folder, place, capsys):
+def test_complete_takes_a_folder_of_images_with_all_folders_below(folder, place, capsys):
+    (place / "größer" / "noch tiefer").mkdir(parents=True)
+    (place / "b.png").rename(place / "größer" / "noch tiefer" / "b c.png")
     _, out, _ = run(["complete", str(folder), ".", "--n", "1", "--json"], capsys)
-    assert json.loads(out)["images"] == ["a.png", "b.png"]
+    assert json.loads(out)["images"] == ["a.png", "größer/noch tiefer/b c.png"]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,7 @@ def test_complete_takes_a_folder_of_images(folder, place, capsys):
         (["complete", "M", "a.png", "--mask", "text.png"], "cannot read text.png: not an image"),
         (["complete", "M", "a.png", "--n", "0"], "n is 0: ask for at least 1 completion"),
         (["complete", "M"], "no images are given: name image files or a folder of them"),
-        (["complete", "M", "none.png"], "cannot read none.png: there is no such file"),
+        (["complete", "M", "none.png"], "none.png is neither a file nor a folder"),
         (["complete", "M", "empty"], "empty holds no images: name image files or a folder"),
         (["complete", "M", "a.png", "--keep-rows", "1"], "keep_rows 1.0 keeps 8 of 8 rows"),
         (["complete", "M", "a.png", "--mask", "black.png"], "the mask keeps every pixel"),

@@ -89,7 +89,10 @@ def test_probe_of_another_model_or_palette_is_refused(place, capsys):
     [
         (["embed", "tiny", "none"], "none is neither a file nor a folder"),
         (["embed", "tiny", "tiny"], "tiny holds no images"),
-        (["embed", "tiny", "cats", "--out", "f.csv"], "its ending must be .npz or .parquet"),
+        (
+            ["embed", "tiny", "cats", "--out", "f.csv"],
+            "choose a name that ends in .npz or .parquet",
+        ),
         (["embed", "tiny", "cats", "--out", "old.npz"], "old.npz exists"),
         (["embed", "tiny", "cats", "--layer", "3"], "from 0 to 2"),
         (["classify", "tiny", "cats"], "has no probe"),

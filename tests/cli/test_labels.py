@@ -29,6 +29,21 @@ def test_probe_tells_the_accuracy_by_layer_and_saves_the_best(model, capsys):
     assert json.loads((Path(model) / "probe.json").read_text())["layer"] == said["layer"]
 
 
+def test_the_probe_of_a_model_that_ships_stays_as_it_is(tmp_path, capsys):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3)).astype(np.uint8)
+    for i, pixels in enumerate(noise):
+        path = tmp_path / "photos" / ("cat", "dog")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    before = igpt.load("cifar10-small").probe()
+    command = ["probe", "cifar10-small", str(tmp_path / "photos"), "--no-raw-pixels"]
+    status, out, err = run(command, capsys)
+    assert status == 0
+    assert " on 4 images" in out
+    assert "not saved, as cifar10-small ships with igpt" in err
+    assert igpt.load("cifar10-small").probe().classes == before.classes
+
+
 def test_probe_of_bert_votes_and_layers_can_be_joined(tmp_path, digits, capsys):
     model = str(pixel_model(objective="bert").save(tmp_path / "bert"))
     _, out, _ = run(["probe", model, "digits", "--joined", "2", "--no-raw-pixels"], capsys)
@@ -70,7 +85,17 @@ def test_a_finetuned_model_is_saved_with_its_head_and_opens_in_transformers(
     assert again.classify(images) == named
     status, _, err = run(["finetune", model, "digits", "--out", str(tmp_path)], capsys)
     assert status == 2
-    assert f"{tmp_path} is not a model folder: choose another place" in err
+    assert f"{tmp_path} is not empty: choose another place" in err
+
+
+def test_a_model_is_never_replaced(model, tmp_path, capsys):
+    assert run(["convert", model, str(tmp_path / "copy")], capsys)[0] == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "copy").iterdir()}
+    for command in (["convert", model], ["finetune", model, "digits", "--out"]):
+        status, _, err = run([*command, str(tmp_path / "copy")], capsys)
+        assert status == 2
+        assert err == f"igpt: error: {tmp_path / 'copy'} is not empty: choose another place\n"
+    assert {path: path.read_bytes() for path in (tmp_path / "copy").iterdir()} == before
 
 
 def test_finetune_over_seeds_tells_mean_and_spread(model, capsys):

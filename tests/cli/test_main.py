@@ -8,6 +8,7 @@ from igpt import shipped
 from igpt.cli import main as main_module
 from igpt.cli.main import COMMANDS, main
 from igpt.errors import Interrupted, UserError
+from igpt.recipes import RECIPES
 
 
 def run(args, capsys):
@@ -31,6 +32,25 @@ def test_every_command_has_help_with_explained_arguments(name, capsys):
     status, out, _ = run([name, "--help"], capsys)
     assert status == 0
     assert f"igpt {name}" in out
+
+
+def test_help_names_every_recipe(capsys):
+    _, out, _ = run(["pretrain", "--help"], capsys)
+    assert all(name in out for name in RECIPES)
+
+
+def test_a_description_flows_on_over_the_line_breaks_of_its_docstring(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    _, out, _ = run(["prepare", "--help"], capsys)
+    assert "a folder of images (one folder a class, or none)" in out
+
+
+def test_options_that_no_recipe_sets_can_only_be_turned_from_their_default(capsys):
+    _, out, _ = run(["probe", "--help"], capsys)
+    assert "--json" in out and "--no-json" not in out
+    assert "--no-raw-pixels" in out and "--raw-pixels" not in out
+    _, out, _ = run(["pretrain", "--help"], capsys)
+    assert "--train.zero-outputs" in out and "--train.no-zero-outputs" in out
 
 
 @pytest.mark.parametrize(
@@ -59,6 +79,12 @@ def test_every_command_has_help_with_explained_arguments(name, capsys):
             "there is no recipe 'demoo': did you mean demo?",
         ),
         (["pretrain", "a", "b", "--recipe"], "--recipe needs a name"),
+        (
+            ["serve", "cifar10-small", "--port", "70000"],
+            "--port is 70000: choose from 0 to 65535; 0 takes one that is free",
+        ),
+        (["convert", "a", "."], ". is not empty: choose another place"),
+        (["pull", "a/b", "."], ". is not empty: choose another place"),
         (["info", "/no/such/place"], "/no/such/place does not exist: check the path"),
         (
             ["evaluate", "/no/such/place", "cifar10"],

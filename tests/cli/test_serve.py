@@ -38,7 +38,7 @@ def test_a_port_in_use_is_refused_in_one_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "line"),
     [
-        (["--port", "99999"], "cannot serve on 127.0.0.1:99999: "),
+        (["--port", "99999"], "--port is 99999: choose from 0 to 65535"),
         (["--host", "no such host"], "cannot serve on no such host:7860: "),
     ],
 )

@@ -57,6 +57,14 @@ def test_forced_pixels_are_seen_by_those_that_follow():
         assert int((cumulated <= uniform[0, t]).sum()) == found[0, t]
 
 
+def test_nothing_is_computed_after_the_last_hidden_pixel():
+    keep = np.ones(16, bool)
+    keep[[3, 5]] = False
+    steps = list(completing(network(), PICTURES, keep, batch_size=2))
+    assert len(steps) == 2 * 3  # two batches of the tokens 3, 4 and 5
+    assert steps[-1].fraction == 1
+
+
 def test_completing_from_the_first_pixel_alone_equals_the_slow_way():
     model = network()
     keep = np.arange(16) == 0

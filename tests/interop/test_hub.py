@@ -137,7 +137,7 @@ def test_refusals_are_one_line(hub, folder, tmp_path, capsys, monkeypatch):
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     status, _, line = run(capsys, "pull", "me/tiny", tmp_path / "full")
     assert status == 2
-    assert "is not a model folder: choose another place" in line[0]
+    assert "is not empty: choose another place" in line[0]
 
 
 def test_a_damaged_model_on_the_hub_is_refused_before_it_is_copied(hub, folder, tmp_path, capsys):
