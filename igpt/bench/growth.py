@@ -3,20 +3,28 @@
 Each case runs in a process of its own, since peak memory belongs to a process.
 """
 
-import os
-import statistics
-import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from igpt import compute
 from igpt.bench import measure
+from igpt.bench.command import run_command
+from igpt.bench.image_growth import FEWEST, image_part
 from igpt.bench.train import N_COLORS, Size, lively_network, our_step
+from igpt.errors import UserError
 from igpt.model.sizes import Shape, train_flops
+from igpt.progress import say
+
+Rows = list[measure.Row]
+Take = Callable[..., Rows]
 
 BASE = Size(256, 128, 4, 8, 32)
 # Equal tokens a batch, as nearly as whole images allow.
@@ -26,8 +34,10 @@ LENGTHS = tuple(
 BATCHES = tuple(replace(BASE, batch_size=B) for B in (8, 16, 32, 64, 128))
 WIDTHS = tuple(replace(BASE, n_embd=d) for d in (64, 128, 256, 512))
 DEPTHS = tuple(replace(BASE, n_layer=L) for L in (2, 4, 8, 16))
+SIZES = {"T": LENGTHS, "B": BATCHES, "d": WIDTHS, "L": DEPTHS}
+FIELDS = {"T": "seq_len", "B": "batch_size", "d": "n_embd", "L": "n_layer"}
 RANKS = (1, 2)
-IMAGES = (256, 1024, 4096)
+PARTS = (*SIZES, *FEWEST, "ranks")
 QUICK = tuple(Size(T, 32, 1, 4, max(1, 1024 // T)) for T in (256, 1024))
 
 
@@ -43,37 +53,13 @@ def step_spans(size: Size) -> list[float]:
     return measure.take_turns({"": step}, device=device)[""]
 
 
-def probe_spans(n_images: int) -> list[float]:
-    """Seconds of the features of so many images, a batch at a time, kept nowhere; one repeat."""
-    from igpt.evaluate.features import stream_features
-
-    compute.set_threads()
-    network = lively_network(BASE, compute.default_device()).eval()
-    tokens = np.random.default_rng(0).integers(N_COLORS, size=(n_images, BASE.seq_len))
-    target = _Nowhere()
-    work = {"": lambda: stream_features(target, network, tokens)}
-    return measure.take_turns(work, repeats=1)[""]
-
-
-class _Nowhere:
-    def __setitem__(self, place: object, value: object) -> None:
-        """Forget."""
-
-
-def palette_spans(n_images: int) -> list[float]:
-    """Seconds of a palette of 64 colours from so many images of noise; one repeat."""
-    from igpt.tokens.palette import Palette
-
-    compute.set_threads()
-    images = np.random.default_rng(0).integers(256, size=(n_images, 32, 32, 3), dtype=np.uint8)
-    images >>= 3  # 2^15 distinct colours at most, as photographs have few
-    work = {"": lambda: Palette.fit(images, n_colors=64)}
-    return measure.take_turns(work, repeats=1)[""]
-
-
-def _row(name: str, work: Callable[..., list[float]], case: object, note: str = "") -> measure.Row:
-    spans, memory = measure.in_own_process(work, case)
-    (row,) = measure.rows_of(name, {measure.OURS: spans}, note=note)
+def step_row(label: str, size: Size, left_s: float) -> measure.Row | None:
+    """Seconds and peak memory of our step at one size; none where its time was up."""
+    found = measure.in_own_process(step_spans, size, at_most_s=left_s)
+    if found is None:
+        return None
+    spans, memory = found
+    (row,) = measure.rows_of(f"step against {label}: {size}", {measure.OURS: spans})
     return replace(row, memory_bytes=memory)
 
 
@@ -82,16 +68,19 @@ def exponent_of(sizes: Sequence[float], values: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
-def _step_rows(label: str, sizes: Sequence[Size], field: str) -> list[measure.Row]:
+def step_part(label: str, sizes: Sequence[Size], take: Take) -> Rows:
     """A row for each size, whose last note says how seconds an image grow, and how FLOPs do."""
-    rows = [_row(f"step against {label}: {size}", step_spans, size) for size in sizes]
-    values = [getattr(size, field) for size in sizes]
-    per_image = [row.ours_s / size.batch_size for row, size in zip(rows, sizes, strict=True)]
+    rows = take(sizes, lambda size, left_s: step_row(label, size, left_s))
+    reached = sizes[: len(rows)]
+    if len(rows) < 2:
+        return rows
+    values = [getattr(size, FIELDS[label]) for size in reached]
+    per_image = [row.ours_s / size.batch_size for row, size in zip(rows, reached, strict=True)]
     flops = [
         float(
             train_flops(size.model, Shape(n_colors=N_COLORS, seq_len=size.seq_len, objective="ar"))
         )
-        for size in sizes
+        for size in reached
     ]
     fitted, needed = exponent_of(values, per_image), exponent_of(values, flops)
     note = f"seconds an image grow as {label}^{fitted:.2f}, operations as {label}^{needed:.2f}"
@@ -99,45 +88,70 @@ def _step_rows(label: str, sizes: Sequence[Size], field: str) -> list[measure.Ro
     return rows
 
 
-def _image_rows(
-    label: str, work: Callable[[int], list[float]], counts: Sequence[int]
-) -> list[measure.Row]:
-    rows = [_row(f"{label} of {n} images", work, n) for n in counts]
-    fitted = exponent_of(counts, [row.ours_s for row in rows])
-    rows[-1] = replace(rows[-1], note=f"seconds grow as images^{fitted:.2f}")
+def rank_row(n: int, left_s: float) -> measure.Row | None:
+    """The same global batch on n ranks, a core each (gloo, DDP); none where its time was up."""
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *("--nproc-per-node", str(n), "-m", "igpt.bench.ranks"),
+    ]
+    with tempfile.NamedTemporaryFile("r") as file:
+        alone = ["env", "OMP_NUM_THREADS=1", *command, file.name]
+        done = run_command(alone, at_most_s=left_s)
+        if done.span_s >= left_s:
+            return None
+        if done.status:
+            raise UserError(f"{' '.join(command)} ended with status {done.status}: run it alone")
+        spans = [float(word) for word in file.read().split()]
+    (row,) = measure.rows_of(f"step of {n} ranks: {BASE}", {measure.OURS: spans})
+    return replace(row, memory_bytes=done.peak_bytes)
+
+
+def rank_part(take: Take) -> Rows:
+    """One and two ranks, and how much of a perfect speed-up the second gives."""
+    rows = take(RANKS, rank_row)
+    if len(rows) == len(RANKS):
+        share = rows[0].ours_s / rows[-1].ours_s / RANKS[-1]
+        rows[-1] = replace(rows[-1], note=f"{share:.0%} of a perfect speed-up")
     return rows
 
 
-def _rank_rows() -> list[measure.Row]:
-    """The same global batch on one and two ranks, a core each (gloo, DDP)."""
-    rows = []
-    for n in RANKS:
-        command = [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", str(n), "-m", "igpt.bench.ranks"),
-        ]
-        alone = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, check=True, capture_output=True, text=True, env=alone)
-        spans = [float(word) for word in done.stdout.split()]
-        rows += measure.rows_of(f"step of {n} ranks: {BASE}", {measure.OURS: spans})
-    share = statistics.median([rows[0].ours_s / rows[-1].ours_s]) / RANKS[-1]
-    rows[-1] = replace(rows[-1], note=f"{share:.0%} of a perfect speed-up")
-    return rows
+def taking(part: str, at_most_s: float) -> Take:
+    """How a part goes through its cases: as many as fit into its time; those left out are said."""
+    end_s = time.perf_counter() + at_most_s
+
+    def take(cases: Sequence[Any], row_of: Callable[[Any, float], measure.Row | None]) -> Rows:
+        rows: Rows = []
+        for case in cases:
+            left_s = end_s - time.perf_counter()
+            row = row_of(case, left_s) if left_s > 0 else None
+            if row is None:
+                say(f"growth with {part}: left out from {case} on, {at_most_s:.0f} s are spent")
+                break
+            rows.append(row)
+        return rows
+
+    return take
 
 
 def bench_growth(
-    peers: Sequence[str], *, quick: bool, at_most_s: float = float("inf")
-) -> list[measure.Row]:
-    """All rows; every case makes its fixed number of steps."""
-    assert not peers and at_most_s > 0
+    peers: Sequence[str],
+    *,
+    quick: bool,
+    at_most_s: float = float("inf"),
+    parts: Sequence[str] = PARTS,
+) -> Rows:
+    """The rows of the parts that are named; each part ends after so many seconds, done or not."""
+    assert not peers
     if quick:
-        return _step_rows("T", QUICK, "seq_len")
-    rows = _step_rows("T", LENGTHS, "seq_len")
-    rows += _step_rows("B", BATCHES, "batch_size")
-    rows += _step_rows("d", WIDTHS, "n_embd")
-    rows += _step_rows("L", DEPTHS, "n_layer")
-    rows += _image_rows("features", probe_spans, IMAGES)
-    rows += _image_rows("palette", palette_spans, IMAGES)
-    if compute.default_device().type == "cpu":
-        rows += _rank_rows()
+        return step_part("T", QUICK, taking("T", at_most_s))
+    rows: Rows = []
+    with tempfile.TemporaryDirectory(prefix="igpt-growth-") as folder:
+        for part in parts:
+            take = taking(part, at_most_s)
+            if part in SIZES:
+                rows += step_part(part, SIZES[part], take)
+            elif part == "ranks":
+                rows += rank_part(take)
+            else:
+                rows += image_part(part, Path(folder), take)
     return rows

@@ -1,6 +1,7 @@
 """Timing several ways of doing one piece of work, taking turns, and what comes of it."""
 
 import gc
+import math
 import multiprocessing
 import os
 import platform
@@ -287,10 +288,16 @@ def in_words(span_s: float) -> str:
     return f"{span_s * 1e6:.3g} us"
 
 
-def in_own_process(work: Callable[..., Any], *args: Any) -> tuple[Any, int]:
+def in_own_process(
+    work: Callable[..., Any], *args: Any, at_most_s: float = float("inf")
+) -> tuple[Any, int] | None:
     """What `work(*args)` returns in a fresh process, and the most bytes it held there.
 
-    Peak memory belongs to a whole process, so each figure needs its own.
+    Peak memory belongs to a whole process, so each figure needs its own. None where it took longer
+    than `at_most_s`, for which it is killed.
+
+    Raises:
+        RuntimeError: the process ended without a result.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -298,10 +305,15 @@ def in_own_process(work: Callable[..., Any], *args: Any) -> tuple[Any, int]:
     process.start()
     sender.close()
     try:
-        result, peak_bytes = receiver.recv()
+        if not receiver.poll(None if math.isinf(at_most_s) else at_most_s):
+            process.kill()
+            return None
+        found: tuple[Any, int] = receiver.recv()
+        return found
+    except EOFError:
+        raise RuntimeError(f"{work.__name__}{args} ended without a result") from None
     finally:
         process.join()
-    return result, peak_bytes
 
 
 def _report(sender: Any, work: Callable[..., Any], args: tuple[Any, ...]) -> None:

@@ -1,5 +1,8 @@
 """Started by torchrun, once a rank: seconds of training steps with the batch shared out."""
 
+import sys
+from pathlib import Path
+
 import torch
 
 from igpt import compute
@@ -13,7 +16,7 @@ from igpt.train.optim import Optimizer, clip_gradients
 
 
 def main() -> None:
-    """Print the spans of rank 0, separated by spaces."""
+    """Write the spans of rank 0 to the named file, separated by spaces."""
     with joined() as world:
         device = compute.default_device()
         dtype = compute.choose_dtype("bf16", device)
@@ -35,7 +38,7 @@ def main() -> None:
 
         spans = measure.take_turns({"": step}, device=device)[""]
         if world.is_first:
-            print(*spans)
+            Path(sys.argv[1]).write_text(" ".join(map(str, spans)))
 
 
 if __name__ == "__main__":

@@ -6,24 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from igpt.bench import measure
+from igpt.bench.command import run_command
 
 STARTS = {
-    "igpt --help": ["-m", "igpt", "--help"],
-    "import igpt": ["-c", "import igpt"],
-    "python itself": ["-c", "pass"],
+    "igpt --help": [sys.executable, "-m", "igpt", "--help"],
+    "import igpt": [sys.executable, "-c", "import igpt"],
 }
+PYTHON = "python itself"
 
 
-def _start(arguments: Sequence[str], peaks: list[int]) -> Callable[[], None]:
-    """Start Python anew and wait for its end; the most bytes it held go to `peaks`."""
-    command = [sys.executable, *arguments]
+def _start(command: Sequence[str]) -> Callable[[], None]:
+    """Start Python anew and wait for its end."""
 
     def start() -> None:
         silent = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
-        process = os.posix_spawn(sys.executable, command, os.environ, file_actions=silent)
-        _, status, usage = os.wait4(process, 0)
-        assert status == 0
-        peaks.append(usage.ru_maxrss * 1024)
+        process = os.posix_spawn(command[0], command, os.environ, file_actions=silent)
+        assert os.waitpid(process, 0)[1] == 0
 
     return start
 
@@ -33,12 +31,12 @@ def bench_start(
 ) -> list[measure.Row]:
     """`igpt --help` and `import igpt` in fresh processes, and Python's own start beside them."""
     assert not peers
-    peaks: dict[str, list[int]] = {name: [] for name in STARTS}
-    works = {name: _start(arguments, peaks[name]) for name, arguments in STARTS.items()}
+    works = {name: _start(command) for name, command in STARTS.items()}
+    works[PYTHON] = _start([sys.executable, "-c", "pass"])
     repeats = measure.REPEATS if quick else 4 * measure.REPEATS
     spans = measure.take_turns(works, repeats=repeats, at_most_s=at_most_s)
     rows = []
-    for name in STARTS:
-        (row,) = measure.rows_of(name, {measure.OURS: spans[name]})
-        rows.append(replace(row, memory_bytes=max(peaks[name])))
+    for name, command in STARTS.items():
+        (row,) = measure.rows_of(name, {measure.OURS: spans[name], PYTHON: spans[PYTHON]})
+        rows.append(replace(row, memory_bytes=run_command(command).peak_bytes))
     return rows

@@ -35,6 +35,7 @@ def bench(
     at_most_s: float = 60.0,
     clock: Literal["wall", "cpu"] = "wall",
     photos: tuple[str, ...] = (),
+    parts: str | None = None,
 ) -> None:
     """Our speed beside other projects', on the same inputs, taking turns in one run.
 
@@ -47,12 +48,17 @@ def bench(
         json: print the rows as one JSON document.
         out: also keep that document in this file (.json).
         check: compare the ratios with those kept in this file, and fail if one is much lower.
-        at_most_s: seconds after which a row makes no further rounds.
+        at_most_s: seconds after which a row makes no further rounds; growth: after which each of
+            its parts is ended, and what it did not reach is left out.
         clock: wall; cpu counts processor seconds on one thread, for a machine that others use too.
         photos: data: tars of JPEGs to prepare; none: pictures that are made on the spot.
+        parts: growth: with what, separated by commas: T, B, d, L, prepare, palette, probe, embed
+            (the number of their images), ranks; none: with each.
     """
     if photos and work != "data":
         raise UserError(f"--photos is for bench data, not for bench {work}: drop it")
+    if parts is not None and work != "growth":
+        raise UserError(f"--parts is for bench growth, not for bench {work}: drop it")
     peers = _peers(work, against)
     target = None if out is None else _target(out)
     kept = None if check is None else _kept(check)
@@ -61,7 +67,11 @@ def bench(
     from igpt.bench import measure
 
     compute.set_threads()
-    options = {"photos": [_photos(name) for name in photos]} if work == "data" else {}
+    options: dict[str, object] = {}
+    if work == "data":
+        options["photos"] = [_photos(name) for name in photos]
+    if parts is not None:
+        options["parts"] = _parts(parts)
     with measure.counting(clock):
         rows = _measure_of(work)(peers, quick=quick, at_most_s=at_most_s, **options)
         if target is not None:
@@ -85,6 +95,18 @@ def _peers(work: Work, against: str | None) -> list[str]:
         if name not in known:
             raise UserError(
                 f"--against {name}: bench {work} knows {', '.join(known)}: choose among these"
+            )
+    return names
+
+
+def _parts(parts: str) -> list[str]:
+    from igpt.bench.growth import PARTS
+
+    names = [name.strip() for name in parts.split(",") if name.strip()]
+    for name in names:
+        if name not in PARTS:
+            raise UserError(
+                f"--parts {name}: bench growth knows {', '.join(PARTS)}: choose among these"
             )
     return names
 

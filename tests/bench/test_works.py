@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from igpt.bench import growth, probe, sample, start
+from igpt.bench import probe, sample, start
 from igpt.bench.train import Size, bench_size, lively_network
 from igpt.errors import UserError
 
@@ -75,22 +75,6 @@ def test_random_features_are_standardised_with_a_steep_spectrum():
 
 def test_start_measures_fresh_processes():
     rows = {row.row: row for row in start.bench_start([], quick=True, at_most_s=0)}
-    assert rows["igpt --help"].ours_s > rows["python itself"].ours_s > 0
-    assert rows["import igpt"].memory_bytes > 2**20
-
-
-def test_exponents_are_slopes_of_logarithms():
-    assert growth.exponent_of([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
-
-
-def spans_of(size):
-    return [0.1 * size.seq_len, 0.1 * size.seq_len]
-
-
-def test_growth_states_the_fitted_exponent(monkeypatch):
-    monkeypatch.setattr(growth, "step_spans", spans_of)
-    monkeypatch.setattr(growth.measure, "in_own_process", lambda work, case: (work(case), 7))
-    rows = growth.bench_growth([], quick=True)
-    # Seconds a batch grow as T, images a batch as 1 / T.
-    assert "seconds an image grow as T^2.00, operations as T^1." in rows[-1].note
-    assert [row.memory_bytes for row in rows] == [7, 7]
+    assert rows["igpt --help"].ours_s > rows["import igpt"].peer_s > 0
+    # This process has torch in memory, and a child must not count that.
+    assert 2**20 < rows["import igpt"].memory_bytes < 2**26

@@ -50,6 +50,18 @@ def test_tars_of_photos_are_handed_on(tmp_path, monkeypatch, capsys):
     assert asked == [(["transformers", "pillow"], [tmp_path / "a.tar"])]
 
 
+def test_parts_of_growth_are_handed_on(monkeypatch, capsys):
+    asked = []
+
+    def measure(peers, *, parts, **_):
+        asked.append(parts)
+        return rows_of("work", {"igpt": [1.0, 1.0]})
+
+    monkeypatch.setattr(bench_module, "_measure_of", lambda work: measure)
+    assert run(["bench", "growth", "--parts", "T, ranks"], capsys)[0] == 0
+    assert asked == [["T", "ranks"]]
+
+
 def test_table_and_file_and_check(measured, tmp_path, capsys):
     path = str(tmp_path / "kept.json")
     status, out, _ = run(["bench", "train", "--against", "sketch", "--out", path], capsys)
@@ -79,6 +91,12 @@ def test_table_and_file_and_check(measured, tmp_path, capsys):
         (
             ["train", "--photos", "odd.json"],
             "--photos is for bench data, not for bench train: drop it",
+        ),
+        (["train", "--parts", "T"], "--parts is for bench growth, not for bench train: drop it"),
+        (
+            ["growth", "--parts", "T,x"],
+            "--parts x: bench growth knows T, B, d, L, prepare, palette, probe, embed, ranks: "
+            "choose among these",
         ),
         (["train", "--out", "a.txt"], "--out a.txt: choose a file name that ends in .json"),
         (
