@@ -31,9 +31,9 @@ BASE = Size(256, 128, 4, 8, 32)
 LENGTHS = tuple(
     replace(BASE, seq_len=T, batch_size=max(1, 8192 // T)) for T in (256, 1024, 2304, 4096, 9216)
 )
-BATCHES = tuple(replace(BASE, batch_size=B) for B in (8, 16, 32, 64, 128))
+BATCHES = tuple(replace(BASE, batch_size=B) for B in (8, 16, 32, 64))
 WIDTHS = tuple(replace(BASE, n_embd=d) for d in (64, 128, 256, 512))
-DEPTHS = tuple(replace(BASE, n_layer=L) for L in (2, 4, 8, 16))
+DEPTHS = tuple(replace(BASE, n_layer=L) for L in (2, 4, 8))
 SIZES = {"T": LENGTHS, "B": BATCHES, "d": WIDTHS, "L": DEPTHS}
 FIELDS = {"T": "seq_len", "B": "batch_size", "d": "n_embd", "L": "n_layer"}
 RANKS = (1, 2)

@@ -15,7 +15,7 @@ STARTS = {
 PYTHON = "python itself"
 
 
-def _start(command: Sequence[str]) -> Callable[[], None]:
+def _start(command: list[str]) -> Callable[[], None]:
     """Start Python anew and wait for its end."""
 
     def start() -> None:

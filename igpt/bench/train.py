@@ -153,17 +153,17 @@ def bench_size(
 def bench_train(
     peers: Sequence[str], *, quick: bool, at_most_s: float = float("inf")
 ) -> list[measure.Row]:
-    """All rows: the number type that training chooses here first, then float32 if it is another."""
+    """All rows in the number type that training chooses here, and the first in float32 as well."""
     device = compute.default_device()
     chosen = compute.choose_dtype("auto", device)
     if quick:
         return bench_size(QUICK[0], peers, chosen, at_most_s=6)
-    sizes: Sequence[Size] = SIZES
-    dtypes = list(dict.fromkeys([chosen, torch.float32]))
+    cases = [(size, chosen) for size in SIZES]
     if device.type == "cuda":
-        sizes, dtypes = GPU_SIZES, [torch.bfloat16]
+        cases = [(size, torch.bfloat16) for size in GPU_SIZES]
+    elif chosen != torch.float32:
+        cases.append((SIZES[0], torch.float32))
     rows = []
-    for dtype in dtypes:
-        for size in sizes:
-            rows += bench_size(size, peers, dtype, at_most_s=at_most_s)
+    for size, dtype in cases:
+        rows += bench_size(size, peers, dtype, at_most_s=at_most_s)
     return rows
