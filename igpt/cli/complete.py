@@ -75,6 +75,7 @@ def complete(
     outputs.check_size(len(files) * (n + 3) * cell_px(loaded.image_size) ** 2)
     originals, inputs = read_beside(loaded, files)
     kept, given = loaded.token_mask(keep), loaded.encode(inputs)
+    seen = loaded.decode(given)  # in the colours that it knows
     start_s = time.monotonic()
     steps = completing(
         loaded.network, given, kept, n=n, seed=seed, config=config, precision=precision
@@ -84,8 +85,8 @@ def complete(
     drawn = [images.reshape(len(files), n, *images.shape[1:]) for images in looks]
     result = last.tokens.reshape(len(files), n, -1)
     outputs.write(
-        sheet(originals, inputs, keep, loaded.decode(result)),
-        [sheet(originals, inputs, keep, completions) for completions in drawn],
+        sheet(originals, seen, keep, loaded.decode(result)),
+        [sheet(originals, seen, keep, completions) for completions in drawn],
         tokens=result,
         keep=kept,
     )

@@ -120,6 +120,8 @@ def write_maps(model: "PixelModel", files: Sequence[Path], place: Path) -> float
     originals, inputs = read_beside(model, files, warn=False)
     nats = model.surprise(inputs)  # (n, S, S)
     highest = float(np.percentile(nats, 99))
-    cells = np.stack([inputs, heat_map(nats, highest=highest)], 1)  # (n, 2, S, S, 3)
-    write_bytes(place, to_png_bytes(beside(originals, cells)))
+    seen = model.decode(model.encode(inputs))  # in the colours that it knows
+    cells = np.stack([seen, heat_map(nats, highest=highest)], 1)  # (n, 2, S, S, 3)
+    titles = ["original", "as the model sees it", f"surprise, white: {highest:.1f} nats"]
+    write_bytes(place, to_png_bytes(beside(originals, cells, titles=titles)))
     return highest

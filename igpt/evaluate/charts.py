@@ -144,10 +144,13 @@ class Chart:
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(length=0)
         axes.margins(x=0.02, y=0.12)
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=7))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
         self._dress_x(axes)
         if self.percent:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
+            low, high = axes.get_ylim()
+            edge = 0.02 * (high - low)  # room for half a marker
+            axes.set_ylim(max(low, -edge), min(high, 1 + edge))
         if self.y_top is not None:
             axes.set_ylim(top=self.y_top)
         if len(self.series) > 1:

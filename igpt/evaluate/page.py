@@ -52,6 +52,7 @@ footer { margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--line
   .tile b { font-size: 1.35rem; } table { font-size: .8rem; } th, td { padding-right: .5rem; }
   table:has(th:nth-child(5)) { min-width: 36rem; }
 }
+@page { margin: 16mm; }
 @media print {
   html { background: none; } body { max-width: none; padding: 0; font-size: 10.5pt; }
   figure, .tiles, tr { break-inside: avoid; } h2 { break-after: avoid; }

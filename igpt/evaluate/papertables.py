@@ -106,6 +106,9 @@ def _probes(records: Mapping[str, dict[str, Any]], pretrained_on: str) -> list[t
             pretrained_on,
         )
     ]
+    if bands := record.get("bands"):
+        accuracy = _mean_sd(100 * bands["test_accuracy"], 100 * bands["test_accuracy_se"])
+        rows.append((f"ours, {IN_BANDS}, layer {bands['layer']}", accuracy, pretrained_on))
     if joined := record.get("joined"):
         layers = f"{joined['layers'][0]} to {joined['layers'][-1]}"
         accuracy = f"{100 * joined['test_accuracy']:.1f}"

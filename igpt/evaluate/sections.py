@@ -28,12 +28,12 @@ def samples_section(run_folder: Path, record: dict[str, Any]) -> str:
         title="Pictures it makes up",
         alt="A grid of pictures drawn by the model",
         caption="Drawn pixel by pixel, left to right and top to bottom, each from the model's own "
-        "prediction; the first ones drawn, none picked out." + _how_drawn(record),
+        f"prediction; the first ones drawn, none picked out{_how_drawn(record)}.",
     )
 
 
 def _how_drawn(record: dict[str, Any]) -> str:
-    """What a record says of the draw, as the end of a caption."""
+    """What a record says of the draw, as the end of a sentence."""
     known = [
         f"{name} {record[name]}"
         for name in ("temperature", "split", "seed")
@@ -48,7 +48,7 @@ def completions_section(run_folder: Path, record: dict[str, Any]) -> str:
         title="Halves it completes",
         alt="Rows of pictures: what was given, completions, the original",
         caption="In each row: the upper half that was given, completions drawn by the model, and "
-        "last the original, from images that it never trained on." + _how_drawn(record),
+        f"last the original, from images that it never trained on{_how_drawn(record)}.",
     )
 
 

@@ -2,12 +2,12 @@
 
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from igpt.errors import UserError
 from igpt.generate.sample import Progress
@@ -20,6 +20,7 @@ FRAMES = 64
 FRAME_MS = 60
 LAST_FRAME_MS = 2500
 CELL_PX = 192
+TITLE_PX = 22
 GAP_PX = 4
 
 Decode = Callable[[np.ndarray], np.ndarray]
@@ -123,24 +124,29 @@ def sheet(
 ) -> np.ndarray:
     """A row for each picture: as it came, what the model was given, and what it made of it.
 
+    Titles stand above the columns.
+
     Args:
         originals: from `framed`.
-        inputs: (N, S, S, 3) uint8, at the model's size.
+        inputs: (N, S, S, 3) uint8, as the model sees them.
         keep: (S, S) bool: what the model was given.
         completions: (N, n, S, S, 3) uint8.
 
     Returns:
         (H, W, 3) uint8.
     """
-    return beside(originals, np.concatenate([hide(inputs, keep)[:, None], completions], 1))
+    titles = ["given", *(f"completion {j + 1}" for j in range(completions.shape[1]))]
+    cells = np.concatenate([hide(inputs, keep)[:, None], completions], 1)
+    return beside(originals, cells, titles=["original", *titles])
 
 
-def beside(originals: list[np.ndarray], cells: np.ndarray) -> np.ndarray:
+def beside(originals: list[np.ndarray], cells: np.ndarray, *, titles: Sequence[str]) -> np.ndarray:
     """A row for each picture: itself in its own shape, then cells enlarged pixel by pixel.
 
     Args:
         originals: from `framed`, of this S.
         cells: (N, n, S, S, 3) uint8.
+        titles: of the 1 + n columns; what is wider than its column is cut off.
 
     Returns:
         (H, W, 3) uint8.
@@ -154,7 +160,19 @@ def beside(originals: list[np.ndarray], cells: np.ndarray) -> np.ndarray:
         top = GAP_PX + i * (height + GAP_PX)
         start = GAP_PX + width - picture.shape[1]
         column[top : top + height, start : start + picture.shape[1]] = picture
-    return np.concatenate([column, made], 1)
+    widths = [column.shape[1], *[height + GAP_PX] * n]
+    head = np.full((TITLE_PX, column.shape[1] + made.shape[1], 3), 255, np.uint8)
+    for title, end, room in zip(titles, np.cumsum(widths), widths, strict=True):
+        head[:, end - room + GAP_PX : end] = _written(title, room - GAP_PX)
+    return np.concatenate([head, np.concatenate([column, made], 1)])
+
+
+def _written(text: str, width: int) -> np.ndarray:
+    """A line of text on white: (TITLE_PX, width, 3) uint8."""
+    canvas = Image.new("RGB", (width, TITLE_PX), "white")
+    font = ImageFont.load_default(13)
+    ImageDraw.Draw(canvas).text((0, TITLE_PX - 4), text, fill="black", font=font, anchor="ls")
+    return np.asarray(canvas)
 
 
 def cell_px(side: int) -> int:

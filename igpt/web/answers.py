@@ -11,6 +11,7 @@ import numpy as np
 
 from igpt.config import SampleConfig
 from igpt.errors import UserError
+from igpt.evaluate.savedprobe import SavedProbe
 from igpt.generate.complete import completing
 from igpt.generate.pictures import heat_map, look, some
 from igpt.generate.sample import Progress, sampling
@@ -147,20 +148,28 @@ def class_of(model: PixelModel, path: str | None) -> str:
         f"<td>{share:.1%}</td></tr>"
         for name, share in likeliest(model, pixels)
     )
-    return f"{figures([pixels], ['as the model sees it'])}<table class=igpt-classes>{bars}</table>"
+    probe = _probe_of(model)
+    note = f"The probe knows {len(probe.classes)} classes and always answers with one of them."
+    picture = figures([pixels], ["as the model sees it"])
+    return f"{picture}<table class=igpt-classes>{bars}</table>{hint(note)}"
 
 
 def likeliest(model: PixelModel, pixels: np.ndarray) -> list[tuple[str, float]]:
     """Names and probabilities of at most `MAX_CLASSES` classes of one picture, likeliest first."""
-    probe = model.probe()
-    if probe is None:
-        raise UserError("this model has no probe: run `igpt probe MODEL DATA` first")
+    probe = _probe_of(model)
     features = model.features(
         pixels, layer=probe.layer, normalised=probe.normalised, pooling=probe.pooling
     )
     shares = np.exp(probe.log_prob(features))[0]  # (C,)
     order = shares.argsort()[::-1][:MAX_CLASSES]
     return [(probe.classes[code], float(shares[code])) for code in order]
+
+
+def _probe_of(model: PixelModel) -> SavedProbe:
+    probe = model.probe()
+    if probe is None:
+        raise UserError("this model has no probe: run `igpt probe MODEL DATA` first")
+    return probe
 
 
 def hint(text: str) -> str:

@@ -41,7 +41,8 @@ CSS = """
 .igpt-pictures img { aspect-ratio: 1; }
 .igpt-pictures figcaption { text-align: center; opacity: 0.8; }
 .igpt-classes { margin-top: 12px; }
-.igpt-classes td { padding: 2px 14px 2px 0 !important; border: none !important; }
+.igpt-classes, .igpt-classes tr, .igpt-classes td { border: none !important; }
+.igpt-classes td { padding: 2px 14px 2px 0 !important; }
 .igpt-hint { opacity: 0.6; padding: 12px 0; }
 .igpt-painter { max-width: 420px; aspect-ratio: 1; touch-action: none; cursor: crosshair; }
 """

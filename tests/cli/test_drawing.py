@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from igpt.generate.pictures import TITLE_PX
 from tests.cli.test_main import run
 from tests.networks import pixel_model
 
@@ -63,7 +64,7 @@ def test_complete_writes_a_sheet_and_keeps_what_was_given(folder, place, capsys)
     given = pixel_model().encode(["a.png", "b.png"])
     np.testing.assert_array_equal(saved["tokens"][:, 1, :32], given[:, :32])
     with Image.open("completions.png") as sheet:
-        assert sheet.height == 2 * 196 + 4
+        assert sheet.height == TITLE_PX + 2 * 196 + 4
 
 
 def test_complete_draws_what_is_white_in_a_mask(folder, place, capsys):

@@ -110,6 +110,16 @@ def test_how_features_were_pooled_is_said(tmp_path: Path) -> None:
     assert "ours, pooled in bands, layer 1" in page
 
 
+def test_both_poolings_stand_beside_the_paper(tmp_path: Path) -> None:
+    a_run(tmp_path)
+    bands = {**probe_values(), "layer": 2, "test_accuracy": 0.579, "test_accuracy_se": 0.005}
+    write_record(tmp_path, "probe", {**probe_values(), "bands": bands}, **ABOUT)
+    page = write_report(tmp_path).read_text()
+    assert "ours, layer 1" in page
+    assert "<td>ours, pooled in bands, layer 2</td>" in page
+    assert "57.9 ± 0.5" in page
+
+
 def test_figures_and_tables_are_written_beside_the_page(tmp_path: Path) -> None:
     fill(a_run(tmp_path))
     write_report(tmp_path)
@@ -206,6 +216,13 @@ def test_chart_can_be_drawn_and_written_down() -> None:
     written = json.loads(json.dumps(chart.to_dict()))
     assert written["series"]["ours"] == {"x": [1, 2], "y": [0.1, 0.2], "error": [0.01, 0.02]}
     assert written["levels"] == {"theirs": 0.15}
+
+
+def test_no_share_is_above_the_whole_or_below_nothing() -> None:
+    chart = Chart(series=(Series("a", [0, 1], [0.0, 1.0]),), x_label="x", y_label="y", percent=True)
+    ticks = re.findall(r">(-?[0-9.]+) %<", chart.svg().replace("\N{MINUS SIGN}", "-"))
+    assert {"0", "100"} <= set(ticks)
+    assert all(0 <= float(tick) <= 100 for tick in ticks)
 
 
 def test_table_escapes_all_but_code() -> None:

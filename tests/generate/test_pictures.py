@@ -6,6 +6,7 @@ from igpt.errors import UserError
 from igpt.generate.complete import rows_kept
 from igpt.generate.pictures import (
     GREYS,
+    TITLE_PX,
     framed,
     heat_map,
     hide,
@@ -94,7 +95,9 @@ def test_a_sheet_shows_the_original_what_was_given_and_the_completions():
     inputs, completions = picture(2, 4, 4), picture(2, 3, 4, 4)
     keep = rows_kept(4, 0.5)
     originals = [framed(picture(30, 90), 4), framed(picture(10, 10), 4)]
-    found = sheet(originals, inputs, keep, completions)
+    titled = sheet(originals, inputs, keep, completions)
+    assert (titled[:TITLE_PX] < 128).any()
+    found = titled[TITLE_PX:]
     cell, gap = 192, 4
     assert found.shape[0] == 2 * (cell + gap) + gap
     right = found[:, -(4 * (cell + gap) + gap) :]
