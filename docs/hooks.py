@@ -1,7 +1,8 @@
 """What the site takes from elsewhere, so that nothing is written down twice (mkdocs hooks).
 
 `<!-- commands -->` becomes the `--help` of every command, `<!-- settings -->` every field of the
-configuration with its default, `<!-- page: FILE -->` a page of the repository's root.
+configuration with its default, `<!-- recipes -->` a table of the recipes, `<!-- page: FILE -->` a
+page of the repository's root.
 """
 
 import contextlib
@@ -31,6 +32,8 @@ def on_page_markdown(markdown: str, **_context: Any) -> str:
         markdown = markdown.replace("<!-- commands -->", _commands())
     if "<!-- settings -->" in markdown:
         markdown = markdown.replace("<!-- settings -->", _settings())
+    if "<!-- recipes -->" in markdown:
+        markdown = markdown.replace("<!-- recipes -->", _recipes())
     return re.sub(r"<!-- page: ([\w.]+) -->", lambda m: _page(m[1]), markdown)
 
 
@@ -69,6 +72,21 @@ def _settings() -> str:
             parts.append(f"| `{option}` | `{field.default}` | {about[field.name]} |")
         parts.append("")
     return "\n".join(parts)
+
+
+def _recipes() -> str:
+    from igpt.recipes import RECIPES
+
+    rows = ["| recipe | image size | layers, heads, width | optimiser | steps of images |"]
+    rows.append("|---|---|---|---|---|")
+    for name, config in RECIPES.items():
+        model, train = config.model, config.train
+        shape = f"{model.n_layer}, {model.n_head}, {model.n_embd:,}"
+        steps = f"{train.total_steps:,} of {train.batch_size}"
+        rows.append(
+            f"| `{name}` | {config.data.image_size} | {shape} | {train.optimizer} | {steps} |"
+        )
+    return "\n".join(rows)
 
 
 def _docstrings(room: type) -> dict[str, str]:

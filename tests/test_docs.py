@@ -5,14 +5,11 @@ import functools
 import inspect
 import io
 import re
-from importlib import import_module
 from pathlib import Path
 
 import pytest
-import tyro
 
-from igpt.cli.main import COMMANDS
-from igpt.config import RunConfig
+from igpt.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -44,12 +41,9 @@ def code_of(text):
 
 @functools.cache
 def help_of(name):
-    function = getattr(import_module(f"igpt.cli.{name}"), name)
-    if "config" in inspect.signature(function).parameters:
-        function = functools.partial(function, config=RunConfig())
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        tyro.cli(function, args=["--help"])
+        main([name, "--help"])
     return text.getvalue()
 
 

@@ -30,6 +30,7 @@ def test_the_site_builds_without_warnings_and_fetches_nothing_from_elsewhere(tmp
         assert not re.search(r"url\(['\"]?https?:", style.read_text()), style
     settings = (tmp_path / "reference" / "settings" / "index.html").read_text()
     assert "--train.total-steps" in settings
+    assert "cifar10-record" in settings
     assert "igpt lowdata [-h]" in (tmp_path / "reference" / "commands" / "index.html").read_text()
 
 

@@ -36,10 +36,11 @@ def evaluate(
         json: print the result as one JSON document.
     """
     from igpt import compute
-    from igpt.cli.opening import open_for, record_place
+    from igpt.cli.opening import check_max_images, open_for, record_place
     from igpt.evaluate.record import write_record
     from igpt.pixelmodel import load
 
+    check_max_images(max_images)
     compute.set_threads()
     loaded = load(model)
     packed = open_for(loaded, data)

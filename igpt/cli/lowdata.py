@@ -60,6 +60,8 @@ def lowdata(
 
     if subsets < 1 or min(scratch_steps, wide_resnet_steps) < 0:
         raise UserError("--subsets must be at least 1, and no number of steps may be negative")
+    if not labels:
+        raise UserError("--labels names no number: give one or several, such as --labels 4 25")
     compute.set_threads()
     loaded = load(model)
     packed = open_for(loaded, data, max_images=max_images)

@@ -22,8 +22,7 @@ def open_for(
     from igpt.images.packed import PackedSet
     from igpt.images.prepare import open_data
 
-    if max_images is not None and max_images < 1:
-        raise UserError(f"--max-images is {max_images}: it must be at least 1")
+    check_max_images(max_images)
     wanted = image_size or model.image_size
     if is_packed(Path(data)) and (held := PackedSet.open(data).image_size) < wanted:
         raise UserError(
@@ -38,6 +37,16 @@ def open_for(
         valid_fraction=trained.get("valid_fraction"),
     )
     return packed.at_most(max_images)
+
+
+def check_max_images(max_images: int | None) -> None:
+    """Refuse a number of images that leaves nothing to look at.
+
+    Raises:
+        UserError: it is below 1.
+    """
+    if max_images is not None and max_images < 1:
+        raise UserError(f"--max-images is {max_images}: it must be at least 1")
 
 
 def record_place(model: Path) -> Path | None:

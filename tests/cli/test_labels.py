@@ -197,6 +197,14 @@ TOO_SMALL = "is packed at 8 pixels, 16 are needed here: prepare it again with --
             "class 0 has 136 images, fewer than the 500 labels per class asked for: ask for fewer",
         ),
         (
+            ["lowdata", "{model}", "digits", "--labels"],
+            "--labels names no number: give one or several, such as --labels 4 25",
+        ),
+        (
+            ["evaluate", "{model}", "digits", "--max-images", "-2"],
+            "--max-images is -2: it must be at least 1",
+        ),
+        (
             ["lowdata", "{model}", "digits", "--subsets", "0"],
             "--subsets must be at least 1, and no number of steps may be negative",
         ),
