@@ -13,7 +13,7 @@ from igpt.tokens.tokenizer import ImageArray, image_chunks
 
 _MOST_POINTS = 1 << 18
 _MAX_ITER = 30
-_STRETCH = 1 << 20  # places of the table of counts that are read at once
+_STRETCH = 1 << 17  # places of the table of counts that are read at once: 12 MiB of scratch at most
 
 Counts = NDArray[np.int64] | NDArray[np.float64]
 Points = tuple[NDArray[np.float64], NDArray[np.float64]]  # (n, 3) in [-1, 1], (n,) weights
@@ -53,12 +53,18 @@ def fit_mixed(
     Raises:
         UserError: as for `fit_colors`.
     """
+    return _fitted(_mixed_counts(sets), n_colors, seed)
+
+
+def _mixed_counts(sets: Sequence[tuple[ImageArray, float]]) -> NDArray[np.float64]:
+    """Shares of each RGB value over all sets, the largest being 1."""
     total = np.zeros(N_RGB)
     for images, weight in sets:
         counts = count_colors(images)
         total += weight / max(1, counts.sum()) * counts
     # k-means sees the same proportions, at a size that rounding cannot harm.
-    return _fitted(total / max(total.max(), 1e-300), n_colors, seed)
+    total /= max(total.max(), 1e-300)
+    return total
 
 
 def _fitted(counts: Counts, n_colors: int, seed: int) -> NDArray[np.float32]:
@@ -80,6 +86,7 @@ def _fitted(counts: Counts, n_colors: int, seed: int) -> NDArray[np.float32]:
     if len(points[1]) < n_colors:
         points = _exact_colors(counts)
     start = coarse if len(coarse[1]) >= n_colors else points
+    del counts  # no caller holds them: 128 MiB, as much as scikit-learn takes from here on
     return _k_means(points, start, n_colors, seed)
 
 
