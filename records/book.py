@@ -60,13 +60,24 @@ def replaced(text: str, name: str, content: str) -> str:
     return found
 
 
+def documents() -> dict[Path, dict[str, str]]:
+    """The tables of each document by their names."""
+    return {
+        HERE / "README.md": {
+            "ablations": "\n".join(ablation_rows()),
+            "curve": "\n".join(curve_rows()),
+        },
+        HERE.parent / "RESULTS.md": {"shipped": card.table()},
+    }
+
+
 def main() -> None:
-    """Rewrite both documents."""
-    book = HERE / "README.md"
-    text = replaced(book.read_text(), "ablations", "\n".join(ablation_rows()))
-    book.write_text(replaced(text, "curve", "\n".join(curve_rows())))
-    results = HERE.parent / "RESULTS.md"
-    results.write_text(replaced(results.read_text(), "shipped", card.table()))
+    """Rewrite the tables."""
+    for path, tables in documents().items():
+        text = path.read_text()
+        for name, table in tables.items():
+            text = replaced(text, name, table)
+        path.write_text(text)
 
 
 if __name__ == "__main__":

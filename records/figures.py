@@ -1,13 +1,17 @@
-"""The README's figures of the model that ships, from `shipped.json` and the model itself.
+"""The README's figures of the model that ships, from the record book and the model itself.
 
-    python records/figures.py FOLDER METRICS.jsonl
+    python records/figures.py FOLDER
 
-FOLDER is the staged or shipped model; METRICS that of its run. Writes `docs/images/shipped-*.png`.
+FOLDER is the staged or shipped model. Writes `docs/images/shipped-*.png`.
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from card import COUNTS, RIVALS, SHIPPED
 
 from igpt import compute
 from igpt.cli.opening import open_for
@@ -18,7 +22,8 @@ from igpt.pixelmodel import load
 
 HERE = Path(__file__).parent
 IMAGES = HERE.parent / "docs" / "images"
-FIGURES = json.loads((HERE / "shipped.json").read_text())
+# Points of the training curve: single batches are noise.
+N_MEANS = 150
 
 
 def write(name: str, data: bytes) -> None:
@@ -39,10 +44,10 @@ def probe_curve() -> Chart:
     """Validation accuracy by layer."""
     series = []
     for pooling, label in (("mean", "mean, the paper's"), ("bands", "bands and spread")):
-        scores = FIGURES[f"probe, {pooling}"]["by_layer"]
+        scores = SHIPPED[f"probe, {pooling}"]["by_layer"]
         layers = [score["layer"] for score in scores]
         series.append(Series(label, layers, [s["valid_accuracy"] for s in scores], "both"))
-    pixels = FIGURES["probe, raw pixels"]["valid_accuracy"]
+    pixels = SHIPPED["probe, raw pixels"]["valid_accuracy"]
     return Chart(
         series=tuple(series),
         levels=(Level("raw pixels", pixels),),
@@ -55,24 +60,31 @@ def probe_curve() -> Chart:
 
 def few_labels() -> Chart:
     """Test accuracy by labels a class, with the spread over subsets."""
-    counts = sorted({int(name.split(", ")[1]) for name in FIGURES if name.startswith("few")})
     series = []
     for pooling in ("mean", "bands", "raw pixels"):
-        rows = [FIGURES[f"few labels, {count}, {pooling}"] for count in counts]
-        means, spreads = ([row[key] for row in rows] for key in ("mean", "sd"))
-        series.append(Series(pooling, list(range(len(counts))), means, "both", error=spreads))
+        found = [SHIPPED[f"few labels, {count}, {pooling}"] for count in COUNTS]
+        series.append(_accuracies(pooling, found))
+    rivals = [RIVALS[name] for count in COUNTS if (name := f"wide-resnet-{count}") in RIVALS]
+    series.append(_accuracies("Wide ResNet 28-2 from scratch", rivals))
     return Chart(
         series=tuple(series),
         x_label="labels a class",
         y_label="test accuracy",
         percent=True,
-        x_names=tuple(map(str, counts)),
+        x_names=tuple(map(str, COUNTS)),
     )
+
+
+def _accuracies(label: str, found: list[dict[str, Any]]) -> Series:
+    places = [COUNTS.index(figures["labels_per_class"]) for figures in found]
+    means, spreads = ([figures[key] for figures in found] for key in ("mean", "sd"))
+    return Series(label, places, means, "both", error=spreads)
 
 
 def loss_and_probe() -> Chart:
     """The paper's Figure 3: a quick probe of checkpoints against their loss."""
-    points = FIGURES["checkpoints"]["points"]
+    points = [value for name, value in SHIPPED.items() if name.startswith("checkpoint, ")]
+    points.sort(key=lambda point: -point["valid_nats"])
     nats = [point["valid_nats"] for point in points]
     series = [
         Series(label, nats, [point[pooling] for point in points], "both")
@@ -86,17 +98,19 @@ def loss_and_probe() -> Chart:
     )
 
 
-def loss_curve(metrics: Path) -> Chart:
+def loss_curve() -> Chart:
     """Training and validation loss by images seen."""
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    parts = {}
-    for key in ("loss_nats", "valid_nats"):
-        points = [(line["images"], line[key]) for line in lines if key in line]
-        parts[key] = ([x for x, _ in points], [y for _, y in points])
+    lines = [json.loads(line) for line in (HERE / "run-metrics.jsonl").read_text().splitlines()]
+    batches, valid = (
+        np.array([(line["images"], line[key]) for line in lines if key in line])
+        for key in ("loss_nats", "valid_nats")
+    )
+    groups = np.array_split(batches, min(len(batches), N_MEANS))
+    means = np.stack([group.mean(axis=0) for group in groups])
     return Chart(
         series=(
-            Series("training batches", *parts["loss_nats"]),
-            Series("validation", *parts["valid_nats"], "both"),
+            Series("training batches, means", *means.T),
+            Series("validation", *valid.T, "both"),
         ),
         x_label="images seen",
         y_label="nats per token",
@@ -104,13 +118,13 @@ def loss_curve(metrics: Path) -> Chart:
     )
 
 
-def main(folder: str, metrics: str) -> None:
+def main(folder: str) -> None:
     """Every figure that the results allow."""
     compute.set_threads()
-    write("loss", loss_curve(Path(metrics)).png())
+    write("loss", loss_curve().png())
     write("probe", probe_curve().png())
     write("few-labels", few_labels().png())
-    if "checkpoints" in FIGURES:
+    if any(name.startswith("checkpoint, ") for name in SHIPPED):
         write("loss-against-probe", loss_and_probe().png())
     pictures(Path(folder))
 

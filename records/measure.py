@@ -1,184 +1,270 @@
 """The figures of the model that ships, by the protocol of TARGETS.md, and the model's folder.
 
-    python records/measure.py stage RUN FOLDER      float16 weights, from the last step
-    python records/measure.py probe FOLDER [N_TRAIN] linear probes, few labels; keeps the best probe
-    python records/measure.py features FOLDER SPLIT START   one stretch of them, kept for `probe`
-    python records/measure.py nats FOLDER           likelihood on validation and test
+    python records/measure.py stage RUN FOLDER       float16 weights, and the run's metrics
+    python records/measure.py probe FOLDER           linear probes, few labels; keeps the best probe
+    python records/measure.py nats FOLDER            likelihood on validation and test
     python records/measure.py transfer FOLDER NAME DATA [MAX_IMAGES]
-    python records/measure.py ship FOLDER NAME      into the package, with its card
+    python records/measure.py checkpoints FOLDER RUN loss and a quick probe of what the run keeps
+    python records/measure.py repalette FOLDER PALETTE.npy OUT STEPS    the loss under other colours
+    python records/measure.py ship FOLDER NAME       into the package, with its card
 
-Every choice is made on validation; figures go to `shipped.json` beside this file. Features are
-pooled by bands once; the paper's mean is that of the four equal bands, so one pass gives both.
+Every choice is made on validation. Figures go to `shipped.json` beside this file; a command that
+was stopped goes on where it was, and what is there of the same model is not measured again.
 """
 
+import copy
 import dataclasses
-import json
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import card
 import numpy as np
+import torch
+from keeping import measured, read_figures
 
 from igpt import compute, shipped
+from igpt.cli.evaluate import measure_likelihood
 from igpt.cli.opening import open_for
-from igpt.evaluate.features import EncodedImages, extract_features
+from igpt.cli.pretrain import train_run
+from igpt.config import RunConfig
+from igpt.evaluate.features import EncodedImages, extract_features, mean_of_bands
 from igpt.evaluate.fewlabel import evaluate_few_labels
 from igpt.evaluate.likelihood import token_surprise
-from igpt.evaluate.probe import Labelled, join_layers, pixel_features, probe_layers
-from igpt.evaluate.probing import PROTOCOL, labels_of
-from igpt.evaluate.savedprobe import SavedProbe
+from igpt.evaluate.probe import Labelled, pixel_features, probe_layers
+from igpt.evaluate.probing import labels_of, probe_model, probe_pixels
 from igpt.images.packed import PackedSet
-from igpt.modelfolder import ModelParts, read_newest
-from igpt.pixelmodel import PixelModel, load
-from igpt.runs import write_json
+from igpt.images.splits import SPLITS, Split
+from igpt.modelfolder import ModelParts, read_newest, write_folder
+from igpt.pixelmodel import PixelModel, load, load_run
+from igpt.recipes import recipe
+from igpt.runs import write_json, writing_folder
 from igpt.shipped import write_shipped
+from igpt.tokens.palette import Palette
+from igpt.train.checkpoint import all_steps
+from igpt.train.setup import read_run
 
 RESULTS = Path(__file__).with_name("shipped.json")
-SPLITS = ("train", "valid", "test")
+METRICS = Path(__file__).with_name("run-metrics.jsonl")
 LABELS_A_CLASS = (4, 25, 400)
 N_SUBSETS = 5
-CHUNK = 9000
+N_JOINED = 3
+# Images whose features are made and kept at a time: what a stopped command loses at most.
+STRETCH = 9000
+# A quick probe of a checkpoint: as of the proxies, see `ablate.py`.
+N_QUICK_FIT, N_QUICK_JUDGED, N_QUICK_NATS = 3000, 2000, 1000
+QUICK_STRENGTHS = (1e-3, 1e-2, 1e-1)
+# Of the recipe's peak rates: a network that is trained already starts to learn other colours.
+REPALETTE_RATE = 0.25
 
 
-def keep(name: str, figures: dict[str, Any], start_s: float) -> None:
-    """Add figures to `shipped.json`, with their cost."""
-    found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    found[name] = {**figures, "cpu_s": round(time.process_time() - start_s, 1)}
-    write_json(RESULTS, found)
-    print(name, json.dumps(figures)[:300], flush=True)
-
-
-def cifar10(model: PixelModel) -> PackedSet:
-    """The data set at the model's size, split as for training."""
-    return open_for(model, "cifar10")
+def keep(model: PixelModel, name: str, measure: Callable[[], dict[str, Any]], **how: Any) -> None:
+    """Add figures of a model to `shipped.json`."""
+    measured(RESULTS, name, measure, of=model.digest(), **how)
 
 
 def stage(run: Path, folder: Path) -> None:
-    """Write the run's last checkpoint as it would ship, without probe and card."""
-    write_shipped(folder, read_newest(run), {})
+    """Write the run's last checkpoint as it would ship.
 
-
-def stretch_of(model: PixelModel, data: PackedSet, split: Any, start: int) -> np.ndarray:
-    """Features of up to `CHUNK` images of a split, from the cache where they were made before."""
-    rows = data.images(split)[start : start + CHUNK]
-    tokens = EncodedImages(rows, model.tokenizer.encode)
-    return extract_features(model.network, tokens, pooling="bands")
-
-
-def features_of(
-    model: PixelModel, data: PackedSet, n_train: int | None = None
-) -> dict[str, dict[str, Labelled]]:
-    """By pooling and split; the paper's mean is that of the bands.
-
-    Only the first `n_train` images of the training split are looked at; none: all.
+    Its metrics go into the record book; the figures of another model leave it.
     """
-    found: dict[str, dict[str, Labelled]] = {"mean": {}, "bands": {}, "raw pixels": {}}
-    width = model.network.config.n_embd
-    for split in ("valid", "test", "train"):
-        parts: list[np.ndarray] = []
-        n = data.n(split) if split != "train" or n_train is None else n_train
-        for start in range(0, n, CHUNK):
-            parts.append(stretch_of(model, data, split, start))
-            print(f"{split}: {start + parts[-1].shape[1]}", flush=True)
-        bands = np.concatenate(parts, axis=1)
-        images, labels = (
-            part[: bands.shape[1]] for part in (data.images(split), labels_of(data, split))
-        )
-        cut = bands[:, :, : 4 * width].reshape(*bands.shape[:2], 4, width)
+    write_shipped(folder, read_newest(run), {})
+    METRICS.write_bytes((run / "metrics.jsonl").read_bytes())
+    digest = load(folder).digest()
+    figures = read_figures(RESULTS)
+    write_json(RESULTS, {name: held for name, held in figures.items() if held["of"] == digest})
+
+
+def banded_features(model: PixelModel, images: Any) -> np.ndarray:
+    """(L + 1, N, 5 D) float32, a stretch at a time from the cache folder or into it."""
+    parts = []
+    for start in range(0, len(images), STRETCH):
+        tokens = EncodedImages(images[start : start + STRETCH], model.tokenizer.encode)
+        parts.append(extract_features(model.network, tokens, pooling="bands"))
+        print(f"features of {start + len(tokens)} of {len(images)} images", flush=True)
+    return np.concatenate(parts, axis=1)
+
+
+def features_of(model: PixelModel, data: PackedSet) -> dict[str, dict[Split, Labelled]]:
+    """By pooling and split: one pass serves both poolings, raw pixels stand beside them."""
+    found: dict[str, dict[Split, Labelled]] = {"mean": {}, "bands": {}, "raw pixels": {}}
+    for split in SPLITS:
+        images, labels = data.images(split), labels_of(data, split)
+        bands = banded_features(model, images)
         found["bands"][split] = Labelled(bands, labels)
-        found["mean"][split] = Labelled(cut.mean(axis=2), labels)
+        found["mean"][split] = Labelled(mean_of_bands(bands), labels)
         found["raw pixels"][split] = Labelled(pixel_features(images[:])[None], labels)
     return found
 
 
-def probe_cifar(folder: Path, n_train: int | None) -> None:
-    """Probes by layer and pooling, joined layers, few labels; the better probe stays in FOLDER."""
-    model = load(folder)
-    data = cifar10(model)
-    found = features_of(model, data, n_train)
-    best = None
-    for pooling, splits in found.items():
-        start_s = time.process_time()
-        layers = range(len(splits["train"].features))
-        result, weights, biases = probe_layers(*(splits[s] for s in SPLITS), layers=layers)
-        keep(f"probe, {pooling}", dataclasses.asdict(result), start_s)
-        if pooling != "raw pixels" and (
-            best is None or best[0].valid_accuracy < result.valid_accuracy
-        ):
-            best = (result, weights, biases, pooling)
-    assert best is not None
-    keep_probe(model, data, folder, *best)
-    for pooling in ("mean", "bands"):
-        start_s = time.process_time()
-        splits = found[pooling]
-        joined = [
-            Labelled(join_layers(splits[s].features, 4, n_joined=3)[0][None], splits[s].labels)
-            for s in SPLITS
-        ]
-        result, _, _ = probe_layers(*joined, layers=[4])
-        keep(f"probe, {pooling}, layers 3 to 5 joined", dataclasses.asdict(result), start_s)
-    for count in LABELS_A_CLASS:
-        for pooling, splits in found.items():
-            start_s = time.process_time()
-            few = evaluate_few_labels(
-                splits["train"],
-                splits["test"],
-                layers=range(len(splits["train"].features)),
-                labels_per_class=count,
-                n_subsets=N_SUBSETS,
-            )
-            keep(f"few labels, {count}, {pooling}", dataclasses.asdict(few), start_s)
-
-
-def keep_probe(
+def probe_each(
     model: PixelModel,
     data: PackedSet,
-    folder: Path,
-    result: Any,
-    weights: Any,
-    biases: Any,
-    pooling: Any,
+    found: dict[str, dict[Split, Labelled]],
+    prefix: str,
+    *,
+    n_joined: int = 0,
+    save: bool = False,
 ) -> None:
-    """Save the chosen classifier in FOLDER."""
-    assert data.classes is not None
-    SavedProbe(
-        weights=weights,
-        biases=biases,
-        layer=result.layer,
-        normalised=True,
-        pooling=pooling,
-        strength=result.strength,
-        labels=result.labels,
-        classes=tuple(data.classes[label] for label in result.labels),
-        model_digest=model.digest(),
-        protocol=PROTOCOL.format(source=data.source),
-    ).save(folder)
+    """The probe with either pooling and that of raw pixels.
+
+    Args:
+        model: whose features they are.
+        data: what they are of.
+        found: as `features_of` gives them.
+        prefix: of the figures' names.
+        n_joined: layers to probe side by side as well; 0: none.
+        save: keep the classifier that sees bands in the model's folder.
+    """
+    lacks_probe = save and model.folder is not None and not (model.folder / "probe.json").is_file()
+    for pooling in ("mean", "bands"):
+        options: Any = {
+            "pooling": pooling,
+            "features": tuple(found[pooling][split] for split in SPLITS),
+            "raw_pixels": False,
+            "n_joined": n_joined,
+            "save": save and pooling == "bands",
+        }
+        keep(
+            model,
+            f"{prefix}, {pooling}",
+            lambda options=options: probe_model(model, data, **options),
+            again=lacks_probe and pooling == "bands",
+        )
+    keep(model, f"{prefix}, raw pixels", lambda: probe_pixels(data))
 
 
-def measure_nats(folder: Path) -> None:
-    """Nats per token over all tokens."""
+def probe_cifar(folder: Path) -> None:
+    """Probes by layer and pooling, and few labels."""
     model = load(folder)
-    data = cifar10(model)
+    data = open_for(model, "cifar10")
+    found = features_of(model, data)
+    probe_each(model, data, found, "probe", n_joined=N_JOINED, save=True)
+    for count in LABELS_A_CLASS:
+        for method, splits in found.items():
+            keep(
+                model,
+                f"few labels, {count}, {method}",
+                lambda splits=splits, count=count: few_labels(splits, count),
+            )
+
+
+def few_labels(splits: dict[Split, Labelled], count: int) -> dict[str, Any]:
+    """Accuracy over subsets of so many labels a class."""
+    result = evaluate_few_labels(
+        splits["train"],
+        splits["test"],
+        layers=range(len(splits["train"].features)),
+        labels_per_class=count,
+        n_subsets=N_SUBSETS,
+    )
+    return dataclasses.asdict(result)
+
+
+def nats(folder: Path) -> None:
+    """Likelihood of all validation and test images."""
+    model = load(folder)
+    data = open_for(model, "cifar10")
     for split in ("valid", "test"):
-        start_s = time.process_time()
-        tokens = EncodedImages(data.images(split), model.tokenizer.encode)
-        nats = token_surprise(model.network, tokens, precision="bf16").mean(axis=1)
-        figures = {"nats_per_token": float(nats.mean()), "se": float(nats.std() / len(nats) ** 0.5)}
-        keep(f"nats, {split}", {**figures, "n_images": len(nats)}, start_s)
+        keep(model, f"nats, {split}", lambda split=split: likelihood_of(model, data, split))
+
+
+def likelihood_of(model: PixelModel, data: PackedSet, split: Split) -> dict[str, Any]:
+    """Nats per token beside what counting colours and pairs of them gives."""
+    return dataclasses.asdict(measure_likelihood(model, data, split=split))
 
 
 def transfer(folder: Path, name: str, source: str, max_images: int | None) -> None:
-    """The same probes on other labelled images, beside raw pixels at the same size."""
+    """The same probes on other labelled images."""
     model = load(folder)
     data = open_for(model, source, max_images=max_images)
-    start_s = time.process_time()
-    found = features_of(model, data)
-    for pooling, splits in found.items():
-        layers = range(len(splits["train"].features))
-        result, _, _ = probe_layers(*(splits[s] for s in SPLITS), layers=layers)
-        keep(f"transfer, {name}, {pooling}", dataclasses.asdict(result), start_s)
+    probe_each(model, data, features_of(model, data), f"transfer, {name}")
+
+
+def checkpoints(folder: Path, run: Path) -> None:
+    """The paper's Figure 3: validation loss and a quick probe of each checkpoint of the run."""
+    model = load(folder)
+    data = open_for(model, "cifar10")
+    for step, _ in sorted(all_steps(run)):
+        keep(
+            model,
+            f"checkpoint, {step}",
+            lambda step=step: judged_quickly(load_run(run, step=step), data),
+        )
+
+
+def judged_quickly(model: PixelModel, data: PackedSet) -> dict[str, Any]:
+    """Nats per token, and by pooling the best layer's accuracy, all on validation images."""
+    images = data.images("valid")[:N_QUICK_NATS]
+    surprise = token_surprise(model.network, EncodedImages(images, model.tokenizer.encode))
+    figures: dict[str, Any] = {
+        "images": model.facts.trained["images"],
+        "valid_nats": float(surprise.mean()),
+    }
+    parts = []
+    for split, n in (("train", N_QUICK_FIT), ("valid", N_QUICK_JUDGED)):
+        some = data.at_most(n)
+        tokens = EncodedImages(some.images(split), model.tokenizer.encode)
+        bands = extract_features(model.network, tokens, pooling="bands", keep=False)
+        parts.append((bands, labels_of(some, split)))
+    for pooling in ("mean", "bands"):
+        fit, judge = (
+            Labelled(mean_of_bands(bands) if pooling == "mean" else bands, labels)
+            for bands, labels in parts
+        )
+        layers = range(len(fit.features))
+        # What stands for test here is validation again: test is not looked at.
+        result, _, _ = probe_layers(fit, judge, judge, layers=layers, strengths=QUICK_STRENGTHS)
+        figures[pooling] = result.valid_accuracy
+    return figures
+
+
+def repalette(folder: Path, palette: Palette, out: Path, steps: int) -> None:
+    """Train the model on under another palette for a while, in the run OUT; then its loss."""
+    model = load(folder)
+    start = out.with_name(f"{out.name}-start")
+    if not start.is_dir():
+        parts = ModelParts(recoloured(model, palette), palette, model.facts)
+        with writing_folder(start) as part:
+            write_folder(part, parts)
+    config = read_run(out)[0] if (out / "config.json").is_file() else going_on(model, steps)
+    train_run("cifar10", out, config, resume=True, init_from=str(start))
+    trained = load_run(out)
+    data = open_for(model, "cifar10")
+    extra = {"palette": palette.digest, "steps": steps, "images": steps * config.train.batch_size}
+    for split in ("valid", "test"):
+        keep(
+            model,
+            f"nats after repalette, {split}",
+            lambda split=split: {**likelihood_of(trained, data, split), **extra},
+        )
+
+
+def recoloured(model: PixelModel, palette: Palette) -> torch.nn.Module:
+    """The network with the rows of each colour taken from the nearest one of its own palette."""
+    tokens = np.arange(palette.n_colors)[:, None]  # (K, 1)
+    nearest = torch.from_numpy(model.tokenizer.encode(palette.decode(tokens))[:, 0])
+    network = copy.deepcopy(model.network)
+    network.n_colors = palette.n_colors
+    for table in (network.wte, network.head):
+        table.weight = torch.nn.Parameter(table.weight.detach()[nearest])
+    return network
+
+
+def going_on(model: PixelModel, steps: int) -> RunConfig:
+    """The recipe of the model at a part of its rates, which fall to 0."""
+    config = recipe(model.facts.trained["recipe"])
+    train = dataclasses.replace(
+        config.train,
+        total_steps=steps,
+        warmup_steps=0,
+        schedule="linear",
+        decay_fraction=1.0,
+        lr=REPALETTE_RATE * config.train.lr,
+        muon_lr=REPALETTE_RATE * config.train.muon_lr,
+    )
+    return dataclasses.replace(config, model=model.network.config, train=train)
 
 
 def ship(folder: Path, name: str) -> None:
@@ -191,25 +277,27 @@ def ship(folder: Path, name: str) -> None:
     print(f"{target}: {load(name).best_layer()=}")
 
 
-def main(command: str, *arguments: str) -> None:
+def main(command: str, place: str, *rest: str) -> None:
     """Run one of the commands above."""
     compute.set_threads()
-    if command == "stage":
-        stage(Path(arguments[0]), Path(arguments[1]))
-    elif command == "probe":
-        probe_cifar(Path(arguments[0]), int(arguments[1]) if len(arguments) > 1 else None)
-    elif command == "features":
-        model = load(Path(arguments[0]))
-        stretch_of(model, cifar10(model), arguments[1], int(arguments[2]))
-    elif command == "nats":
-        measure_nats(Path(arguments[0]))
-    elif command == "transfer":
-        limit = int(arguments[3]) if len(arguments) > 3 else None
-        transfer(Path(arguments[0]), arguments[1], arguments[2], limit)
-    elif command == "ship":
-        ship(Path(arguments[0]), arguments[1])
-    else:
-        raise SystemExit(f"{command}: see the head of this file")
+    folder = Path(place)
+    match command, rest:
+        case "stage", (target,):
+            stage(folder, Path(target))
+        case "probe", ():
+            probe_cifar(folder)
+        case "nats", ():
+            nats(folder)
+        case "transfer", (name, data, *limit):
+            transfer(folder, name, data, int(limit[0]) if limit else None)
+        case "checkpoints", (run,):
+            checkpoints(folder, Path(run))
+        case "repalette", (palette, out, steps):
+            repalette(folder, Palette.load(palette), Path(out), int(steps))
+        case "ship", (name,):
+            ship(folder, name)
+        case _:
+            raise SystemExit(f"{command}: see the head of this file")
 
 
 if __name__ == "__main__":

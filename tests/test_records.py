@@ -1,0 +1,57 @@
+"""The record book: figures are measured once, and no table is typed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from igpt import shipped
+from igpt.pixelmodel import load
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def book(monkeypatch):
+    """The scripts of `records/` can be imported, as they import each other."""
+    monkeypatch.syspath_prepend(str(ROOT / "records"))
+
+
+def test_figures_are_measured_once_for_a_model(tmp_path):
+    from keeping import measured
+
+    path, asked = tmp_path / "figures.json", []
+
+    def measure():
+        asked.append(len(asked))
+        return {"value": asked[-1]}
+
+    for of in ("first", "first", "second"):
+        measured(path, "row", measure, of=of)
+    measured(path, "other", measure, of="first")
+    assert asked == [0, 1, 2]
+    found = json.loads(path.read_text())
+    assert (found["row"]["value"], found["row"]["of"]) == (1, "second")
+    assert found["other"]["value"] == 2
+    measured(path, "row", measure, of="second", again=True)
+    assert json.loads(path.read_text())["row"]["value"] == 3
+
+
+@pytest.mark.parametrize(
+    "document, name", [("RESULTS.md", "shipped"), ("records/README.md", "curve")]
+)
+def test_the_tables_of_the_model_that_ships_are_those_of_its_figures(document, name):
+    import book
+
+    path = ROOT / document
+    text = path.read_text()
+    assert book.replaced(text, name, book.documents()[path][name]) == text, "run records/book.py"
+
+
+@pytest.mark.parametrize("name", shipped.names())
+def test_the_card_and_the_figures_are_of_the_model_that_ships(name):
+    import card
+
+    model = load(name)
+    assert {figures["of"] for figures in card.SHIPPED.values()} == {model.digest()}
+    assert (shipped.MODELS / name / "README.md").read_text() == card.card(model, name)
