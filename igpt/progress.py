@@ -32,6 +32,18 @@ class Ticker:
             print(f"{self._label} {done}/{total} {text}".rstrip(), file=sys.stderr, flush=True)
 
 
+class Counter:
+    """Turns `n more are done` into a ticker's `k of N`."""
+
+    def __init__(self, ticker: Ticker, total: int, unit: str = "") -> None:
+        self._ticker, self._total, self._unit, self._done = ticker, total, unit, 0
+
+    def __call__(self, n: int) -> None:
+        """Count n more."""
+        self._done += n
+        self._ticker.update(self._done, self._total, self._unit)
+
+
 def own_rank() -> int:
     """This process's number among those that `torchrun` started; 0 where it is alone."""
     return int(os.environ.get("RANK", "0"))

@@ -39,32 +39,27 @@ def embed(
     from igpt.evaluate.features import EncodedImages, stream_features
     from igpt.evaluate.vectors import writing_vectors
     from igpt.pixelmodel import load
-    from igpt.progress import ticking
+    from igpt.progress import Counter, ticking
 
     compute.set_threads()
     loaded = load(model)
     chosen = loaded.best_layer() if layer is None else layer
-    done = 0
-    with ticking("features") as ticker:
-
-        def advance(n: int) -> None:
-            nonlocal done
-            done += n
-            ticker.update(done, len(files), "images")
-
-        names = [str(file) for file in files]
-        labels = [file.resolve().parent.name for file in files]
-        width = loaded.network.config.n_embd
-        with writing_vectors(path, names, labels, width) as target:
-            stream_features(
-                target,
-                loaded.network,
-                EncodedImages(FileImages(files, loaded.image_size), loaded.tokenizer.encode),
-                layers=[chosen],
-                normalised=not raw_residual,
-                mask_prob=loaded.facts.mask_prob,
-                progress=advance,
-            )
+    names = [str(file) for file in files]
+    labels = [file.resolve().parent.name for file in files]
+    width = loaded.network.config.n_embd
+    with (
+        ticking("features") as ticker,
+        writing_vectors(path, names, labels, width) as target,
+    ):
+        stream_features(
+            target,
+            loaded.network,
+            EncodedImages(FileImages(files, loaded.image_size), loaded.tokenizer.encode),
+            layers=[chosen],
+            normalised=not raw_residual,
+            mask_prob=loaded.facts.mask_prob,
+            progress=Counter(ticker, len(files), "images"),
+        )
     said = {"out": str(path), "images": len(files), "layer": chosen, "width": width}
     if json:
         print(json_format.dumps(said))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json as json_format
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from igpt.cli.arguments import Data, Model
@@ -36,8 +35,7 @@ def evaluate(
         json: print the result as one JSON document.
     """
     from igpt import compute
-    from igpt.cli.opening import check_max_images, open_for, record_place
-    from igpt.evaluate.record import write_record
+    from igpt.cli.opening import check_max_images, open_for, recorded
     from igpt.pixelmodel import load
 
     check_max_images(max_images)
@@ -47,12 +45,10 @@ def evaluate(
     result = measure_likelihood(
         loaded, packed, split=split, max_images=max_images, precision=precision
     )
-    if place := record_place(Path(model)):
-        name = f"likelihood-{split}"
-        write_record(place, name, result, model=loaded.digest(), data=packed.source, split=split)
+    name, figures = f"likelihood-{split}", dataclasses.asdict(result)
+    document = recorded(model, loaded, name, figures, data=packed, split=split)
     if json:
-        about = {"model": model, "data": packed.source, "split": split}
-        print(json_format.dumps({**about, **dataclasses.asdict(result)}))
+        print(json_format.dumps(document))
         return
     print(f"{model} on the {split} split of {data}, {result.n_images} images")
     spread = f"± {result.nats_per_token_se:.4f} (standard error over images)"
@@ -77,18 +73,11 @@ def measure_likelihood(
     """The likelihood of a split beside unigram and bigram counts of the training split."""
     from igpt.evaluate.features import EncodedImages
     from igpt.evaluate.likelihood import likelihood
-    from igpt.progress import ticking
+    from igpt.progress import Counter, ticking
 
     encode = model.tokenizer.encode
     images = data.images(split)[:max_images]
-    done = 0
     with ticking(f"likelihood, {split}") as ticker:
-
-        def advance(n: int) -> None:
-            nonlocal done
-            done += n
-            ticker.update(done, len(images), "images")
-
         return likelihood(
             model.network,
             EncodedImages(images, encode),
@@ -96,5 +85,5 @@ def measure_likelihood(
             tokens_per_pixel=model.network.seq_len // model.image_size**2,
             mask_prob=model.facts.mask_prob,
             precision=precision,
-            progress=advance,
+            progress=Counter(ticker, len(images), "images"),
         )

@@ -53,8 +53,7 @@ def finetune(
         json: print the result as one JSON document.
     """
     from igpt import compute
-    from igpt.cli.opening import open_for, record_place
-    from igpt.evaluate.record import write_record
+    from igpt.cli.opening import open_for, recorded
     from igpt.pixelmodel import load
 
     compute.set_threads()
@@ -70,19 +69,10 @@ def finetune(
         n_seeds=seeds,
         out=folder,
     )
-    if place := record_place(Path(model)):
-        write_record(
-            place,
-            _name(result, loaded.image_size),
-            result,
-            model=loaded.digest(),
-            data=packed.source,
-            split="test",
-            seed=finetune.seed,
-        )
+    name = _name(result, loaded.image_size)
+    document = recorded(model, loaded, name, result, data=packed, seed=finetune.seed)
     if json:
-        about = {"model": model, "data": packed.source, "split": "test", "seed": finetune.seed}
-        print(json_format.dumps({**about, **result}))
+        print(json_format.dumps(document))
         return
     print(f"best at step {result['step']}, rate {result['lr']:g}: ", end="")
     print(f"validation accuracy {result['valid_accuracy']:.2%}")
@@ -127,21 +117,15 @@ def finetune_model(
         UserError: the images have no labels, or are of one class; said before training starts.
     """
     from igpt.evaluate.probing import checked_labels
-    from igpt.progress import ticking
+    from igpt.progress import Counter, ticking
 
     if n_seeds < 1:
         raise UserError(f"--seeds is {n_seeds}: it must be at least 1")
     checked_labels(data)
-    done = 0
     results: list[FinetuneResult] = []
+    runs = max(1, len(rates)) + n_seeds - 1
     with ticking("fine-tuning") as ticker:
-
-        def advance(n: int) -> None:
-            nonlocal done
-            done += n
-            runs = max(1, len(rates)) + n_seeds - 1
-            ticker.update(done, config.total_steps * runs, "steps")
-
+        advance = Counter(ticker, config.total_steps * runs, "steps")
         for number in range(n_seeds):
             seeded = dataclasses.replace(config, seed=config.seed + number)
             if results:

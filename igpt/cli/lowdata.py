@@ -3,7 +3,6 @@
 import dataclasses
 import json as json_format
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from igpt.cli.arguments import Data, Model
@@ -54,8 +53,7 @@ def lowdata(
         json: print the result as one JSON document.
     """
     from igpt import compute
-    from igpt.cli.opening import open_for, record_place
-    from igpt.evaluate.record import write_record
+    from igpt.cli.opening import open_for, recorded
     from igpt.pixelmodel import load
 
     if subsets < 1 or min(scratch_steps, wide_resnet_steps) < 0:
@@ -75,20 +73,9 @@ def lowdata(
         baseline_steps=steps,
         pooling=pooling,
     )
-    result = {"rows": rows}
-    if place := record_place(Path(model)):
-        write_record(
-            place,
-            "lowdata",
-            result,
-            model=loaded.digest(),
-            data=packed.source,
-            split="test",
-            seed=seed,
-        )
+    document = recorded(model, loaded, "lowdata", {"rows": rows}, data=packed, seed=seed)
     if json:
-        about = {"model": model, "data": packed.source, "split": "test", "seed": seed}
-        print(json_format.dumps({**about, **result}))
+        print(json_format.dumps(document))
         return
     print(f"{'labels a class':>14}  {'method':<22}  test accuracy over {subsets} subsets")
     for row in rows:

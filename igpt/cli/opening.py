@@ -1,12 +1,14 @@
-"""What commands on a trained model share: its data at its size, and where figures are kept."""
+"""What commands on a trained model share: its data at its size, and the record of its figures."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from igpt.errors import UserError
 
 if TYPE_CHECKING:
     from igpt.images.packed import PackedSet
+    from igpt.images.splits import Split
     from igpt.pixelmodel import PixelModel
 
 
@@ -47,6 +49,36 @@ def check_max_images(max_images: int | None) -> None:
     """
     if max_images is not None and max_images < 1:
         raise UserError(f"--max-images is {max_images}: it must be at least 1")
+
+
+def recorded(
+    place: str,
+    model: "PixelModel",
+    name: str,
+    figures: Mapping[str, Any],
+    *,
+    data: "PackedSet",
+    split: "Split" = "test",
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """The figures with what they are about, as `--json` prints them; a run keeps them.
+
+    Args:
+        place: the MODEL argument.
+        model: what it names.
+        name: of the record in `evaluations/`.
+        figures: plain values for JSON.
+        data: what was looked at.
+        split: that the figures are from.
+        seed: of the draws, if any.
+    """
+    from igpt.evaluate.record import write_record
+
+    if run := record_place(Path(place)):
+        digest = model.digest()
+        write_record(run, name, figures, model=digest, data=data.source, split=split, seed=seed)
+    drawn = {} if seed is None else {"seed": seed}
+    return {"model": place, "data": data.source, "split": split, **drawn, **figures}
 
 
 def record_place(model: Path) -> Path | None:

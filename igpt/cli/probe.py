@@ -46,9 +46,8 @@ def probe(
         json: print the result as one JSON document.
     """
     from igpt import compute
-    from igpt.cli.opening import open_for, record_place
+    from igpt.cli.opening import open_for, recorded
     from igpt.evaluate.probing import probe_model
-    from igpt.evaluate.record import write_record
     from igpt.pixelmodel import load
     from igpt.progress import say
     from igpt.shipped import is_shipped
@@ -74,12 +73,9 @@ def probe(
         sgd_steps=sgd_steps,
         n_centers=kmeans,
     )
-    if place := record_place(Path(model)):
-        digest = loaded.digest()
-        write_record(place, "probe", result, model=digest, data=packed.source, split="test")
+    document = recorded(model, loaded, "probe", result, data=packed)
     if json:
-        about = {"model": model, "data": packed.source, "split": "test"}
-        print(json_format.dumps({**about, **result}))
+        print(json_format.dumps(document))
     else:
         _print_result(result)
     if is_shipped(loaded.folder):

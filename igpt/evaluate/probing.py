@@ -23,7 +23,7 @@ from igpt.evaluate.sgd import probe_layers_by_sgd
 from igpt.evaluate.vote import voted_accuracy
 from igpt.images.packed import PackedSet
 from igpt.images.splits import SPLITS, Split
-from igpt.progress import ticking
+from igpt.progress import Counter, ticking
 from igpt.shipped import is_shipped
 
 if TYPE_CHECKING:
@@ -187,18 +187,6 @@ def probe_pixels(data: PackedSet) -> dict[str, Any]:
     )
     result, _, _ = probe_layers(train, valid, test, layers=[0])
     return dataclasses.asdict(result)
-
-
-class Counter:
-    """Turns `n more are done` into a ticker's `k of N`."""
-
-    def __init__(self, ticker: Any, total: int, unit: str = "") -> None:
-        self._ticker, self._total, self._unit, self._done = ticker, total, unit, 0
-
-    def __call__(self, n: int) -> None:
-        """Count n more."""
-        self._done += n
-        self._ticker.update(self._done, self._total, self._unit)
 
 
 def labelled_features(
