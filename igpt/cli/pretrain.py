@@ -205,12 +205,8 @@ def _drawer(
     from igpt.generate.grids import N_COMPLETED, grids
     from igpt.modelfolder import ModelFacts
     from igpt.pixelmodel import PixelModel
-    from igpt.progress import say
-    from igpt.train.distributed import is_sharded
+    from igpt.train.setup import whole_network
 
-    if is_sharded(trainer.network):
-        say("warning: train.draw_every draws nothing where the network is cut up over ranks")
-        return None
     facts = ModelFacts(
         objective=config.train.objective,
         image_size=config.data.image_size,
@@ -218,10 +214,19 @@ def _drawer(
         trained={},
         mask_prob=config.train.mask_prob,
     )
-    model = PixelModel(trainer.network, tokenizer, facts)
-    trainer.network.train()
     originals = data.images("valid")[:N_COMPLETED]
-    return lambda: grids(model, originals, seed=config.seed)
+
+    def draw() -> dict[str, "np.ndarray"]:
+        network = whole_network(trainer)
+        if network is None:
+            return {}
+        found: dict[str, np.ndarray] = grids(
+            PixelModel(network, tokenizer, facts), originals, seed=config.seed
+        )
+        trainer.network.train()  # which the model's making ends
+        return found
+
+    return draw
 
 
 def _train(trainer: "Trainer", *, resume: bool) -> None:

@@ -140,6 +140,21 @@ def is_sharded(network: nn.Module) -> bool:
 
 
 @torch.no_grad()
+def whole_weights(network: nn.Module, world: World) -> dict[str, Tensor]:
+    """Rank 0: every weight of a network that is cut up, whole, on the CPU; else nothing.
+
+    All ranks must call it. One weight at a time is whole on the device.
+    """
+    weights = {}
+    for name, part in network.state_dict().items():  # cut up again, whatever was gathered last
+        assert isinstance(part, DTensor)
+        whole = part.full_tensor()
+        if world.is_first:
+            weights[name] = whole.to("cpu", copy=True)
+    return weights
+
+
+@torch.no_grad()
 def keep_own_part(parameter: Tensor, value: Tensor) -> None:
     """Copy a whole tensor's own part into a parameter that may be cut up."""
     if isinstance(parameter, DTensor):

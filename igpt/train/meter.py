@@ -80,9 +80,9 @@ class Meter:
         self.restart_clock()
 
     def log_pictures(self) -> None:
-        """Have samples and completions drawn, and show them to the trackers."""
+        """Have samples and completions drawn, and show them to the trackers; on all ranks."""
         trainer = self._trainer
-        if self._trackers and trainer.draw is not None:
+        if trainer.draw is not None:
             trainer.draws = True
             for name, picture in trainer.draw().items():
                 for tracker in self._trackers:

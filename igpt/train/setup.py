@@ -29,7 +29,15 @@ from igpt.tokens.raw import RawTokens
 from igpt.tokens.tokenizer import Tokenizer
 from igpt.train import checkpoint
 from igpt.train.compiling import compile_network
-from igpt.train.distributed import World, copied, default_world, keep_own_part, shard
+from igpt.train.distributed import (
+    World,
+    copied,
+    default_world,
+    is_sharded,
+    keep_own_part,
+    shard,
+    whole_weights,
+)
 from igpt.train.feeding import Ingredient, epoch_images, fitted_palette, images_of
 from igpt.train.memory import STATE_BYTES, fitting_micro_batch
 from igpt.train.objectives import loss_sum
@@ -257,6 +265,23 @@ def make_trainer(
         world=world,
         facts=exactness_facts(device, world),
     )
+
+
+def whole_network(trainer: Trainer) -> GPT | None:
+    """The network as rank 0 can use it alone, none on other ranks; all ranks must call this.
+
+    Where it is cut up, rank 0 gets a copy: on its own device where that has room, else on the CPU.
+    """
+    if not is_sharded(trainer.network):
+        return trainer.network if trainer.world.is_first else None
+    weights = whole_weights(trainer.network, trainer.world)
+    if not weights:
+        return None
+    network = make_network(trainer.config, n_colors=trainer.network.n_colors, device="meta")
+    network.load_state_dict(weights, assign=True)
+    n_bytes = sum(weight.nbytes for weight in weights.values())
+    has_room = compute.free_memory_bytes(trainer.device) > 2 * n_bytes
+    return network.to(trainer.device) if has_room else network
 
 
 def _training_stream(config: RunConfig, data: PackedSet, tokenizer: Tokenizer) -> BatchStream:

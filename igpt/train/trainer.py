@@ -49,6 +49,7 @@ class Trainer:
     """Pictures are being drawn, which may take long."""
     stop_signal: int | None = None
     draw: Callable[[], dict[str, np.ndarray]] | None = None
-    """Gives pictures of what the network does by now, by name: (H, W, 3) uint8."""
+    """Gives pictures of what the network does by now, by name: (H, W, 3) uint8. All ranks must call
+    it together; those after the first get none."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What `state.json` records beside the step, for checks at resume."""

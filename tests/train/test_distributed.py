@@ -8,9 +8,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from igpt.generate.grids import N_COMPLETED, grids
 from igpt.pixelmodel import load
 from igpt.train.distributed import World
 from igpt.train.tracking import read_metrics
@@ -114,6 +117,22 @@ def test_the_number_of_ranks_may_change_between_runs(alone, tmp_path, parallel):
     found = run(folder, 2, *steps, "--resume")
     assert "world_size 1 -> 2" in found.stderr
     assert curve(folder) == pytest.approx(curve(alone), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "parallel", [pytest.param("ddp", marks=pytest.mark.slow), pytest.param("fsdp")]
+)
+def test_two_ranks_draw_what_their_model_draws(digits, tmp_path, parallel):
+    folder = tmp_path / "run"
+    drawing = ("--train.draw-every", "2", "--train.parallel", parallel)
+    run(folder, 2, "--train.total-steps", "4", *drawing)
+    pictures = folder / "pictures" / "training"
+    names = [f"{kind}-{step:07d}.png" for kind in ("completions", "samples") for step in (2, 4)]
+    assert sorted(path.name for path in pictures.iterdir()) == names
+    originals = digits.images("valid")[:N_COMPLETED]
+    for name, picture in grids(load(folder / "model"), originals, seed=0).items():
+        drawn = np.asarray(Image.open(pictures / f"{name}-0000004.png").convert("RGB"))
+        np.testing.assert_array_equal(drawn, picture)
 
 
 STOPPING = """
