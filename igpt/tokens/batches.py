@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -200,7 +200,7 @@ class BatchStream:
         n = len(source.images)
         epochs, places = np.divmod(turns, n)
         found = np.empty(len(turns), np.int64)
-        for epoch in np.unique(epochs).tolist():
+        for epoch in set(epochs.tolist()):
             now = epochs == epoch
             found[now] = shuffled(places[now], n, seed=self._seed, name=source.name, epoch=epoch)
         return found
@@ -209,13 +209,14 @@ class BatchStream:
         self, source: Source, ids: NDArray[np.int64], step: int, slots: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """Tokens (k, T) int64 of the images `ids` in `slots`."""
-        if isinstance(source.images, CroppedImages):
+        # The protocol's check is slow beside a small batch, and true of few streams.
+        if self._is_cropped and isinstance(source.images, CroppedImages):
             assert self._tokenizer is not None
             images = source.images.crops(
                 ids, seed=self._seed, name=source.name, step=step, slots=slots
             )
             return self._tokenizer.encode(images)
-        images = np.asarray(source.images[ids])
+        images = np.asarray(cast(ImageArray, source.images)[ids])
         if self._tokenizer is None or images.ndim == 2:
             return images.astype(np.int64)
         if source.augment != "none":

@@ -1,5 +1,6 @@
 """A shuffled order of any number of images that takes no memory and can be entered anywhere."""
 
+from functools import lru_cache
 from math import isqrt
 
 import numpy as np
@@ -33,12 +34,18 @@ def shuffled(
     """
     side = isqrt(n - 1) + 1
     a, b = np.uint64(side), np.uint64(-(-n // side))
-    rng = streams.stream(seed, f"order/{name}", epoch)
-    keys = rng.integers(0, 2**64, (_ROUNDS, 2), np.uint64)
+    keys = _keys(seed, name, epoch)
     images = _permuted(places.astype(np.uint64), a, b, keys)
     while (outside := np.flatnonzero(images >= n)).size:
         images[outside] = _permuted(images[outside], a, b, keys)
     return images.astype(np.int64)
+
+
+@lru_cache(maxsize=64)  # every batch of an epoch asks for the same ones
+def _keys(seed: int, name: str, epoch: int) -> NDArray[np.uint64]:
+    """Of each round's two hashes: (rounds, 2) uint64."""
+    rng = streams.stream(seed, f"order/{name}", epoch)
+    return rng.integers(0, 2**64, (_ROUNDS, 2), np.uint64)
 
 
 def _permuted(
