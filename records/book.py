@@ -10,18 +10,25 @@ import re
 import statistics
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import card
 
 HERE = Path(__file__).parent
 
 
-def ablation_rows() -> list[str]:
-    """One row a factor: loss and its difference from the base, probe, cost, seeds."""
+def trials_by_factor() -> dict[str, list[dict[str, Any]]]:
+    """All trials of `ablate.py`."""
     trials = defaultdict(list)
     for line in (HERE / "ablations.jsonl").read_text().splitlines():
         trial = json.loads(line)
         trials[trial["factor"]].append(trial)
+    return trials
+
+
+def ablation_rows() -> list[str]:
+    """One row a factor: loss and its difference from the base, probe, cost, seeds."""
+    trials = {k: v for k, v in trials_by_factor().items() if not k.startswith("size-")}
     base = statistics.mean(trial["valid_nats"] for trial in trials["base"])
     rows = [
         "| factor | nats, mean (each seed) | against base | probe | CPU s a run | parameters |",
@@ -40,6 +47,22 @@ def ablation_rows() -> list[str]:
         rows.append(
             f"| {label} | {mean:.3f} ({each}) | {mean - base:+.3f} | {100 * probe:.1f} % | "
             f"{cost:.0f} | {runs[0]['parameters']:,} |"
+        )
+    return rows
+
+
+def scaling_rows() -> list[str]:
+    """One row a size and budget."""
+    rows = [
+        "| width x layers | parameters | images | nats | probe | CPU s |",
+        "|---|---|---|---|---|---|",
+    ]
+    trials = [runs[0] for name, runs in trials_by_factor().items() if name.startswith("size-")]
+    for trial in sorted(trials, key=lambda trial: (trial["parameters"], trial["images"])):
+        size = trial["factor"].split("-")[1].replace("x", " x ")
+        rows.append(
+            f"| {size} | {trial['parameters']:,} | {trial['images']:,} | "
+            f"{trial['valid_nats']:.3f} | {100 * trial['probe']:.1f} % | {trial['cpu_s']:.0f} |"
         )
     return rows
 
@@ -66,6 +89,7 @@ def documents() -> dict[Path, dict[str, str]]:
         HERE / "README.md": {
             "ablations": "\n".join(ablation_rows()),
             "curve": "\n".join(curve_rows()),
+            "scaling": "\n".join(scaling_rows()),
         },
         HERE.parent / "RESULTS.md": {"shipped": card.table()},
     }
