@@ -1,6 +1,7 @@
 """Files that are seen whole or not at all: atomic writes, hashes, locks, the cache folder."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -65,7 +66,9 @@ def write_error(path: Path, error: OSError) -> UserError:
     if isinstance(error, FileExistsError | NotADirectoryError):
         return UserError(f"cannot write {path}: a file stands in the way: choose another place")
     reason = error.strerror or str(error)
-    return UserError(f"cannot write {path}: {reason}: free some space or choose another place")
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "free some space or choose another place" if is_full else "choose another place"
+    return UserError(f"cannot write {path}: {reason}: {remedy}")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -40,6 +40,12 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_only_a_full_disk_is_to_be_emptied(tmp_path):
+    with pytest.raises(UserError, match=r"file: Permission denied: choose another place$"):
+        with runs.writing(tmp_path / "file"):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 @pytest.mark.parametrize(("text", "message"), [(None, "cannot read"), ("{", "is not valid JSON")])
 def test_unreadable_json_is_named(tmp_path, text, message):
     path = tmp_path / "c.json"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from igpt.errors import Interrupted, UserError
 from igpt.images.decoding import Packed, Packing, pack_block

@@ -147,7 +147,7 @@ def _cell_means(counts: Counts, *, bits: int) -> Points:
 def _k_means(points: Points, start: Points, n_colors: int, seed: int) -> NDArray[np.float32]:
     """The centres (K, 3) of weighted k-means, started by k-means++ on fewer points."""
     from sklearn.cluster import KMeans, kmeans_plusplus
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     random_state = int(streams.stream(seed, "palette").integers(2**32))
     # Several threads add in an order that varies, and the palette's digest would vary with it.
