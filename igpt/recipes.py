@@ -70,7 +70,7 @@ RECIPES["cifar10-record"] = dataclasses.replace(
     model=ModelConfig(n_layer=6, n_head=3, n_embd=192),
     train=dataclasses.replace(
         _RECORD.train,
-        total_steps=20_000,
+        total_steps=14_400,
         warmup_steps=100,
         decay_fraction=0.25,
         valid_every=1000,
