@@ -9,9 +9,11 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
+from igpt import compute
 from igpt.train import checkpoint, resume, setup
 from tests.full_disk import digests
 from tests.train import killing
@@ -23,6 +25,10 @@ pytestmark = pytest.mark.slow
 N_KILLS = 50
 N_DAMAGES = 200
 STEPS = 4000
+N_COMPILED_KILLS = 5
+COMPILED_STEPS = 600
+COMPILED_S = 180.0
+"""No further kill after this; at least one is made."""
 
 
 def printed(capsys, line):
@@ -63,6 +69,35 @@ def test_row_1_killed_fifty_times_and_resumed_the_weights_are_the_same_bits(
         capsys,
         f"row 1: {kills} SIGKILLs (the last near step {reached} of {STEPS}), "
         "resumed each time: the final weights are bit for bit those of the unbroken run",
+    )
+
+
+@pytest.mark.skipif(not compute.has_compiler(), reason="blocks are compiled by a C++ compiler")
+def test_row_1_of_the_compiled_path_in_bfloat16(digits, tmp_path, capsys, monkeypatch):
+    # What the first run compiles, the others find here.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    default = config(
+        total_steps=COMPILED_STEPS,
+        checkpoint_every=7,
+        log_every=50,
+        valid_every=500,
+        precision="bf16",
+        compile="blocks",
+    )
+    context, rng, end_s = killing.forks(), random.Random(2), time.monotonic() + COMPILED_S
+    killing.train_in_child(context, tmp_path / "whole", default, digits)
+    kills = 0
+    while kills < N_COMPILED_KILLS and time.monotonic() < end_s:
+        kills += killing.killed_after(context, rng.random(), tmp_path / "broken", default, digits)
+    reached = killing.newest_step(tmp_path / "broken")
+    assert kills > 0 and 0 < reached < COMPILED_STEPS
+    killing.train_in_child(context, tmp_path / "broken", default, digits)
+    whole = killing.final_weights(tmp_path / "whole", COMPILED_STEPS)
+    assert killing.final_weights(tmp_path / "broken", COMPILED_STEPS) == whole
+    printed(
+        capsys,
+        f"row 1, compiled blocks in bfloat16: {kills} SIGKILLs (the last near step {reached} of "
+        f"{COMPILED_STEPS}), resumed each time: the same bits",
     )
 
 

@@ -62,6 +62,14 @@ def killed_after(context, wait_s, folder, config, data, *, from_start=False, thr
     return child.exitcode == -9
 
 
+def train_in_child(context, folder, config, data, *, threads=1):
+    """Train to the end as a child that is killed does, from the same server."""
+    child = context.Process(target=train_in_silence, args=(folder, config, data, threads))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+
+
 def newest_step(folder: Path) -> int:
     """The step of the newest checkpoint, -1 where there is none."""
     steps = checkpoint.all_steps(folder)
