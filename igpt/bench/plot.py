@@ -31,11 +31,12 @@ def draw(document: dict[str, Any], path: Path) -> None:
         sizes, spans, memory = lines_of(document["rows"], label)
         top, bottom = axes[0, column], axes[1, column]
         top.loglog(sizes, spans, "o-")
+        top.set_yticks([spans[0], spans[-1]], [f"{span:,.1f}" for span in (spans[0], spans[-1])])
         bottom.semilogx(sizes, memory, "o-")
         bottom.set_ylim(bottom=0)
         bottom.set_xlabel(label)
         for axis in (top, bottom):
-            axis.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+            axis.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=30)
             axis.minorticks_off()
             axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("ms an image")

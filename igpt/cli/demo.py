@@ -25,7 +25,7 @@ def demo(*, train: bool = False, resume: bool = False, out: str | None = None) -
     """The model that ships at work within a minute; --train: the whole story from nothing.
 
     Args:
-        train: fetch CIFAR-10 and train a small model from nothing (about 12 minutes on two cores).
+        train: fetch CIFAR-10 and train a small model from nothing (5 to 12 minutes on two cores).
         resume: go on with what an earlier demo left, whether it was interrupted or finished.
         out: folder to write; none: runs/shipped, with --train runs/demo.
     """

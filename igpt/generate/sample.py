@@ -15,8 +15,9 @@ from igpt.model.decoder import Decoder, cache_bytes, open_decoder
 from igpt.model.gpt import GPT
 
 DEFAULT = SampleConfig()
-# Images side by side share each read of the weights; with more than this the gain is gone.
-LARGEST_BATCH = 64
+# Images side by side share each read of the weights; with more than this the gain is gone
+# (at T = 256, D = 192), or turns, where the caches are larger (RESULTS.md).
+LARGEST_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
