@@ -109,6 +109,7 @@ def joined() -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
     yield default_world()
+    dist.barrier()  # a rank that leaves while the first one still draws may be aborted
     # After an error the others may be gone: then only the end of the process lets go.
     dist.destroy_process_group()
 
