@@ -14,8 +14,7 @@ import json
 import math
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -47,10 +46,7 @@ class Work:
         return f"T={self.seq_len} B={self.batch_size}, {self.n_tokens} tokens"
 
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-
-
-def read_rate(n_bytes: int, clock: Callable[[], float]) -> float:
+def read_rate(n_bytes: int) -> float:
     """Bytes a second at which all threads together read so much memory, again and again."""
     library = native.library()
     if library is None:
@@ -60,14 +56,14 @@ def read_rate(n_bytes: int, clock: Callable[[], float]) -> float:
     memory.zero_()
     spans = []
     for _ in range(max(5, 2**29 // n_bytes)):
-        start_s = clock()
+        start_s = measure.now_s()
         library.read_all(memory.data_ptr(), n_bytes, torch.get_num_threads())
-        spans.append(clock() - start_s)
+        spans.append(measure.now_s() - start_s)
     return n_bytes / statistics.median(spans)
 
 
 def rounds_of(
-    networks: dict[int, GPT], works: list[Work], *, repeats: int, clock: Callable[[], float]
+    networks: dict[int, GPT], works: list[Work], *, repeats: int
 ) -> Iterator[dict[Work, list[float]]]:
     """Seconds of each work so far, after each round, and after a short warm-up."""
     spans: dict[Work, list[float]] = {work: [] for work in works}
@@ -75,16 +71,14 @@ def rounds_of(
         draw_tokens(networks[work.seq_len], work.batch_size, 8)
     for i in range(repeats):
         for work in works:
-            start_s = clock()
+            start_s = measure.now_s()
             draw_tokens(networks[work.seq_len], work.batch_size, work.n_tokens)
-            spans[work].append(clock() - start_s)
+            spans[work].append(measure.now_s() - start_s)
             print(f"{i + 1}/{repeats} {work}: {spans[work][-1]:.2f} s", file=sys.stderr, flush=True)
         yield spans
 
 
-def rows_of(
-    networks: dict[int, GPT], spans: dict[Work, list[float]], clock: Callable[[], float]
-) -> list[dict[str, Any]]:
+def rows_of(networks: dict[int, GPT], spans: dict[Work, list[float]]) -> list[dict[str, Any]]:
     """A row a work: median, spread, and the share of what reading allows."""
     rows = []
     for work, found in spans.items():
@@ -92,7 +86,7 @@ def rows_of(
         decoder = open_decoder(network)
         n_bytes = read_bytes(network, work.batch_size, work.n_tokens)
         held = work.batch_size * cache_bytes(network, decoder.dtype) * work.n_tokens / work.seq_len
-        rate = read_rate(2**21 * math.ceil((held / 2 + 2**24) / 2**21), clock)
+        rate = read_rate(2**21 * math.ceil((held / 2 + 2**24) / 2**21))
         middle_s = statistics.median(found)
         rows.append(
             {
@@ -123,30 +117,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     options = parser.parse_args()
-    clock = CLOCKS[options.clock]
     compute.set_threads()
-    if options.clock == "cpu":
-        torch.set_num_threads(1)
     networks = {
         T: lively_network(Size(T, 256, 12, 8, 1), torch.device("cpu")).eval() for T in LENGTHS
     }
     by_batch = [Work(1024, B, 256) for B in BATCHES]
     by_length = [Work(T, LENGTH_BATCH, T) for T in LENGTHS]
     works = [*by_batch, *by_length, Work(1024, 16, 1024)]
-    for spans in rounds_of(networks, works, repeats=options.repeats, clock=clock):
-        document = document_of(rows_of(networks, spans, clock), options.clock)
-        options.out.write_text(json.dumps(document, indent=1) + "\n")
+    with measure.counting(options.clock):
+        for spans in rounds_of(networks, works, repeats=options.repeats):
+            document = document_of(rows_of(networks, spans))
+            options.out.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def document_of(rows: list[dict[str, Any]], clock: str) -> dict[str, Any]:
+def document_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What is kept, after every round, so that one which is cut short leaves the others."""
     by_batch, by_length = rows[: len(BATCHES)], rows[len(BATCHES) : -1]
     return {
         "machine": measure.machine(),
-        "clock": clock,
-        "threads": torch.get_num_threads(),
         "command": " ".join(["python", "benchmarks/sample_growth.py", *sys.argv[1:]]),
         "network": "d=256 L=12 H=8 K=512, random weights, seed 0",
         "rows": rows,

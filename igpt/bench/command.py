@@ -8,6 +8,7 @@ nothing large, never by one that has loaded torch.
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+
+from igpt.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,20 @@ def run_command(command: Sequence[str], *, at_most_s: float = float("inf")) -> O
     watcher = [sys.executable, "-m", "igpt.bench.command", str(at_most_s), *command]
     done = subprocess.run(watcher, check=True, stdout=subprocess.PIPE, text=True)
     return Outcome(**json.loads(done.stdout))
+
+
+def succeed(command: Sequence[str], *, at_most_s: float) -> Outcome | None:
+    """`run_command` on what must not fail; none where its time was up.
+
+    Raises:
+        UserError: it ended with another status than 0.
+    """
+    done = run_command(command, at_most_s=at_most_s)
+    if done.span_s >= at_most_s:
+        return None
+    if done.status:
+        raise UserError(f"{shlex.join(command)} ended with status {done.status}: run it alone")
+    return done
 
 
 def _watch(command: Sequence[str], at_most_s: float) -> Outcome:

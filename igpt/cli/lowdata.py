@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from igpt.evaluate.classifier import LabelledImages
     from igpt.evaluate.fewlabel import FewLabelResult
+    from igpt.evaluate.probe import Labelled
     from igpt.images.packed import PackedSet
     from igpt.images.splits import Split
     from igpt.pixelmodel import PixelModel
@@ -100,7 +101,6 @@ def evaluate_lowdata(
     """
     from igpt.evaluate.classifier import LabelledImages
     from igpt.evaluate.fewlabel import evaluate_few_labels, evaluate_supervised, subset_rows
-    from igpt.evaluate.probe import Labelled, pixel_features
     from igpt.evaluate.probing import checked_labels, labelled_features
     from igpt.progress import say
 
@@ -108,12 +108,11 @@ def evaluate_lowdata(
     images = {split: LabelledImages(data.images(split), checked[split]) for split in TRAIN_TEST}
     for count in labels:  # before the long work starts
         subset_rows(images["train"].labels, count, seed=seed, subset=0)
-    features = {
-        split: labelled_features(model, data, split, pooling=pooling) for split in TRAIN_TEST
-    }
-    pixels = {
-        split: Labelled(pixel_features(part.images[:])[None], part.labels)
-        for split, part in images.items()
+    linear = {
+        "features": [
+            labelled_features(model, data, split, pooling=pooling) for split in TRAIN_TEST
+        ],
+        "raw pixels": [_pixels(images[split]) for split in TRAIN_TEST],
     }
     rows: list[dict[str, Any]] = []
 
@@ -121,16 +120,12 @@ def evaluate_lowdata(
         say(f"{result.labels_per_class} labels a class, {method}: {result.mean:.2%}")
         rows.append({"method": method, **dataclasses.asdict(result)})
 
-    layers = range(model.network.config.n_layer + 1)
     for count in labels:
-        for method, split, numbers in (
-            ("features", features, layers),
-            ("raw pixels", pixels, range(1)),
-        ):
+        for method, (train, test) in linear.items():
             result = evaluate_few_labels(
-                split["train"],
-                split["test"],
-                layers=numbers,
+                train,
+                test,
+                layers=range(len(train.features)),
                 labels_per_class=count,
                 n_subsets=n_subsets,
                 seed=seed,
@@ -148,6 +143,12 @@ def evaluate_lowdata(
             )
             add(method, result)
     return rows
+
+
+def _pixels(part: "LabelledImages") -> "Labelled":
+    from igpt.evaluate.probe import Labelled, pixel_features
+
+    return Labelled(pixel_features(part.images[:])[None], part.labels)
 
 
 def _baselines(

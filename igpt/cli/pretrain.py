@@ -120,7 +120,6 @@ def train_run(
     from igpt.train.resume import check_same_data
     from igpt.train.setup import create_run, read_run, store_config
     from igpt.train.trackers import check_trackers
-    from igpt.train.tracking import read_metrics
 
     compute.set_threads()
     check_trackers(config.train.track)
@@ -152,9 +151,16 @@ def train_run(
         with world.first_alone():
             if world.is_first:
                 export_run(folder)
+    nats = _last_valid_nats(folder)
+    return {"step": trainer.step, "valid_nats": nats, "model": str(folder / "model")}
+
+
+def _last_valid_nats(folder: Path) -> float:
+    from igpt.train.tracking import read_metrics
+
     # A rank that is not the first reads what the first has written before the model.
-    nats = [line["valid_nats"] for line in read_metrics(folder) if "valid_nats" in line]
-    return {"step": trainer.step, "valid_nats": nats[-1], "model": str(folder / "model")}
+    found = [line["valid_nats"] for line in read_metrics(folder) if "valid_nats" in line]
+    return float(found[-1])
 
 
 def _check_may_go_on(folder: Path, config: RunConfig, *, resume: bool) -> None:

@@ -5,6 +5,7 @@ final norm). All L + 1 layers come out of one forward pass.
 """
 
 import copy
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -106,24 +107,20 @@ def extract_features(
     chosen = _checked_layers(network, layers)
     check_tokens(network, tokens)
     dtype = compute.choose_dtype(precision, network.wpe.weight.device)
-    width = network.config.n_embd * N_POOLED[pooling]
-    shape = (len(chosen), len(tokens), width)
-
-    def fill(target: np.ndarray) -> None:
-        stream_features(
-            target,
-            network,
-            tokens,
-            layers=chosen,
-            normalised=normalised,
-            pooling=pooling,
-            mask_prob=mask_prob,
-            mask_seed=mask_seed,
-            precision=precision,
-            batch_size=batch_size,
-            progress=progress,
-        )
-
+    shape = (len(chosen), len(tokens), network.config.n_embd * N_POOLED[pooling])
+    fill = functools.partial(
+        stream_features,
+        network=network,
+        tokens=tokens,
+        layers=chosen,
+        normalised=normalised,
+        pooling=pooling,
+        mask_prob=mask_prob,
+        mask_seed=mask_seed,
+        precision=precision,
+        batch_size=batch_size,
+        progress=progress,
+    )
     if not keep:
         result = np.empty(shape, np.float32)
         fill(result)

@@ -84,21 +84,8 @@ def finetune(
         UserError: the loss is not finite.
     """
     classifier = Classifier(copy.deepcopy(network), n_classes, layer=config.layer).train()
-    device = classifier.head.weight.device
-    n_tokens = config.total_steps * min(config.batch_size, len(train.labels)) * network.seq_len
-    if pays_to_compile(n_tokens, device):
-        for block in classifier.network.h:
-            block.compile(dynamic=False)
+    trainer = _trainer_of(classifier, config, mask_prob=mask_prob, n_images=len(train.labels))
     valid = valid and some_of(valid, config.valid_images)
-    trainer = _Trainer(
-        classifier=classifier,
-        optimizer=torch.optim.AdamW(
-            classifier.parameters(), config.lr, betas=config.betas, weight_decay=0.0, fused=True
-        ),
-        config=config,
-        mask_prob=mask_prob,
-        dtype=compute.choose_dtype(config.precision, device),
-    )
     points: list[FinetunePoint] = []
     best = {name: value.clone() for name, value in classifier.state_dict().items()}
     losses: list[tuple[float, float | None]] = []
@@ -192,6 +179,26 @@ def _searched(
             break
         lr, classifier, points = next_lr, next_classifier, next_points
     return lr, classifier, points
+
+
+def _trainer_of(
+    classifier: Classifier, config: FinetuneConfig, *, mask_prob: float, n_images: int
+) -> "_Trainer":
+    """What takes the steps; the blocks are compiled where that pays."""
+    network, device = classifier.network, classifier.head.weight.device
+    n_tokens = config.total_steps * min(config.batch_size, n_images) * network.seq_len
+    if pays_to_compile(n_tokens, device):
+        for block in network.h:
+            block.compile(dynamic=False)
+    return _Trainer(
+        classifier=classifier,
+        optimizer=torch.optim.AdamW(
+            classifier.parameters(), config.lr, betas=config.betas, weight_decay=0.0, fused=True
+        ),
+        config=config,
+        mask_prob=mask_prob,
+        dtype=compute.choose_dtype(config.precision, device),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

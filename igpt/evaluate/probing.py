@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 
@@ -36,6 +36,13 @@ PROTOCOL = (
     "Logistic regression on {source}; layer and strength chosen on validation, "
     "refitted on train and validation, test looked at once."
 )
+
+
+class _Seen(TypedDict):
+    """Which features a classifier sees."""
+
+    normalised: bool
+    pooling: Pooling
 
 
 def probe_model(
@@ -73,26 +80,15 @@ def probe_model(
         UserError: the images have no labels, or too few of them; said before anything is computed.
     """
     checked_labels(data)
-    assert data.classes is not None
     splits = features or tuple(
         labelled_features(model, data, name, normalised=normalised, pooling=pooling)
         for name in SPLITS
     )
     layers = range(model.network.config.n_layer + 1)
     result, weights, biases = _fitted(model, splits, layers, solver, sgd_steps)
+    seen: _Seen = {"normalised": normalised, "pooling": pooling}
     if save and model.folder is not None and model.folder.is_dir() and not is_shipped(model.folder):
-        SavedProbe(
-            weights=weights,
-            biases=biases,
-            layer=result.layer,
-            normalised=normalised,
-            pooling=pooling,
-            strength=result.strength,
-            labels=result.labels,
-            classes=tuple(data.classes[label] for label in result.labels),
-            model_digest=model.digest(),
-            protocol=PROTOCOL.format(source=data.source),
-        ).save(model.folder)
+        _saved(model, data, result, weights, biases, seen).save(model.folder)
     figures: dict[str, Any] = {"solver": solver, "pooling": pooling, **dataclasses.asdict(result)}
     if raw_pixels:
         figures["raw_pixels"] = probe_pixels(data)
@@ -101,9 +97,31 @@ def probe_model(
     if n_joined:
         figures["joined"] = _probe_joined(splits, result.layer, n_joined)
     if model.network.objective == "bert":
-        options = {"normalised": normalised, "pooling": pooling}
-        figures["vote"] = _voted(model, data, result, weights, biases, options)
+        figures["vote"] = _voted(model, data, result, weights, biases, seen)
     return figures
+
+
+def _saved(
+    model: "PixelModel",
+    data: PackedSet,
+    result: ProbeResult,
+    weights: np.ndarray,
+    biases: np.ndarray,
+    seen: _Seen,
+) -> SavedProbe:
+    """The chosen classifier, with what it must be fed."""
+    assert data.classes is not None
+    return SavedProbe(
+        weights=weights,
+        biases=biases,
+        layer=result.layer,
+        **seen,
+        strength=result.strength,
+        labels=result.labels,
+        classes=tuple(data.classes[label] for label in result.labels),
+        model_digest=model.digest(),
+        protocol=PROTOCOL.format(source=data.source),
+    )
 
 
 def _fitted(
@@ -150,7 +168,7 @@ def _voted(
     result: ProbeResult,
     weights: np.ndarray,
     biases: np.ndarray,
-    options: dict[str, Any],
+    seen: _Seen,
 ) -> dict[str, Any]:
     """Test accuracy of the modal answer over `N_MASKS` masks; the probe saw the first one's."""
     tokens = EncodedImages(data.images("test"), model.tokenizer.encode)
@@ -162,7 +180,7 @@ def _voted(
                 model.network,
                 tokens,
                 layers=[result.layer],
-                **options,
+                **seen,
                 mask_prob=model.facts.mask_prob,
                 mask_seed=seed,
                 progress=tick,
