@@ -24,10 +24,10 @@ from pathlib import Path
 from PIL import Image
 
 from igpt.images.files import read_image
-from igpt.images.packed import PackedSet
-from igpt.images.packing import STATE
+from igpt.images.packed.read import PackedSet
+from igpt.images.packed.write import STATE
 from igpt.images.prepare import open_data
-from igpt.images.sources.tars import read_members
+from igpt.images.sources.tar import read_members
 from igpt.progress import say, ticking
 
 IMAGE_SIZE = 32

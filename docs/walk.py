@@ -33,7 +33,7 @@ def main() -> None:
     print("|---|---|---|---|")
     row("read", "images/files.py", large.images(split)[0])
     image = data.images(split)[0]
-    row("pack", "images/packed.py", image)
+    row("pack", "images/packed/read.py", image)
     row("palette", "tokens/palette.py", model.tokenizer.colors)
     tokens = model.encode(image)
     row("encode", "tokens/palette.py", tokens)

@@ -34,7 +34,7 @@ from igpt.evaluate.fewlabel import evaluate_few_labels
 from igpt.evaluate.likelihood import token_surprise
 from igpt.evaluate.probe import Labelled, pixel_features, probe_layers
 from igpt.evaluate.probing import labels_of, probe_model, probe_pixels
-from igpt.images.packed import PackedSet
+from igpt.images.packed.read import PackedSet
 from igpt.images.splits import SPLITS, Split
 from igpt.modelfolder import ModelParts, read_newest, write_folder
 from igpt.pixelmodel import PixelModel, load, load_run

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "igpt"
 MAIN_PATH = [
     "images/files",
-    "images/packed",
+    "images/packed/read",
     "tokens/palette",
     "tokens/batches",
     "model/gpt",

@@ -22,14 +22,14 @@ from igpt import compute
 from igpt.bench import measure
 from igpt.config import Augment, ModelConfig, TrainConfig
 from igpt.errors import UserError
-from igpt.images.decoding import Packing
+from igpt.images.crop import CROP_SIZE, center_crop
 from igpt.images.files import open_image, unwarned
-from igpt.images.manifest import is_packed
-from igpt.images.packed import PackedSet
+from igpt.images.packed.format import is_packed
+from igpt.images.packed.read import PackedSet
+from igpt.images.packed.rows import Packing
 from igpt.images.prepare import open_data, prepare
-from igpt.images.resize import CROP_SIZE, center_crop
 from igpt.images.sources.find import open_source
-from igpt.images.sources.tars import read_members
+from igpt.images.sources.tar import read_members
 from igpt.images.workers import n_workers
 from igpt.model.gpt import GPT
 from igpt.runs import cache_folder

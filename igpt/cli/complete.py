@@ -103,8 +103,9 @@ def complete(
 def _keep(image_size: int, keep_rows: float | None, mask: str | None) -> "np.ndarray":
     """What is given: (S, S) bool. A mask is cut and resized just as the images are."""
     from igpt.generate.complete import rows_kept
+    from igpt.images.crop import center_square
     from igpt.images.files import read_image
-    from igpt.images.resize import area_resize, center_square
+    from igpt.images.resize import area_resize
 
     if mask is None:
         return rows_kept(image_size, KEEP_ROWS if keep_rows is None else keep_rows)

@@ -12,7 +12,7 @@ from igpt.errors import UserError
 from igpt.recipes import recipe
 
 if TYPE_CHECKING:
-    from igpt.images.packed import PackedSet
+    from igpt.images.packed.read import PackedSet
     from igpt.pixelmodel import PixelModel
 
 N_SAMPLES = 64

@@ -9,7 +9,7 @@ from igpt.cli.arguments import Data, Model
 if TYPE_CHECKING:
     from igpt.compute import Precision
     from igpt.evaluate.likelihood import Likelihood
-    from igpt.images.packed import PackedSet
+    from igpt.images.packed.read import PackedSet
     from igpt.images.splits import Split
     from igpt.pixelmodel import PixelModel
 

@@ -17,7 +17,7 @@ from igpt.errors import UserError
 if TYPE_CHECKING:
     from igpt.evaluate.classifier import Classifier
     from igpt.evaluate.finetune import FinetuneResult
-    from igpt.images.packed import PackedSet
+    from igpt.images.packed.read import PackedSet
     from igpt.pixelmodel import PixelModel
 
 BERT_MASKS = 5

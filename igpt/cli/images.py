@@ -61,8 +61,9 @@ class FileImages:
     def __getitem__(self, rows: slice, /) -> "np.ndarray":
         import numpy as np
 
+        from igpt.images.crop import center_square
         from igpt.images.files import read_image
-        from igpt.images.resize import area_resize, center_square
+        from igpt.images.resize import area_resize
 
         squares = (center_square(read_image(file)) for file in self._files[rows])
         return np.stack([area_resize(square, self._image_size) for square in squares])

@@ -55,7 +55,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _describe(name: str) -> dict[str, Any]:
-    from igpt.images.manifest import is_packed
+    from igpt.images.packed.format import is_packed
 
     path = Path(name)
     if path.suffix == ".npy":
@@ -87,7 +87,7 @@ def _palette(path: Path) -> dict[str, Any]:
 
 
 def _packed(path: Path) -> dict[str, Any]:
-    from igpt.images.packed import PackedSet
+    from igpt.images.packed.read import PackedSet
 
     packed = PackedSet.open(path)
     return {

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from igpt.evaluate.classifier import LabelledImages
     from igpt.evaluate.fewlabel import FewLabelResult
     from igpt.evaluate.probe import Labelled
-    from igpt.images.packed import PackedSet
+    from igpt.images.packed.read import PackedSet
     from igpt.images.splits import Split
     from igpt.pixelmodel import PixelModel
     from igpt.tokens.tokenizer import ImageArray

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from igpt.errors import UserError
 
 if TYPE_CHECKING:
-    from igpt.images.packed import PackedSet
+    from igpt.images.packed.read import PackedSet
     from igpt.images.splits import Split
     from igpt.pixelmodel import PixelModel
 
@@ -20,8 +20,8 @@ def open_for(
     Raises:
         UserError: there is none, or it is packed at a smaller size.
     """
-    from igpt.images.manifest import is_packed
-    from igpt.images.packed import PackedSet
+    from igpt.images.packed.format import is_packed
+    from igpt.images.packed.read import PackedSet
     from igpt.images.prepare import open_data
 
     check_max_images(max_images)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igpt.cli.arguments import Out, Source
-from igpt.images.packed import PackedSet
+from igpt.images.packed.read import PackedSet
 from igpt.images.prepare import MAX_BAD
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def prepare(
             palette and without augmentation then need not encode them.
         json: print the result as one JSON document.
     """
-    from igpt.images.decoding import Packing
-    from igpt.images.merging import missing_parts
+    from igpt.images.packed.merge import missing_parts
+    from igpt.images.packed.rows import Packing
     from igpt.images.prepare import prepare as prepare_source
     from igpt.images.sources.find import open_source
     from igpt.images.sources.source import Part

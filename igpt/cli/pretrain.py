@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from igpt.images.live import LiveImages
-    from igpt.images.packed import PackedSet
+    from igpt.images.packed.read import PackedSet
     from igpt.pixelmodel import PixelModel
     from igpt.tokens.tokenizer import Tokenizer
     from igpt.train.feeding import Ingredient

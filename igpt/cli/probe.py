@@ -8,7 +8,7 @@ from igpt.cli.arguments import Data, Model
 from igpt.errors import UserError
 
 if TYPE_CHECKING:
-    from igpt.images.packed import PackedSet
+    from igpt.images.packed.read import PackedSet
 
 
 def probe(

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from igpt.evaluate.classifier import LabelledImages
-    from igpt.images.packed import PackedSet
+    from igpt.images.packed.read import PackedSet
     from igpt.pixelmodel import PixelModel
 
 N_SAMPLES = 32

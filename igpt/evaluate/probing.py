@@ -21,7 +21,7 @@ from igpt.evaluate.probe import (
 from igpt.evaluate.savedprobe import SavedProbe
 from igpt.evaluate.sgd import probe_layers_by_sgd
 from igpt.evaluate.vote import voted_accuracy
-from igpt.images.packed import PackedSet
+from igpt.images.packed.read import PackedSet
 from igpt.images.splits import SPLITS, Split
 from igpt.progress import Counter, ticking
 from igpt.shipped import is_shipped

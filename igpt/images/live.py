@@ -18,13 +18,13 @@ from typing import Self
 import numpy as np
 
 from igpt.errors import UserError
-from igpt.images.decoding import REDUCED_MARGIN, read_span
+from igpt.images.crop import CROP_SIZE, RANDOM_SIDES, crop_resize, random_crop
 from igpt.images.files import decode, open_image, unwarned
-from igpt.images.packed import PackedSet
-from igpt.images.resize import CROP_SIZE, RANDOM_SIDES, crop_resize, random_crop
+from igpt.images.packed.read import PackedSet
+from igpt.images.packed.rows import REDUCED_MARGIN
 from igpt.images.sources.find import open_source
 from igpt.images.sources.layout import DUPLICATE
-from igpt.images.sources.source import WHOLE, Span
+from igpt.images.sources.source import WHOLE, Span, read_span
 from igpt.images.workers import n_workers, worker_pool
 from igpt.streams import stream
 

@@ -16,11 +16,11 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from igpt.errors import Interrupted, UserError
-from igpt.images.decoding import Packed, Packing, pack_block
-from igpt.images.manifest import is_packed
-from igpt.images.merging import merge_parts, missing_parts, part_folder
-from igpt.images.packed import PackedSet
-from igpt.images.packing import SHARD_BYTES, PackWriter, check_target
+from igpt.images.packed.format import is_packed
+from igpt.images.packed.merge import merge_parts, missing_parts, part_folder
+from igpt.images.packed.read import PackedSet
+from igpt.images.packed.rows import Packed, Packing, pack_block
+from igpt.images.packed.write import SHARD_BYTES, PackWriter, check_target
 from igpt.images.sources.find import NAMED, files_of, open_source, unknown_data
 from igpt.images.sources.folders import walk_folders
 from igpt.images.sources.layout import EMPTY_CLASS

@@ -7,8 +7,9 @@ import numpy as np
 from PIL import Image
 
 from igpt.errors import UserError
+from igpt.images.crop import center_square
 from igpt.images.files import read_image
-from igpt.images.resize import area_resize, center_square
+from igpt.images.resize import area_resize
 from igpt.progress import say
 
 # Images of more than so many times the model's side lose nearly all detail.

@@ -8,8 +8,8 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from igpt.errors import UserError
-from igpt.images.packed import PackedSet
-from igpt.images.packing import writing_into
+from igpt.images.packed.read import PackedSet
+from igpt.images.packed.write import writing_into
 from igpt.runs import read_json, sha256_of, sync_folder, write_json
 from igpt.tokens.tokenizer import Tokenizer
 

@@ -11,7 +11,7 @@ import numpy as np
 from igpt.config import Augment, RunConfig
 from igpt.errors import UserError
 from igpt.images.live import LiveImages, open_live
-from igpt.images.packed import PackedImages, PackedSet
+from igpt.images.packed.read import PackedImages, PackedSet
 from igpt.images.workers import n_workers
 from igpt.progress import say
 from igpt.tokens.batches import BatchStream, Source

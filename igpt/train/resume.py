@@ -6,7 +6,7 @@ from typing import Any
 
 from igpt.config import RunConfig, TrainConfig
 from igpt.errors import UserError
-from igpt.images.packed import PackedSet
+from igpt.images.packed.read import PackedSet
 from igpt.progress import say
 from igpt.runs import read_json
 from igpt.train import checkpoint

@@ -17,7 +17,7 @@ import igpt
 from igpt import compute
 from igpt.config import RunConfig
 from igpt.errors import UserError
-from igpt.images.packed import PackedSet
+from igpt.images.packed.read import PackedSet
 from igpt.model.gpt import GPT
 from igpt.model.sizes import Shape, parameter_count
 from igpt.progress import say

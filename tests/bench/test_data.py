@@ -4,7 +4,7 @@ from PIL import Image
 
 from igpt.bench import data, measure
 from igpt.errors import UserError
-from igpt.images.resize import center_crop
+from igpt.images.crop import center_crop
 from igpt.tokens.palette import Palette
 from tests.images.pictures import encoded, noise, tar_bytes
 from tests.oracles.area import area_average

@@ -15,7 +15,7 @@ from PIL import Image
 from igpt.cli.main import main
 from igpt.errors import UserError
 from igpt.images.files import SUFFIXES
-from igpt.images.packed import PackedSet
+from igpt.images.packed.read import PackedSet
 from igpt.images.sources.find import KINDS, NAMED
 from igpt.train import setup
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from igpt.images.packing import GrowingArray
+from igpt.images.packed.write import GrowingArray
 from tests.cli.test_main import run
 from tests.images.pictures import class_files, encoded, noise, tar_bytes, write_tree
 from tests.images.sources.test_cifar import records

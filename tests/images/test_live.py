@@ -5,7 +5,7 @@ import pytest
 
 from igpt.errors import UserError
 from igpt.images.live import Draw, LiveImages, Spans, crop_spans, open_live
-from igpt.images.packed import PackedSet
+from igpt.images.packed.read import PackedSet
 from igpt.images.prepare import open_data
 from igpt.images.sources.source import Span
 from tests.images.pictures import class_files, encoded, smooth, tar_bytes, write_tree

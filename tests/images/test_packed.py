@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from igpt.errors import UserError
-from igpt.images.manifest import is_packed
-from igpt.images.packed import PackedSet
-from igpt.images.packing import GrowingArray, PackWriter, check_target
+from igpt.images.packed.format import is_packed
+from igpt.images.packed.read import PackedSet
+from igpt.images.packed.write import GrowingArray, PackWriter, check_target
 
 FACTS = {
     "source": "test",

@@ -12,12 +12,14 @@ import pytest
 from PIL import Image
 
 from igpt.errors import Interrupted, UserError
-from igpt.images import packing, prepare
-from igpt.images.decoding import Packing, pack_block
-from igpt.images.manifest import is_packed
-from igpt.images.merging import missing_parts, part_folder
-from igpt.images.packed import PackedSet
-from igpt.images.resize import area_resize, center_square
+from igpt.images import prepare
+from igpt.images.crop import center_square
+from igpt.images.packed import write
+from igpt.images.packed.format import is_packed
+from igpt.images.packed.merge import missing_parts, part_folder
+from igpt.images.packed.read import PackedSet
+from igpt.images.packed.rows import Packing, pack_block
+from igpt.images.resize import area_resize
 from igpt.images.sources.find import open_source
 from igpt.images.sources.source import Block, Part, Source
 from igpt.images.splits import TEST, TRAIN
@@ -189,11 +191,11 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(
 ) -> None:
     folder = write_tree(tmp_path / "in", class_files(10))
 
-    def fails(self: packing.GrowingArray, rows: np.ndarray) -> None:
+    def fails(self: write.GrowingArray, rows: np.ndarray) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(packing.GrowingArray, "append", fails)
+        patch.setattr(write.GrowingArray, "append", fails)
         with pytest.raises(UserError, match=r"cannot write .*out: No space left on device"):
             prepared(folder, tmp_path / "out")
     assert not is_packed(tmp_path / "out")
@@ -226,7 +228,7 @@ def test_a_killed_preparation_ends_with_the_same_set(tmp_path: Path) -> None:
     whole = prepared(folder, tmp_path / "whole")
     code = (
         "import sys; from pathlib import Path; from igpt.images import prepare;"
-        "from igpt.images.decoding import Packing;"
+        "from igpt.images.packed.rows import Packing;"
         "from igpt.images.sources.find import open_source;"
         "prepare.COMMIT_EVERY_S = 0.05;"
         "source, out = open_source(sys.argv[1]), Path(sys.argv[2]);"

@@ -3,14 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igpt.images.resize import (
-    CROP_SIZE,
-    area_resize,
-    center_crop,
-    center_square,
-    crop_resize,
-    random_crop,
-)
+from igpt.images.crop import CROP_SIZE, center_crop, center_square, crop_resize, random_crop
+from igpt.images.resize import area_resize
 from tests.oracles.area import area_average
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from igpt.errors import UserError
 from igpt.images.files import SUFFIXES
-from igpt.images.manifest import is_packed
-from igpt.images.packed import PackedSet
+from igpt.images.packed.format import is_packed
+from igpt.images.packed.read import PackedSet
 from igpt.images.sources import (
     arrays,
     binaries,
@@ -16,9 +16,9 @@ from igpt.images.sources import (
     digits,
     folders,
     imagenet,
-    repacked,
+    packed,
     tables,
-    tars,
+    tar,
     tokenised,
 )
 from igpt.images.sources.source import Source
@@ -55,7 +55,7 @@ def open_source(data: str, *, unlabelled: bool = False) -> Source:
         return NAMED[data]()
     path = Path(data).expanduser()
     if is_packed(path):
-        return repacked.open_packed(PackedSet.open(path))
+        return packed.open_packed(PackedSet.open(path))
     if path.is_dir():
         return _open_folder(path, unlabelled=unlabelled)
     if files := files_of(path):
@@ -99,7 +99,7 @@ def _open_files(files: list[Path], *, name: str, unlabelled: bool) -> Source:
     if tokenised.token_files(files[0]):
         return tokenised.open_tokens(files)
     if suffixes == {".tar"}:
-        return tars.open_tars(files, name=name, unlabelled=unlabelled)
+        return tar.open_tars(files, name=name, unlabelled=unlabelled)
     if suffixes <= set(columns.SUFFIXES):
         return columns.open_columns(files, name=name, unlabelled=unlabelled)
     if len(files) == 1 and suffixes <= {".csv", ".tsv"}:

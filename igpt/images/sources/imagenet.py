@@ -10,7 +10,7 @@ import numpy as np
 from igpt.errors import UserError
 from igpt.images.sources.folders import is_image_name
 from igpt.images.sources.source import Block, BlockBuilder, Part, Source, Span
-from igpt.images.sources.tars import Member, read_members
+from igpt.images.sources.tar import Member, read_members
 from igpt.images.splits import IMAGENET_VALID_FRACTION, TEST, TRAIN
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"

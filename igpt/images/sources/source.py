@@ -1,5 +1,6 @@
 """What every reader gives: blocks of images, encoded or as arrays, with labels and names."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -30,6 +31,33 @@ class Span:
     path: Path
     start: int = 0
     size: int | None = None
+
+
+def read_span(span: Span) -> bytes:
+    """The bytes of an encoded image.
+
+    Raises:
+        UserError: it cannot be read, is empty, or too large to be an image.
+    """
+    try:
+        handle = os.open(span.path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would block for ever
+        try:
+            stat = os.fstat(handle)
+            size = stat.st_size - span.start if span.size is None else span.size
+            if size > MAX_FILE_BYTES:
+                raise UserError(f"more than {MAX_FILE_BYTES} bytes")
+            data = os.pread(handle, max(0, size), span.start)
+        finally:
+            os.close(handle)
+    except (FileNotFoundError, ValueError) as error:  # no name holds a zero byte
+        raise UserError("there is no such file") from error
+    except OSError as error:
+        raise UserError("it may not be read") from error
+    if not data:
+        raise UserError("the file is empty")
+    if len(data) < size:
+        raise UserError("damaged or cut off")
+    return data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

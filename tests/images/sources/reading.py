@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from igpt.images.decoding import Packing, pack_block
+from igpt.images.packed.rows import Packing, pack_block
 from igpt.images.sources.source import WHOLE, Part, Source
 
 

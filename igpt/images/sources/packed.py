@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from igpt.errors import UserError
-from igpt.images.packed import PackedSet
+from igpt.images.packed.read import PackedSet
 from igpt.images.sources.source import Block, Part, Source, block_length
 from igpt.images.splits import SPLITS, Split
 

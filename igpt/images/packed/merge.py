@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from igpt.errors import UserError
-from igpt.images.manifest import MANIFEST, is_packed
-from igpt.images.packed import PackedSet
-from igpt.images.packing import LOCK, GrowingArray, writing_into
+from igpt.images.packed.format import MANIFEST, is_packed
+from igpt.images.packed.read import PackedSet
+from igpt.images.packed.write import LOCK, GrowingArray, writing_into
 from igpt.images.sources.source import Part
 from igpt.runs import FolderLock, sync_folder, write_json, writing
 

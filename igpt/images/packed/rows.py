@@ -1,24 +1,23 @@
-"""From a block of a source to rows of a packed set: what the worker processes do."""
+"""From a block of a source to the rows that a packed set stores: what worker processes do."""
 
 import math
-import os
 from dataclasses import dataclass
 
 import numpy as np
 
 from igpt.errors import UserError
-from igpt.images.files import Decoded, decode, open_image, unwarned
-from igpt.images.resize import (
+from igpt.images.crop import (
     CROP_SIZE,
     RANDOM_SIDES,
     Crop,
-    apply_maps,
     center_crop,
     crop_maps,
     crop_resize,
     random_crop,
 )
-from igpt.images.sources.source import MAX_FILE_BYTES, Block, Span
+from igpt.images.files import Decoded, decode, open_image, unwarned
+from igpt.images.resize import apply_maps
+from igpt.images.sources.source import Block, Span, read_span
 from igpt.images.splits import TRAIN
 from igpt.images.workers import alarm, limited
 from igpt.streams import stream
@@ -181,30 +180,3 @@ def _check_size(height: int, width: int, packing: Packing) -> None:
     size = packing.image_size
     if min(height, width) < size and not packing.upsample:
         raise UserError(f"smaller than {size} x {size}")
-
-
-def read_span(span: Span) -> bytes:
-    """The bytes of an encoded image.
-
-    Raises:
-        UserError: it cannot be read, is empty, or too large to be an image.
-    """
-    try:
-        handle = os.open(span.path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would block for ever
-        try:
-            stat = os.fstat(handle)
-            size = stat.st_size - span.start if span.size is None else span.size
-            if size > MAX_FILE_BYTES:
-                raise UserError(f"more than {MAX_FILE_BYTES} bytes")
-            data = os.pread(handle, max(0, size), span.start)
-        finally:
-            os.close(handle)
-    except (FileNotFoundError, ValueError) as error:  # no name holds a zero byte
-        raise UserError("there is no such file") from error
-    except OSError as error:
-        raise UserError("it may not be read") from error
-    if not data:
-        raise UserError("the file is empty")
-    if len(data) < size:
-        raise UserError("damaged or cut off")
-    return data

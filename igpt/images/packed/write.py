@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from igpt.errors import UserError
-from igpt.images.manifest import FORMAT, MANIFEST, SCHEMA_VERSION
+from igpt.images.packed.format import FORMAT, MANIFEST, SCHEMA_VERSION
 from igpt.runs import read_json, sha256_of, sync_folder, write_error, write_json
 
 SHARD_BYTES = 2**30

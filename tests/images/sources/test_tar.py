@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from igpt.errors import UserError
 from igpt.images.sources.source import Part
-from igpt.images.sources.tars import open_tars, read_members
+from igpt.images.sources.tar import open_tars, read_members
 from igpt.images.splits import TEST, TRAIN
 from tests.images.pictures import class_files, encoded, noise, tar_bytes
 from tests.images.sources.reading import Contents, read

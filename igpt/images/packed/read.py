@@ -21,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 
 from igpt.errors import UserError
-from igpt.images.manifest import read_manifest
+from igpt.images.packed.format import read_manifest
 from igpt.images.splits import SPLITS, Split, draw_splits
 from igpt.runs import sha256_of
 from igpt.streams import stream
