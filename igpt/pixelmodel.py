@@ -31,7 +31,7 @@ from igpt.runs import read_json, writing_folder
 from igpt.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from igpt.evaluate.savedprobe import SavedProbe
+    from igpt.probe.saved import SavedProbe
 
 
 class PixelModel:
@@ -115,7 +115,7 @@ class PixelModel:
         Returns:
             (N, D) float32, bands: 5 D.
         """
-        from igpt.evaluate.features import extract_features
+        from igpt.probe.features import extract_features
 
         chosen = self.best_layer() if layer == "best" else _layer_number(layer, self.network)
         found = extract_features(
@@ -140,7 +140,7 @@ class PixelModel:
         Raises:
             UserError: it was saved for another model or palette.
         """
-        from igpt.evaluate.savedprobe import SavedProbe
+        from igpt.probe.saved import SavedProbe
 
         if self.folder is None or not (self.folder / "probe.json").is_file():
             return self.classifier
@@ -169,7 +169,7 @@ class PixelModel:
             layer: from 0 to L; none: the last.
             protocol: one sentence: where the head comes from.
         """
-        from igpt.evaluate.savedprobe import SavedProbe
+        from igpt.probe.saved import SavedProbe
 
         self.classifier = SavedProbe(
             weights=weights,
@@ -288,7 +288,7 @@ class PixelModel:
 
     def digest(self) -> str:
         """Hash of every weight and of the palette: what a saved probe belongs to."""
-        from igpt.evaluate.features import weights_digest
+        from igpt.probe.features import weights_digest
 
         return weights_digest(self.network) + self.tokenizer.digest[:16]
 

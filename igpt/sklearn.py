@@ -24,10 +24,10 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
 
 from igpt.errors import UserError
-from igpt.evaluate.fewlabel import choose_inside
-from igpt.evaluate.probe import Labelled, fit_standardised, log_softmax
 from igpt.images.taking import Images
 from igpt.pixelmodel import PixelModel, load
+from igpt.probe.fewlabel import choose_inside
+from igpt.probe.protocol import Labelled, fit_standardised, log_softmax
 
 __all__ = ["IGPTClassifier", "IGPTFeatures"]
 

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 from igpt import compute, runs, streams
 from igpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from igpt.evaluate.features import pooled_layers
-from igpt.evaluate.probe import Labelled, probe_layers
 from igpt.images.prepare import open_data
 from igpt.model import gpt
 from igpt.model.gpt import GPT
+from igpt.probe.features import pooled_layers
+from igpt.probe.protocol import Labelled, probe_layers
 from igpt.tokens.batches import BatchStream
 from igpt.tokens.palette import Palette
 from igpt.train.objectives import loss_sum

@@ -29,15 +29,15 @@ from igpt.cli.evaluate import measure_likelihood
 from igpt.cli.opening import open_for
 from igpt.cli.pretrain import train_run
 from igpt.config import RunConfig
-from igpt.evaluate.features import EncodedImages, extract_features, mean_of_bands
-from igpt.evaluate.fewlabel import evaluate_few_labels
 from igpt.evaluate.likelihood import token_surprise
-from igpt.evaluate.probe import Labelled, pixel_features, probe_layers
-from igpt.evaluate.probing import labels_of, probe_model, probe_pixels
 from igpt.images.packed.read import PackedSet
 from igpt.images.splits import SPLITS, Split
 from igpt.modelfolder import ModelParts, read_newest, write_folder
 from igpt.pixelmodel import PixelModel, load, load_run
+from igpt.probe.features import EncodedImages, extract_features, mean_of_bands
+from igpt.probe.fewlabel import evaluate_few_labels
+from igpt.probe.probing import labels_of, probe_model, probe_pixels
+from igpt.probe.protocol import Labelled, pixel_features, probe_layers
 from igpt.recipes import recipe
 from igpt.runs import write_json, writing_folder
 from igpt.shipped import write_shipped

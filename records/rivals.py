@@ -17,16 +17,16 @@ import numpy as np
 from keeping import measured
 
 from igpt import compute
-from igpt.evaluate.classifier import LabelledImages
-from igpt.evaluate.features import EncodedImages
-from igpt.evaluate.fewlabel import evaluate_supervised
-from igpt.evaluate.kmeans_features import KMeansConfig
 from igpt.evaluate.likelihood import Counts, gzip_nats_per_token
 from igpt.evaluate.pixelcnn import PixelCNNConfig, pixelcnn_nats
-from igpt.evaluate.probing import labels_of, probe_kmeans
 from igpt.evaluate.wideresnet import WideResNetConfig, train_wide_resnet
 from igpt.images.grid import to_png_bytes
 from igpt.images.prepare import open_data
+from igpt.probe.features import EncodedImages
+from igpt.probe.fewlabel import evaluate_supervised
+from igpt.probe.kmeans import KMeansConfig
+from igpt.probe.probing import labels_of, probe_kmeans
+from igpt.probe.protocol import LabelledImages
 from igpt.tokens.palette import Palette
 
 RESULTS = Path(__file__).with_name("rivals.json")

@@ -15,8 +15,8 @@ MAIN_PATH = [
     "train/objectives",
     "train/loop",
     "train/checkpoint",
-    "evaluate/features",
-    "evaluate/probe",
+    "probe/features",
+    "probe/protocol",
 ]
 
 

@@ -20,6 +20,7 @@ ROWS = [
     ["modelfolder"],
     ["shipped"],
     ["pixelmodel"],
+    ["probe"],
     ["evaluate", "generate", "interop"],
     ["sklearn"],
     ["web"],

@@ -11,9 +11,9 @@ import igpt
 from igpt import shipped
 from igpt.cli.showing import photograph_pieces
 from igpt.errors import UserError
-from igpt.evaluate.probing import probe_model
 from igpt.images.sources import find
 from igpt.modelfolder import ModelParts
+from igpt.probe.probing import probe_model
 from tests.cli.test_main import run
 from tests.networks import pixel_model
 

@@ -21,8 +21,8 @@ def classify(model: Model, images: Images, *, top: int = 1, json: bool = False) 
     import numpy as np
 
     from igpt import compute
-    from igpt.evaluate.features import EncodedImages, extract_features
     from igpt.pixelmodel import load
+    from igpt.probe.features import EncodedImages, extract_features
 
     compute.set_threads()
     loaded = load(model)

@@ -163,11 +163,11 @@ def _completions(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
 
 def _probe(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
     """With the paper's mean over positions, and with bands of rows; one pass serves both."""
-    from igpt.evaluate.features import mean_of_bands
-    from igpt.evaluate.probe import Labelled
-    from igpt.evaluate.probing import labelled_features, probe_model
     from igpt.evaluate.record import write_record
     from igpt.images.splits import SPLITS
+    from igpt.probe.features import mean_of_bands
+    from igpt.probe.probing import labelled_features, probe_model
+    from igpt.probe.protocol import Labelled
 
     bands = tuple(labelled_features(model, data, split, pooling="bands") for split in SPLITS)
     means = tuple(Labelled(mean_of_bands(part.features), part.labels) for part in bands)

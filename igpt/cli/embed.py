@@ -36,9 +36,9 @@ def embed(
     files = image_files(images)
 
     from igpt import compute
-    from igpt.evaluate.features import EncodedImages, stream_features
     from igpt.evaluate.vectors import writing_vectors
     from igpt.pixelmodel import load
+    from igpt.probe.features import EncodedImages, stream_features
     from igpt.progress import Counter, ticking
 
     compute.set_threads()

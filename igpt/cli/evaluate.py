@@ -71,8 +71,8 @@ def measure_likelihood(
     precision: "Precision" = "auto",
 ) -> "Likelihood":
     """The likelihood of a split beside unigram and bigram counts of the training split."""
-    from igpt.evaluate.features import EncodedImages
     from igpt.evaluate.likelihood import likelihood
+    from igpt.probe.features import EncodedImages
     from igpt.progress import Counter, ticking
 
     encode = model.tokenizer.encode

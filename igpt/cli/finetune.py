@@ -116,7 +116,7 @@ def finetune_model(
     Raises:
         UserError: the images have no labels, or are of one class; said before training starts.
     """
-    from igpt.evaluate.probing import checked_labels
+    from igpt.probe.probing import checked_labels
     from igpt.progress import Counter, ticking
 
     if n_seeds < 1:
@@ -157,10 +157,11 @@ def _finetune_once(
     scratch: bool,
     advance: "Callable[[int], None]",
 ) -> "tuple[Classifier, FinetuneResult]":
-    from igpt.evaluate.classifier import LabelledImages, from_scratch, resampled
+    from igpt.evaluate.classifier import from_scratch, resampled
     from igpt.evaluate.finetune import finetune_and_test
-    from igpt.evaluate.probing import labels_of
     from igpt.images.splits import SPLITS
+    from igpt.probe.probing import labels_of
+    from igpt.probe.protocol import LabelledImages
 
     train, valid, test = (
         LabelledImages(data.images(name), labels_of(data, name)) for name in SPLITS

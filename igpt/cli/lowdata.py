@@ -12,12 +12,11 @@ from igpt.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from igpt.evaluate.classifier import LabelledImages
-    from igpt.evaluate.fewlabel import FewLabelResult
-    from igpt.evaluate.probe import Labelled
     from igpt.images.packed.read import PackedSet
     from igpt.images.splits import Split
     from igpt.pixelmodel import PixelModel
+    from igpt.probe.fewlabel import FewLabelResult
+    from igpt.probe.protocol import Labelled, LabelledImages
     from igpt.tokens.tokenizer import ImageArray
 
 
@@ -99,9 +98,9 @@ def evaluate_lowdata(
     Raises:
         UserError: labels are missing, or fewer than asked for.
     """
-    from igpt.evaluate.classifier import LabelledImages
-    from igpt.evaluate.fewlabel import evaluate_few_labels, evaluate_supervised, subset_rows
-    from igpt.evaluate.probing import checked_labels, labelled_features
+    from igpt.probe.fewlabel import evaluate_few_labels, evaluate_supervised, subset_rows
+    from igpt.probe.probing import checked_labels, labelled_features
+    from igpt.probe.protocol import LabelledImages
     from igpt.progress import say
 
     checked = checked_labels(data)
@@ -146,7 +145,7 @@ def evaluate_lowdata(
 
 
 def _pixels(part: "LabelledImages") -> "Labelled":
-    from igpt.evaluate.probe import Labelled, pixel_features
+    from igpt.probe.protocol import Labelled, pixel_features
 
     return Labelled(pixel_features(part.images[:])[None], part.labels)
 

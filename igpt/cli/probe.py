@@ -47,8 +47,8 @@ def probe(
     """
     from igpt import compute
     from igpt.cli.opening import open_for, recorded
-    from igpt.evaluate.probing import probe_model
     from igpt.pixelmodel import load
+    from igpt.probe.probing import probe_model
     from igpt.progress import say
     from igpt.shipped import is_shipped
 
@@ -87,9 +87,9 @@ def probe(
 
 def _probe_checkpoints(run: Path, data: "PackedSet") -> dict[int, dict[str, Any]]:
     """The probe of each checkpoint by its step, recorded as `probe-step-N`."""
-    from igpt.evaluate.probing import probe_model
     from igpt.evaluate.record import write_record
     from igpt.pixelmodel import load_run
+    from igpt.probe.probing import probe_model
     from igpt.progress import say
     from igpt.train.checkpoint import all_steps, fault_of
 

@@ -5,7 +5,6 @@ to read images of another size.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,22 +13,13 @@ from torch import Tensor, nn
 
 from igpt import compute, streams
 from igpt.errors import UserError
-from igpt.evaluate.vote import modal_vote
 from igpt.model.gpt import GPT
+from igpt.probe.protocol import LabelledImages
+from igpt.probe.vote import modal_vote
 from igpt.tokens.masks import bert_masks
 from igpt.tokens.tokenizer import ImageArray
 
 Encode = Callable[[np.ndarray], np.ndarray]
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledImages:
-    """One split: images and the class of each, numbered from 0 to C - 1."""
-
-    images: ImageArray
-    """(N, S, S, 3) uint8, indexed by slices or integer arrays."""
-    labels: np.ndarray
-    """(N,) int64."""
 
 
 def some_of(split: LabelledImages, n: int | None) -> LabelledImages:

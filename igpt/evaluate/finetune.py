@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from igpt import compute, streams
 from igpt.config import FinetuneConfig
 from igpt.errors import UserError
-from igpt.evaluate.classifier import Classifier, Encode, LabelledImages, masks_for, predict, some_of
-from igpt.evaluate.features import pays_to_compile
+from igpt.evaluate.classifier import Classifier, Encode, masks_for, predict, some_of
 from igpt.images.augment import crop_and_flip
 from igpt.model.gpt import GPT
+from igpt.probe.features import pays_to_compile
+from igpt.probe.protocol import LabelledImages
 from igpt.tokens.batches import BatchStream
 from igpt.train.objectives import loss_count, loss_sum
 from igpt.train.optim import clip_gradients

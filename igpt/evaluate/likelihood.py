@@ -16,8 +16,8 @@ import torch
 from igpt import compute
 from igpt.config import TrainConfig
 from igpt.errors import UserError
-from igpt.evaluate.features import TokenSource, check_tokens, token_batches
 from igpt.model.gpt import GPT
+from igpt.probe.features import TokenSource, check_tokens, token_batches
 from igpt.train.objectives import token_nats
 
 # The logits (B, T, K) are the largest thing in memory: this many numbers of them at a time.

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from igpt.evaluate.features import FeatureTarget
+from igpt.probe.features import FeatureTarget
 from igpt.runs import writing
 
 # Rows of parquet that are gathered before they are written: small groups read slowly.

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from igpt import compute, streams
-from igpt.evaluate.classifier import LabelledImages
 from igpt.images.augment import crop_and_flip
+from igpt.probe.protocol import LabelledImages
 from igpt.tokens.tokenizer import ImageArray
 
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from igpt.config import SampleConfig
 from igpt.errors import UserError
-from igpt.evaluate.savedprobe import SavedProbe
 from igpt.generate.complete import completing
 from igpt.generate.pictures import heat_map, look, some
 from igpt.generate.sample import Progress, sampling
@@ -19,6 +18,7 @@ from igpt.images.files import open_image, read_image
 from igpt.images.grid import to_png_bytes
 from igpt.images.taking import square
 from igpt.pixelmodel import PixelModel
+from igpt.probe.saved import SavedProbe
 from igpt.web.canvas import Canvas
 
 MAX_COMPLETIONS = 8

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from igpt.evaluate.savedprobe import SavedProbe
 from igpt.pixelmodel import load
+from igpt.probe.saved import SavedProbe
 from tests.cli.test_main import run
 from tests.networks import pixel_model
 

@@ -13,14 +13,14 @@ from igpt.errors import UserError
 from igpt.evaluate import finetune as finetune_module
 from igpt.evaluate.classifier import (
     Classifier,
-    LabelledImages,
     from_scratch,
     predict,
     resampled,
 )
 from igpt.evaluate.finetune import finetune, finetune_and_test
-from igpt.evaluate.vote import modal_vote
 from igpt.model.gpt import GPT
+from igpt.probe.protocol import LabelledImages
+from igpt.probe.vote import modal_vote
 from igpt.tokens.masks import bert_masks
 
 SIDE, K, C = 4, 6, 3

@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from igpt.evaluate.classifier import LabelledImages
-from igpt.evaluate.fewlabel import evaluate_supervised
 from igpt.evaluate.wideresnet import WideResNet, WideResNetConfig, train_wide_resnet
+from igpt.probe.fewlabel import evaluate_supervised
+from igpt.probe.protocol import LabelledImages
 
 
 def split(n: int, seed: int) -> LabelledImages:

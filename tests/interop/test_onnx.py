@@ -9,11 +9,11 @@ import torch
 
 from igpt.cli.main import main
 from igpt.errors import UserError
-from igpt.evaluate.features import extract_features
 from igpt.interop import onnx
 from igpt.interop.onnx import export_features, export_step, write_onnx
 from igpt.modelfolder import ModelFacts
 from igpt.pixelmodel import PixelModel
+from igpt.probe.features import extract_features
 from igpt.tokens.raw import RawTokens
 from tests.networks import network, pixel_model
 from tests.strategies import random_tokens

@@ -6,8 +6,8 @@ import torch
 
 import igpt
 from igpt.errors import UserError
-from igpt.evaluate.features import extract_features
 from igpt.interop.transformers import write_transformers
+from igpt.probe.features import extract_features
 from tests.networks import pixel_model
 from tests.strategies import random_tokens
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from igpt.errors import UserError
-from igpt.evaluate.kmeans_features import KMeansConfig, KMeansFeatures
-from igpt.evaluate.logistic import fit_logistic
+from igpt.probe.kmeans import KMeansConfig, KMeansFeatures
+from igpt.probe.logistic import fit_logistic
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from igpt.errors import UserError
-from igpt.evaluate.logistic import fit_logistic
+from igpt.probe.logistic import fit_logistic
+from igpt.tokens.tokenizer import ImageArray
 
 # scikit-learn's C, on features of mean 0 and variance 1: the paper does not state its own.
 STRENGTHS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)
@@ -26,6 +27,16 @@ class Labelled:
 
     features: np.ndarray
     """(n_layers, N, D) float32."""
+    labels: np.ndarray
+    """(N,) int64."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImages:
+    """One split: images and the class of each, numbered from 0 to C - 1."""
+
+    images: ImageArray
+    """(N, S, S, 3) uint8, indexed by slices or integer arrays."""
     labels: np.ndarray
     """(N,) int64."""
 

@@ -9,15 +9,15 @@ import torch
 from igpt import compute
 from igpt.config import ModelConfig, Objective
 from igpt.errors import UserError
-from igpt.evaluate import features as features_module
-from igpt.evaluate.features import (
+from igpt.model.gpt import GPT
+from igpt.probe import features as features_module
+from igpt.probe.features import (
     EncodedImages,
     extract_features,
     mean_of_bands,
     tokens_digest,
     weights_digest,
 )
-from igpt.model.gpt import GPT
 from igpt.tokens.masks import bert_masks
 
 N, T, K, D, L = 11, 16, 7, 12, 3

@@ -8,9 +8,11 @@ import numpy as np
 
 from igpt.config import Pooling
 from igpt.errors import UserError
-from igpt.evaluate.features import EncodedImages, extract_features
-from igpt.evaluate.kmeans_features import KMeansConfig, KMeansFeatures
-from igpt.evaluate.probe import (
+from igpt.images.packed.read import PackedSet
+from igpt.images.splits import SPLITS, Split
+from igpt.probe.features import EncodedImages, extract_features
+from igpt.probe.kmeans import KMeansConfig, KMeansFeatures
+from igpt.probe.protocol import (
     Labelled,
     ProbeResult,
     check_labels,
@@ -18,11 +20,9 @@ from igpt.evaluate.probe import (
     pixel_features,
     probe_layers,
 )
-from igpt.evaluate.savedprobe import SavedProbe
-from igpt.evaluate.sgd import probe_layers_by_sgd
-from igpt.evaluate.vote import voted_accuracy
-from igpt.images.packed.read import PackedSet
-from igpt.images.splits import SPLITS, Split
+from igpt.probe.saved import SavedProbe
+from igpt.probe.sgd import probe_layers_by_sgd
+from igpt.probe.vote import voted_accuracy
 from igpt.progress import Counter, ticking
 from igpt.shipped import is_shipped
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from igpt.errors import UserError
-from igpt.evaluate import sgd
-from igpt.evaluate.probe import Labelled, LayerScore, probe_layers
-from igpt.evaluate.sgd import probe_layers_by_sgd
-from igpt.evaluate.vote import voted_accuracy
+from igpt.probe import sgd
+from igpt.probe.protocol import Labelled, LayerScore, probe_layers
+from igpt.probe.sgd import probe_layers_by_sgd
+from igpt.probe.vote import voted_accuracy
 
 
 def split(n: int, seed: int) -> Labelled:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from igpt.errors import UserError
-from igpt.evaluate.probe import (
+from igpt.probe.protocol import (
     Labelled,
     LayerScore,
     ProbeResult,

@@ -15,8 +15,14 @@ import torch
 
 from igpt import streams
 from igpt.errors import UserError
-from igpt.evaluate.classifier import LabelledImages
-from igpt.evaluate.probe import STRENGTHS, Labelled, fit_standardised, log_softmax, present_labels
+from igpt.probe.protocol import (
+    STRENGTHS,
+    Labelled,
+    LabelledImages,
+    fit_standardised,
+    log_softmax,
+    present_labels,
+)
 from igpt.tokens.tokenizer import ImageArray
 
 N_FOLDS = 4

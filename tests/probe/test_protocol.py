@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from igpt.errors import UserError
-from igpt.evaluate.probe import (
+from igpt.probe.protocol import (
     Labelled,
     check_labels,
     join_layers,
@@ -18,7 +18,7 @@ from igpt.evaluate.probe import (
     present_labels,
     probe_layers,
 )
-from igpt.evaluate.savedprobe import SavedProbe
+from igpt.probe.saved import SavedProbe
 
 N_LAYERS, WIDTH, N_CLASSES = 3, 8, 4
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load, save
 from igpt import runs
 from igpt.config import Pooling
 from igpt.errors import UserError
-from igpt.evaluate.probe import log_softmax
+from igpt.probe.protocol import log_softmax
 
 SCHEMA_VERSION = 1
 
