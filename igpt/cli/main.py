@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from importlib import import_module
@@ -44,12 +45,15 @@ COMMANDS = {
     "serve": "a web page to play with a model",
 }
 
+# Commands whose processes share one job under `torchrun`; every other one would be done many times.
+SHARED = ("pretrain",)
 EXAMPLES = (
     "igpt demo",
     "igpt complete cifar10-small cat.jpg",
     "igpt pretrain photos runs/mine --recipe demo --plan",
 )
 EXIT_USER_ERROR = 2
+SILENT_S = 10.0
 # Threads of libgomp spin for milliseconds while they wait for each other. Where another program
 # wants a core too, that made training five to ten times slower; where none does, sleeping at once
 # costs a third. So many turns keep most of both (RESULTS.md).
@@ -113,9 +117,29 @@ def _run(args: list[str]) -> None:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else "igpt --help lists the commands"
         raise UserError(f"unknown command {name}: {hint}")
+    if name not in SHARED and "--help" not in rest and "-h" not in rest:
+        _refuse_ranks(name)
     keep_compiled_code()
     function = getattr(import_module(f"igpt.cli.{name}"), name)
     parse(function, rest, prog=f"igpt {name}")()
+
+
+def _refuse_ranks(name: str) -> None:
+    """End each of the processes that `torchrun` started for a command that only one can do.
+
+    Raises:
+        UserError: on the first of them; the others leave without a word.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if "RANK" not in os.environ or not size.isdigit() or int(size) < 2:
+        return
+    if os.environ["RANK"] != "0":
+        time.sleep(SILENT_S)  # torchrun ends this process as soon as the first one has spoken
+        sys.exit(EXIT_USER_ERROR)
+    raise UserError(
+        f"igpt {name} is done by one process and torchrun started {size}: call it without "
+        f"torchrun; {', '.join(SHARED)} share their work"
+    )
 
 
 def keep_compiled_code() -> None:

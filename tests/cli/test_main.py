@@ -171,3 +171,22 @@ def test_compiled_code_is_kept_beside_the_other_caches(monkeypatch, tmp_path, ca
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     run(["info", "--help"], capsys)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "inductor")
+
+
+@pytest.mark.parametrize("name", [n for n in COMMANDS if n not in main_module.SHARED])
+def test_a_command_of_one_process_is_refused_where_torchrun_started_two(name, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    status, out, err = run([name, "whatever"], capsys)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"igpt: error: igpt {name} is done by one process and torchrun started 2")
+    assert len(err.splitlines()) == 1
+    monkeypatch.setattr(main_module, "SILENT_S", 0.0)
+    monkeypatch.setenv("RANK", "1")
+    assert run([name, "whatever"], capsys) == (2, "", "")
+
+
+def test_one_process_that_torchrun_started_is_as_good_as_none(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    assert run(["info"], capsys)[0] == 0
