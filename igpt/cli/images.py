@@ -24,7 +24,7 @@ def image_files(names: Sequence[str]) -> list[Path]:
     Raises:
         UserError: a name is not there, or a folder holds no images.
     """
-    from igpt.images.files import SUFFIXES
+    from igpt.images.sources.folders import walk_images
 
     files: list[Path] = []
     for name in names:
@@ -34,7 +34,7 @@ def image_files(names: Sequence[str]) -> list[Path]:
             continue
         if not path.is_dir():
             raise UserError(f"{name} is neither a file nor a folder: check the path")
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        inside = list(walk_images(path))
         if not inside:
             raise UserError(f"{name} holds no images: name image files or a folder of them")
         files += inside

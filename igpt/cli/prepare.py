@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from igpt.cli.arguments import Out, Source
 from igpt.images.packed.read import PackedSet
-from igpt.images.prepare import MAX_BAD
+from igpt.images.rejects import MAX_BAD
 
 if TYPE_CHECKING:
     from igpt.tokens.palette import Palette

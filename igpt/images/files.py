@@ -16,12 +16,6 @@ from igpt.images.modes import as_rgb
 
 # Pillow's other readers start programs (EPS), or read what nobody trains on.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF")
-SUFFIXES = frozenset(
-    (
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-        *(".ppm", ".pgm", ".pbm", ".tga", ".jp2", ".avif"),
-    )
-)
 # Cameras reach 61 million; three bytes each make 200 MB.
 MAX_PIXELS = 2**26
 

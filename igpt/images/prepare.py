@@ -1,6 +1,7 @@
 """Preparing: any source to a packed set, decoded in parallel, restartable, in parts."""
 
 import hashlib
+import os
 import signal
 import time
 from collections import deque
@@ -21,26 +22,26 @@ from igpt.images.packed.merge import merge_parts, missing_parts, part_folder
 from igpt.images.packed.read import PackedSet
 from igpt.images.packed.rows import Packed, Packing, pack_block
 from igpt.images.packed.write import SHARD_BYTES, PackWriter, check_target
+from igpt.images.rejects import MAX_BAD, check_max_bad, check_rejects, in_words, n_lost
 from igpt.images.sources.find import NAMED, files_of, open_source, unknown_data
 from igpt.images.sources.folders import walk_folders
-from igpt.images.sources.layout import EMPTY_CLASS
 from igpt.images.sources.source import BLOCK_IMAGES, WHOLE, Block, Part, Source
-from igpt.images.sources.tables import NOT_LISTED
 from igpt.images.workers import n_workers, start_method, worker_pool
-from igpt.progress import ticking
+from igpt.progress import say, ticking
 from igpt.runs import FolderLock, cache_folder
 
-MAX_BAD = 0.1
-"""Default share of images that may be left out."""
-# Listed, but no image is lost by it.
-UNCOUNTED = (EMPTY_CLASS, NOT_LISTED)
 COMMIT_EVERY_S = 5.0
 # Starting processes takes about as long as decoding this many photographs; forking, a tenth of it.
 FEW_IMAGES = 1000
 
 
 def open_data(
-    data: str, *, image_size: int, seed: int = 0, valid_fraction: float | None = None
+    data: str,
+    *,
+    image_size: int,
+    seed: int = 0,
+    valid_fraction: float | None = None,
+    max_bad: float = MAX_BAD,
 ) -> PackedSet:
     """What the command line calls DATA, as a packed set; prepared into the cache where needed.
 
@@ -49,6 +50,7 @@ def open_data(
         image_size: side S in pixels.
         seed: of the validation split, where this call prepares the set.
         valid_fraction: its share of the training images; None: the paper's for this source.
+        max_bad: share of images that may be left out, where DATA is no packed set.
 
     Returns:
         The set. A packed set given by path keeps the split it was prepared with.
@@ -56,6 +58,7 @@ def open_data(
     Raises:
         UserError: there is no such data, or it cannot be had at this size.
     """
+    check_max_bad(max_bad)
     path = Path(data).expanduser()
     if is_packed(path):
         packed = PackedSet.open(path)
@@ -70,11 +73,22 @@ def open_data(
     if not is_packed(folder):
         with FolderLock(folder, wait=True):  # ranks of one run all come here at once
             if not is_packed(folder):
-                _prepare(open_source(data), folder, packing=Packing(image_size=image_size))
+                packing = Packing(image_size=image_size)
+                _prepare(open_source(data), folder, packing=packing, max_bad=max_bad)
     packed = PackedSet.open(folder)
+    _say_left_out(packed, max_bad)
     return packed.with_split(
         seed, packed.valid_fraction if valid_fraction is None else valid_fraction
     )
+
+
+def _say_left_out(packed: PackedSet, max_bad: float) -> None:
+    """What a set in the cache lacks, each time it is used."""
+    reasons, n_read = packed.manifest["rejects"], packed.manifest["n_read"]
+    listed = packed.folder / "rejects.csv"
+    check_rejects(reasons, n_read=n_read, n_images=n_read, max_bad=max_bad, listed=str(listed))
+    if lost := n_lost(reasons):
+        say(f"{lost} of {n_read} images are left out ({in_words(reasons)}): {listed} names each")
 
 
 def _cache_name(data: str, path: Path) -> str:
@@ -86,10 +100,13 @@ def _cache_name(data: str, path: Path) -> str:
         files: Iterable[Path] = (path / inner / name for inner, names in walk for name in names)
     elif not (files := files_of(path)):
         raise unknown_data(data)
-    state = hashlib.blake2b(str(path.absolute()).encode(), digest_size=8)
+    state = hashlib.blake2b(os.fsencode(path.absolute()), digest_size=8)
     for file in files:
-        stat = file.stat()
-        state.update(f"{file}/{stat.st_size}/{stat.st_mtime_ns}".encode(errors="replace"))
+        try:
+            stat = file.stat()
+            state.update(os.fsencode(file) + f"/{stat.st_size}/{stat.st_mtime_ns}".encode())
+        except OSError:  # such as a link to nothing, which is left out later
+            state.update(os.fsencode(file))
     stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in path.absolute().name)
     return f"{stem[:60]}-{state.hexdigest()}"
 
@@ -127,8 +144,7 @@ def prepare(
     """
     if valid_fraction is not None and not 0 < valid_fraction < 1:
         raise UserError(f"the share for validation is {valid_fraction}: choose between 0 and 1")
-    if not 0 <= max_bad <= 1:
-        raise UserError(f"--max-bad {max_bad} is not a share: choose from 0 to 1")
+    check_max_bad(max_bad)
     n_workers(workers)  # refuses a number below 0
     target = out if part == WHOLE else part_folder(out, part)
     if target == out or not is_packed(target):
@@ -165,6 +181,8 @@ def _prepare(
 ) -> None:
     settings = {"source": source.name, **asdict(packing), "part": [part.index, part.count]}
     writer = PackWriter(out, packing.image_size, settings=settings, shard_bytes=shard_bytes)
+    for line in source.decided:
+        say(line)
     try:
         _fill(writer, source, packing, part=part, workers=workers, max_bad=max_bad)
         if not writer.progress.blocks and part != WHOLE:
@@ -173,7 +191,9 @@ def _prepare(
                 f"of {BLOCK_IMAGES} images, so choose fewer parts"
             )
         if not writer.n_rows:
-            raise UserError(f"{source.name} gave no usable image: {_reasons(writer)}")
+            raise UserError(
+                f"{source.name} gave no usable image: {in_words(writer.progress.reasons)}"
+            )
         writer.finish(_facts(source, packing, valid_fraction, writer))
     except KeyboardInterrupt:
         writer.commit()
@@ -208,7 +228,7 @@ def _fill(
                 writer.reject(key, reason)
             done.blocks += 1
             done.n_read += packed.n_read
-            check_rejects(writer, max_bad, n_images=max(done.n_read, expected))
+            _check_rejects(writer, max_bad, n_images=max(done.n_read, expected))
             now_s = time.monotonic()
             rate = (done.n_read - start_n) / max(now_s - start_s, 1e-3)
             ticker.update(done.n_read, max(expected, done.n_read), f"{rate:,.0f} images/s")
@@ -251,25 +271,19 @@ def _packed(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def check_rejects(writer: PackWriter, max_bad: float, *, n_images: int) -> None:
-    """Stop when more images were left out than is allowed.
-
-    Raises:
-        UserError: the share is above `max_bad`.
-    """
-    n_bad = sum(n for reason, n in writer.progress.reasons.items() if reason not in UNCOUNTED)
-    if n_bad > max_bad * n_images:
-        writer.commit()
-        raise UserError(
-            f"{n_bad} of {writer.progress.n_read} images cannot be used ({_reasons(writer)}), "
-            f"more than --max-bad {max_bad:g} allows: see {writer.folder / 'rejects.csv'}, "
-            "mend them or raise --max-bad"
+def _check_rejects(writer: PackWriter, max_bad: float, *, n_images: int) -> None:
+    done = writer.progress
+    try:
+        check_rejects(
+            done.reasons,
+            n_read=done.n_read,
+            n_images=n_images,
+            max_bad=max_bad,
+            listed=str(writer.folder / "rejects.csv"),
         )
-
-
-def _reasons(writer: PackWriter) -> str:
-    reasons = sorted(writer.progress.reasons.items(), key=lambda item: -item[1])
-    return "; ".join(f"{n} {reason}" for reason, n in reasons) or "it is empty"
+    except UserError:
+        writer.commit()  # so that the list of them is on disk
+        raise
 
 
 def _facts(
@@ -280,6 +294,7 @@ def _facts(
         classes = tuple(map(str, range(writer.largest_label + 1)))
     return {
         "source": source.name,
+        "decided": list(source.decided),
         "classes": classes,
         "views": packing.views,
         "own_splits": sorted(source.own_splits),

@@ -1,5 +1,17 @@
-"""Which images train, validate and test: drawn by seed, the same share of every class."""
+"""Which images train, validate and test: as the source's names say, else drawn by seed.
 
+A folder, a file or a cell says a split by one of the words of `SPLIT_WORDS`, alone or set off by
+anything that is no letter: `train`, `toy-train.arrow`, `val_0003.tar`, `data/test-00000-of-00001`.
+Of a file's name and the folders above it, the nearest that says one counts; a name that says two
+says none. Names are believed only where a training split is among several: one that is alone
+divides nothing. Where the source has a validation split but no test split, the paper uses it as
+such (§3.1).
+
+What the names leave open is drawn by seed, the same share of every class.
+"""
+
+import re
+from collections.abc import Collection, Iterable
 from typing import Literal
 
 import numpy as np
@@ -9,9 +21,57 @@ from igpt.streams import stream
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 TRAIN, VALID, TEST, UNUSED = range(4)
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), TRAIN),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), VALID),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), TEST),
+}
+"""The code that each word stands for, in any case."""
 VALID_FRACTION = 0.1
 """The paper's share for every set but ImageNet (§3.1)."""
 IMAGENET_VALID_FRACTION = 0.04
+
+
+def split_codes(names: Iterable[str]) -> dict[str, int]:
+    """The code of every name that is one of the words; none unless names are to be believed."""
+    words = {name: name.strip().lower() for name in names}
+    return _believed(
+        {name: SPLIT_WORDS[word] for name, word in words.items() if word in SPLIT_WORDS}
+    )
+
+
+def file_codes(names: Collection[str]) -> dict[str, int]:
+    """The code of every file, by its relative name with `/` between folders.
+
+    Files that say nothing train. Empty unless names are to be believed.
+    """
+    said = {name: code for name in names if (code := _said(name)) is not None}
+    codes = _believed(said)
+    return {name: codes.get(name, TRAIN) for name in names} if codes else {}
+
+
+def _believed(codes: dict[str, int]) -> dict[str, int]:
+    if TRAIN not in codes.values() or len(set(codes.values())) < 2:
+        return {}
+    if TEST not in codes.values():
+        return {name: TEST if code == VALID else code for name, code in codes.items()}
+    return codes
+
+
+def _said(name: str) -> int | None:
+    for part in reversed(name.lower().split("/")):
+        found = {
+            SPLIT_WORDS[word] for word in re.findall(r"[^\W\d_]+", part) if word in SPLIT_WORDS
+        }
+        if len(found) == 1:
+            return found.pop()
+    return None
+
+
+def said_of_splits(where: str, counts: dict[int, int]) -> str:
+    """The line that says which splits a source brings, and what from."""
+    parts = ", ".join(f"{SPLITS[code]} {n}" for code, n in sorted(counts.items()))
+    return f"splits: {parts}, by {where}"
 
 
 def stratified(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:

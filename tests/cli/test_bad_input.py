@@ -14,9 +14,9 @@ from PIL import Image
 
 from igpt.cli.main import main
 from igpt.errors import UserError
-from igpt.images.files import SUFFIXES
 from igpt.images.packed.read import PackedSet
 from igpt.images.sources.find import KINDS, NAMED
+from igpt.images.sources.names import suffixes
 from igpt.train import setup
 
 SMALL = """--data.image-size 8 --data.n-colors 8 --model.n-layer 1 --model.n-head 1 --model.n-embd 8
@@ -52,7 +52,7 @@ def place(tmp_path, monkeypatch):
 
 
 KNOWN = f"names: {', '.join(NAMED)}, or the path of {KINDS}"
-NO_IMAGES = f"holds no images ({' '.join(sorted(SUFFIXES))}): check the path"
+NO_IMAGES = f"holds no images ({' '.join(sorted(suffixes()))})"
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ NO_IMAGES = f"holds no images ({' '.join(sorted(SUFFIXES))}): check the path"
     [
         ("/no/such/place", f"there is no data at /no/such/place: {KNOWN}"),
         ("cifar11", "there is no data at cifar11: did you mean cifar10?"),
-        ("empty", f"empty {NO_IMAGES}"),
-        ("text", f"text {NO_IMAGES}"),
+        ("empty", f"empty {NO_IMAGES}: check the path"),
+        ("text", f"text {NO_IMAGES}; files that are no images: 1 .txt: check the path"),
         ("cut.png", "cut.png is a single image: pass the folder that holds it"),
         ("text/notes.txt", f"text/notes.txt is of a kind that is not read: pass {KINDS}"),
     ],

@@ -100,7 +100,7 @@ def test_labels_without_files_and_files_without_labels_are_named(tmp_path, capsy
     assert rejects(tmp_path / "set") == {
         "nothing.png": "there is no such file",
         "00.png": "the same name as one before",
-        "19.png": "beside the images of the CSV but not in it",
+        "19.png": "beside the images of the table but not in it",
     }
 
 

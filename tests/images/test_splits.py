@@ -1,8 +1,9 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igpt.images.splits import TEST, TRAIN, UNUSED, VALID, draw_splits, stratified
+from igpt.images.splits import TEST, TRAIN, UNUSED, VALID, draw_splits, file_codes, stratified
 
 ALL = frozenset({TRAIN, VALID, TEST})
 
@@ -73,3 +74,29 @@ def test_views_train_on_crops_and_validate_on_centres() -> None:
     assert (images[valid] == [VALID, UNUSED, UNUSED]).all()
     assert (images[~valid] == [UNUSED, TRAIN, TRAIN]).all()
     assert (codes[90:] == TEST).all()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *(("toy-train.arrow", "toy-test.arrow"), ("train-x.tar", "test-x.tar")),
+        *(("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),),
+        *(("default/train/0000.parquet", "default/test/0000.parquet"),),
+        *(("TRAIN_01.csv", "eval_01.csv"), ("training.npz", "validation.npz"), ("train0", "dev0")),
+    ],
+)
+def test_file_names_say_their_split_in_any_usual_place(names: tuple[str, str]) -> None:
+    assert file_codes(names) == {names[0]: TRAIN, names[1]: TEST}
+
+
+def test_with_a_test_split_validation_is_validation() -> None:
+    codes = file_codes(["a-train", "a-dev", "a-test", "a-extra"])
+    assert list(codes.values()) == [TRAIN, VALID, TEST, TRAIN]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["train-0", "train-1"], ["test", "b"], ["trainer-1", "tests-2"], ["a-train-test", "b"]],
+)
+def test_names_that_divide_nothing_are_not_believed(names: list[str]) -> None:
+    assert file_codes(names) == {}

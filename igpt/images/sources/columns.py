@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from igpt.errors import UserError
-from igpt.images.sources.layout import split_codes
 from igpt.images.sources.source import BLOCK_IMAGES, MAX_LABEL, Block, BlockBuilder, Part, Source
-from igpt.images.splits import TRAIN
+from igpt.images.splits import TRAIN, split_codes
 
 SUFFIXES = (".parquet", ".arrow")
 NO_BYTES = "no image in the row"

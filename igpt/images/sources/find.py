@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from igpt.errors import UserError
-from igpt.images.files import SUFFIXES
 from igpt.images.packed.format import is_packed
 from igpt.images.packed.read import PackedSet
 from igpt.images.sources import (
@@ -21,6 +20,7 @@ from igpt.images.sources import (
     tar,
     tokenised,
 )
+from igpt.images.sources.names import suffixes as image_suffixes
 from igpt.images.sources.source import Source
 
 NAMED: dict[str, Callable[[], Source]] = {
@@ -110,6 +110,6 @@ def _open_files(files: list[Path], *, name: str, unlabelled: bool) -> Source:
         return arrays.open_npy(files[0])
     if suffixes <= {".gz", ".tgz", ".zip", ".7z", ".bz2", ".xz", ".zst"}:
         raise UserError(f"{name} is compressed: unpack it first, to a folder or a plain tar")
-    if suffixes <= SUFFIXES:
+    if suffixes <= image_suffixes():
         raise UserError(f"{name} is a single image: pass the folder that holds it")
     raise UserError(f"{name} is of a kind that is not read: pass {KINDS}")

@@ -1,26 +1,37 @@
-"""Folders of images: one folder a class, or no classes and any nesting; perhaps split already."""
+"""Folders of images: one folder a class, or no classes and any nesting; perhaps split already.
+
+Links are followed, to files and to folders, but never to a folder above; a link to nothing or to
+itself is an image that cannot be read. Folders below that igpt itself wrote (runs, searches, model
+folders, packed sets, its cache) hold no data.
+"""
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from igpt.errors import UserError
-from igpt.images.files import SUFFIXES
-from igpt.images.sources.layout import EMPTY_CLASS, Layout, layout_of
+from igpt.images.rejects import EMPTY_CLASS
+from igpt.images.sources.layout import Layout, layout_of
+from igpt.images.sources.names import Unread, is_hidden, is_image_name, shown, suffixes
 from igpt.images.sources.source import Block, BlockBuilder, Part, Source, Span
+from igpt.runs import cache_folder
 
-
-def is_image_name(name: str) -> bool:
-    """Whether a file's name ends like an image's."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - a million times
+# Names of which all stand in what igpt writes, and nowhere else together.
+_OWN_FOLDERS = (
+    {"config.json", "metrics.jsonl"},
+    {"config.json", "checkpoints"},
+    {"config.json", "model.safetensors", "preprocessor_config.json"},
+    {"manifest.json", "splits.npy", "labels.npy"},
+    {"unfinished.json", "rejects.csv"},
+    {"search.json"},
+)
 
 
 def open_folder(folder: Path, *, unlabelled: bool = False) -> Source:
     """The images of a folder and everything below it.
 
-    Two or more folders with images at its top are classes. `train` beside `val` or `test` at its
-    top are splits, with the classes below.
+    `igpt.images.sources.layout` says what the folders mean.
 
     Args:
         folder: where the images are.
@@ -30,11 +41,19 @@ def open_folder(folder: Path, *, unlabelled: bool = False) -> Source:
         UserError: there are no images.
     """
     counts: Counter[str] = Counter()
-    for inner, names in walk_folders(folder):
-        counts[inner] = sum(map(is_image_name, names))
+    unread, own = Unread(), list[str]()
+    for inner, names in walk_folders(folder, own=own):
+        images = [name for name in names if is_image_name(name)]
+        counts[inner] = len(images)
+        for name in set(names).difference(images):
+            unread.note(name)
     layout = layout_of(counts, unlabelled=unlabelled)
+    seen = [*unread.lines(), *own_folders_line(own)]
     if not layout.n_images:
-        raise UserError(f"{folder} holds no images ({' '.join(sorted(SUFFIXES))}): check the path")
+        found = f"; {'; '.join(seen)}" if seen else ""
+        raise UserError(
+            f"{folder} holds no images ({' '.join(sorted(suffixes()))}){found}: check the path"
+        )
 
     def blocks(part: Part) -> Iterator[Block]:
         return part.share(_blocks(folder, layout))
@@ -46,6 +65,7 @@ def open_folder(folder: Path, *, unlabelled: bool = False) -> Source:
         own_splits=layout.own_splits,
         n_images=layout.n_images,
         valid_fraction=layout.valid_fraction,
+        decided=(*layout.decided, *seen),
     )
 
 
@@ -75,28 +95,49 @@ def walk_images(folder: Path) -> Iterator[Path]:
             yield folder / inner / name
 
 
-def walk_folders(folder: Path) -> Iterator[tuple[str, list[str]]]:
+def walk_folders(folder: Path, *, own: list[str] | None = None) -> Iterator[tuple[str, list[str]]]:
     """Every folder from `folder` down, by its relative path, and the names of its files, sorted.
 
-    Hidden ones are left out; links to folders are followed, but never to a folder above.
+    Args:
+        folder: where to begin; it counts whatever it is called and whoever wrote it.
+        own: gets the relative paths of the folders that igpt wrote, which are left out.
 
     Raises:
         UserError: a folder cannot be read.
     """
-    yield from _walk(folder, "", (os.path.realpath(folder),))
+    yield from _walk(folder, "", (os.path.realpath(folder),), [] if own is None else own)
 
 
-def _walk(top: Path, inner: str, above: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
+def _walk(
+    top: Path, inner: str, above: tuple[str, ...], own: list[str]
+) -> Iterator[tuple[str, list[str]]]:
     try:
         with os.scandir(top / inner) as entries:
-            seen = sorted((e.name, e.is_dir()) for e in entries if not e.name.startswith("."))
+            seen = sorted((e.name, e.is_dir()) for e in entries if not is_hidden(e.name))
     except OSError as error:
         raise UserError(
             f"cannot read folder {top / inner}: {error.strerror}: check the path"
         ) from error
+    if inner and _is_own(above[-1], {name for name, _ in seen}):
+        own.append(inner)
+        return
     yield inner, [name for name, is_dir in seen if not is_dir]
     for name in (name for name, is_dir in seen if is_dir):
         below = f"{inner}/{name}" if inner else name
         real = os.path.realpath(top / below)
         if real not in above:
-            yield from _walk(top, below, (*above, real))
+            yield from _walk(top, below, (*above, real), own)
+
+
+def _is_own(real: str, names: Collection[str]) -> bool:
+    return any(own <= set(names) for own in _OWN_FOLDERS) or real == os.path.realpath(
+        cache_folder()
+    )
+
+
+def own_folders_line(own: Collection[str]) -> tuple[str, ...]:
+    """What to say of folders that igpt wrote and so left out."""
+    if not own:
+        return ()
+    more = f" and {len(own) - 3} more" if len(own) > 3 else ""
+    return (f"left out, as igpt wrote it: {', '.join(map(shown, sorted(own)[:3]))}{more}",)

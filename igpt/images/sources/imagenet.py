@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from igpt.errors import UserError
-from igpt.images.sources.folders import is_image_name
+from igpt.images.sources.names import is_image_name
 from igpt.images.sources.source import Block, BlockBuilder, Part, Source, Span
 from igpt.images.sources.tar import Member, read_members
 from igpt.images.splits import IMAGENET_VALID_FRACTION, TEST, TRAIN

@@ -11,33 +11,17 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from igpt.errors import UserError
-from igpt.images.splits import IMAGENET_VALID_FRACTION, TEST, TRAIN, VALID, VALID_FRACTION
+from igpt.images.sources.labels import label_of, ordered, said_of_labels
+from igpt.images.splits import (
+    IMAGENET_VALID_FRACTION,
+    TRAIN,
+    VALID_FRACTION,
+    said_of_splits,
+    split_codes,
+)
 
-NO_CLASS = "not in a class folder"
-EMPTY_CLASS = "class folder without images"
 DUPLICATE = "the same name as one before"
-_SPLIT_NAMES = {
-    "train": TRAIN,
-    "training": TRAIN,
-    "val": VALID,
-    "valid": VALID,
-    "validation": VALID,
-    "test": TEST,
-    "testing": TEST,
-}
-
-
-def split_codes(names: set[str]) -> dict[str, int]:
-    """Which of these names are splits; none unless a training split is among several.
-
-    Where there is no test split, the validation split is it: so the paper uses ImageNet's (§3.1).
-    """
-    codes = {name: _SPLIT_NAMES[name.lower()] for name in names if name.lower() in _SPLIT_NAMES}
-    if TRAIN not in codes.values() or len(codes) < 2:
-        return {}
-    if TEST not in codes.values():
-        codes = {name: TEST if code == VALID else code for name, code in codes.items()}
-    return codes
+NO_SPLIT = "not in the folder of a split"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,16 +33,15 @@ class Layout:
     splits: Mapping[str, int]
     """Code by the name of a split's folder; empty: no splits."""
     labels: Mapping[str, int] | None
-    """Number by the name of a class's folder, in sorted order; None: folders are no classes."""
+    """Number by the name of a class's folder; None: folders are no classes."""
+    classes: tuple[str, ...] | None
+    """Names of the classes, in the order of their numbers."""
     empty: tuple[str, ...]
     """Class folders without an image."""
     n_images: int
     """How many there are."""
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """Names of the classes."""
-        return None if self.labels is None else tuple(self.labels)
+    decided: tuple[str, ...]
+    """What was made of the folders' names, for people."""
 
     @property
     def own_splits(self) -> frozenset[int]:
@@ -76,42 +59,39 @@ class Layout:
         """Split code and label (-1: none) of an image by its relative path.
 
         Raises:
-            UserError: it lies outside every split or class; the message is the reason alone.
+            UserError: it lies outside every split; the message is the reason alone.
         """
         folders = name.split("/")[self.depth : -1]
         code = TRAIN
         if self.splits:
             if not folders or folders[0] not in self.splits:
-                raise UserError("not in the folder of a split")
+                raise UserError(NO_SPLIT)
             code = self.splits[folders[0]]
             folders = folders[1:]
-        if self.labels is None:
+        if self.labels is None or not folders:
             return code, -1
-        if not folders or folders[0] not in self.labels:
-            raise UserError(NO_CLASS)
-        return code, self.labels[folders[0]]
+        return code, self.labels.get(folders[0], -1)
 
 
 def layout_of(counts: Mapping[str, int], *, unlabelled: bool) -> Layout:
     """The layout of a tree of folders.
 
+    Folders that hold nothing but one folder with images are packaging. What is left at the top are
+    splits, if their names say so, or else classes, if images lie in two of them or more; below the
+    splits, the same. Images beside the class folders have no label.
+
     Args:
         counts: images directly in each folder, by its relative path (`""`: the top).
         unlabelled: folders are no classes.
     """
-    n_images = sum(counts.values())
     trees = {PurePosixPath(name).parts: n for name, n in counts.items()}
+    filled = {parts: n for parts, n in trees.items() if n}
     depth = 0
-    # A folder that holds nothing but one folder is packaging.
-    while len({parts[depth] for parts in trees if len(parts) > depth}) == 1 and not any(
-        n for parts, n in trees.items() if len(parts) == depth
-    ):
-        depth += 1
-        if not any(len(parts) > depth for parts in trees):
-            depth -= 1
+    while filled and len({parts[: depth + 1] for parts in filled}) == 1:
+        if any(len(parts) <= depth + 1 for parts in filled):
             break
-    tops = {parts[depth] for parts in trees if len(parts) > depth}
-    splits = split_codes(tops)
+        depth += 1
+    splits = split_codes({parts[depth] for parts in filled if len(parts) > depth})
     level = depth + bool(splits)
     held: Counter[str] = Counter()
     for parts, n in trees.items():
@@ -119,13 +99,46 @@ def layout_of(counts: Mapping[str, int], *, unlabelled: bool) -> Layout:
             held[parts[level]] += n
     named = sorted(name for name, n in held.items() if n)
     is_labelled = len(named) >= 2 and not unlabelled
+    classes = ordered(label_of(name) or name for name in named) if is_labelled else None
     return Layout(
         depth=depth,
         splits=splits,
-        labels={name: i for i, name in enumerate(named)} if is_labelled else None,
+        labels={name: classes.index(label_of(name) or name) for name in named} if classes else None,
+        classes=classes,
         empty=tuple(sorted(name for name, n in held.items() if not n)) if is_labelled else (),
-        n_images=n_images,
+        n_images=sum(counts.values()),
+        decided=_decided(filled, depth, splits, held, classes, unlabelled=unlabelled),
     )
+
+
+def _decided(
+    filled: Mapping[tuple[str, ...], int],
+    depth: int,
+    splits: Mapping[str, int],
+    held: Counter[str],
+    classes: tuple[str, ...] | None,
+    *,
+    unlabelled: bool,
+) -> tuple[str, ...]:
+    lines = []
+    if splits:
+        by_code: Counter[int] = Counter()
+        for parts, n in filled.items():
+            if len(parts) > depth and parts[depth] in splits:
+                by_code[splits[parts[depth]]] += n
+        lines.append(said_of_splits("the names of folders", by_code))
+    if classes is not None:
+        lines.append(
+            said_of_labels(
+                "the names of folders",
+                n_labelled=sum(held.values()),
+                n_images=sum(filled.values()),
+                n_classes=len(classes),
+            )
+        )
+    elif not unlabelled:
+        lines.append("labels: none, as there are no two folders of images side by side")
+    return tuple(lines)
 
 
 class Duplicates:

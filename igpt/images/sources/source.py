@@ -121,6 +121,9 @@ class Source:
     """How many it has, about; 0: not known."""
     valid_fraction: float = VALID_FRACTION
     """Share of the training images that the paper sets aside for validation."""
+    decided: tuple[str, ...] = ()
+    """What was made of its files, labels and splits, a line each; printed and kept in the manifest
+    when it is prepared."""
 
 
 def block_length(image_bytes: int) -> int:

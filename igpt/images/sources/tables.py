@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from igpt.errors import UserError
-from igpt.images.sources.folders import is_image_name
-from igpt.images.sources.layout import DUPLICATE, Duplicates, split_codes
+from igpt.images.rejects import NOT_LISTED
+from igpt.images.sources.layout import DUPLICATE, Duplicates
+from igpt.images.sources.names import is_image_name
 from igpt.images.sources.source import Block, BlockBuilder, Part, Source, Span
-from igpt.images.splits import TRAIN
+from igpt.images.splits import TRAIN, split_codes
 
 NO_LABEL = "no label"
 NO_PATH = "no path"
-NOT_LISTED = "beside the images of the CSV but not in it"
 _PATH_NAMES = ("path", "file", "filename", "file_name", "image", "image_path")
 _LABEL_NAMES = ("label", "class", "target", "category")
 

@@ -8,8 +8,9 @@ from itertools import groupby
 from pathlib import Path
 
 from igpt.errors import UserError
-from igpt.images.sources.folders import is_image_name
-from igpt.images.sources.layout import DUPLICATE, EMPTY_CLASS, Duplicates, Layout, layout_of
+from igpt.images.rejects import EMPTY_CLASS
+from igpt.images.sources.layout import DUPLICATE, Duplicates, Layout, layout_of
+from igpt.images.sources.names import is_image_name
 from igpt.images.sources.source import MAX_LABEL, Block, BlockBuilder, Part, Source, Span
 
 BLOCK = 512

@@ -37,11 +37,53 @@ def test_images_in_one_folder_have_no_class(tmp_path: Path) -> None:
     assert source.classes is None
 
 
-def test_an_image_outside_the_classes_is_listed(tmp_path: Path) -> None:
+def test_an_image_beside_the_classes_has_no_label_and_that_is_said(tmp_path: Path) -> None:
     files = class_files() | {"stray.png": encoded(noise(9, 9))}
-    assert read(open_folder(write_tree(tmp_path, files))).rejects == {
-        "stray.png": "not in a class folder"
-    }
+    source = open_folder(write_tree(tmp_path, files))
+    contents = read(source)
+    assert sorted(contents.labels) == [-1, 0, 0, 0, 1, 1, 1]
+    assert contents.rejects == {}
+    assert source.decided == ("labels: 2 classes from the names of folders; 1 of 7 have none",)
+
+
+def test_what_is_not_read_is_counted_by_kind(tmp_path: Path) -> None:
+    names = ["1.CR2", "2.cr2", "a.txt", "b.json", "c.json", "Thumbs.db", "._1.png", "x/.DS_Store"]
+    source = open_folder(write_tree(tmp_path, class_files() | dict.fromkeys(names, b"x")))
+    assert source.decided[1:] == (
+        "2 .cr2 files are not read: convert them to JPEG or PNG",
+        "files that are no images: 2 .json, 1 .txt",
+    )
+
+
+def test_folders_that_a_system_keeps_for_itself_do_not_hide_the_classes(tmp_path: Path) -> None:
+    files = {f"photos/{name}": data for name, data in class_files().items()}
+    files |= {f"__MACOSX/photos/a/._{i}.png": b"x" for i in range(3)} | {"docs/read.txt": b"x"}
+    assert open_folder(write_tree(tmp_path, files)).classes == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        ("config.json", "metrics.jsonl", "pictures/training/1.png"),
+        ("search.json", "lr-0.1/config.json", "lr-0.1/x.png"),
+        ("config.json", "model.safetensors", "preprocessor_config.json", "x.png"),
+        ("manifest.json", "splits.npy", "labels.npy", "x.png"),
+        ("unfinished.json", "rejects.csv", "x.png"),
+    ],
+)
+def test_what_igpt_wrote_below_the_images_is_no_data(tmp_path: Path, own: tuple[str, ...]) -> None:
+    files = class_files() | {f"a/own/{name}": b"{}" for name in own}
+    source = open_folder(write_tree(tmp_path, files))
+    assert source.n_images == 6
+    assert source.decided[-1] == "left out, as igpt wrote it: a/own"
+
+
+def test_the_cache_below_the_images_is_no_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IGPT_CACHE", str(tmp_path / "a" / "cache"))
+    files = class_files() | {"a/cache/x.png": b"x"}
+    assert open_folder(write_tree(tmp_path, files)).n_images == 6
 
 
 @pytest.mark.parametrize(
@@ -73,7 +115,9 @@ def test_imagenets_folders_keep_four_percent(tmp_path: Path) -> None:
 
 def test_a_folder_without_images_says_which_endings_count(tmp_path: Path) -> None:
     write_tree(tmp_path, {"a.txt": b"", "b/": b""})
-    with pytest.raises(UserError, match=r"holds no images \(.*\.jpg.*\): check the path"):
+    with pytest.raises(
+        UserError, match=r"holds no images \(.*\.jpg.*\); .* 1 \.txt: check the path"
+    ):
         open_folder(tmp_path)
 
 

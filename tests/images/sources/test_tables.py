@@ -51,8 +51,8 @@ def test_what_does_not_match_is_listed(tmp_path: Path) -> None:
         "": "no path",
         "a/0.png": "the same name as one before",
         "./a/0.png": "the same name as one before",
-        "a/2.png": "beside the images of the CSV but not in it",
-        "a/extra.png": "beside the images of the CSV but not in it",
+        "a/2.png": "beside the images of the table but not in it",
+        "a/extra.png": "beside the images of the table but not in it",
     }
 
 

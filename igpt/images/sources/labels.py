@@ -1,0 +1,109 @@
+"""Where labels come from: one vocabulary and one way of numbering for every reader.
+
+A label is what stands in a folder's name, a table's column, an archive's `.cls` or `.json`: a word
+or a number, any number. What is missing, empty, not a number, or -1 is "no label"; the image is an
+image all the same (pre-training takes it, probes leave it out and count it). Classes are numbered
+from 0 in the order of their values (numbers by size, else words by alphabet), and the manifest
+keeps the original of each as its name. Where a source brings names (the Hub's ClassLabel), its
+numbers are places in that list. A file's own name is never taken for a label.
+"""
+
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from igpt.errors import UserError
+
+BAD_LABEL = "label is not one of the classes"
+LABEL_NAMES = (
+    *("label", "labels", "class", "classes", "cls", "target", "targets", "category"),
+    *("class_name", "class_label", "label_name", "category_name", "fine_label", "coarse_label"),
+    *("class_id", "label_id", "category_id", "class_idx", "label_idx", "classname", "y"),
+)
+"""Names of columns and keys that hold a label, the first that is there wins; in any case."""
+
+
+def label_key(names: Iterable[str]) -> str | None:
+    """Which of these columns or keys holds the label; none where no name is known."""
+    by_lower: dict[str, str] = {}
+    for name in names:
+        by_lower.setdefault(name.strip().lower(), name)
+    return next((by_lower[known] for known in LABEL_NAMES if known in by_lower), None)
+
+
+def label_in(fields: Mapping[str, Any]) -> str | None:
+    """The label in a record such as an archive's `.json`; None: it has none."""
+    key = label_key(fields)
+    return None if key is None else label_of(fields[key])
+
+
+def label_of(value: Any) -> str | None:
+    """A label as text, whatever held it; None: there is none.
+
+    Args:
+        value: text, bytes, a number of any type, or None.
+
+    Raises:
+        UserError: it is none of these, such as a list; the message is the reason alone.
+    """
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # numpy's numbers
+        value = value.item()
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, str | int | float):
+        raise UserError(f"label is {type(value).__name__}, not a word or a number")
+    text = unicodedata.normalize("NFC", str(value).strip())
+    return None if text in ("", "-1", "nan", "NaN", "None") else text
+
+
+def ordered(labels: Iterable[str]) -> tuple[str, ...]:
+    """The classes among labels, in the order of their numbers."""
+    found = set(labels)
+    if all(map(_is_whole, found)):
+        return tuple(sorted(found, key=lambda text: (int(text), text)))
+    return tuple(sorted(found))
+
+
+def _is_whole(text: str) -> bool:
+    digits = text.removeprefix("-")
+    return digits.isascii() and digits.isdigit()
+
+
+class Numbering:
+    """Numbers for labels.
+
+    Args:
+        classes: the name of every class, in the order of their numbers.
+        are_places: whole numbers among the labels are places in `classes`, as in a ClassLabel.
+    """
+
+    def __init__(self, classes: Sequence[str], *, are_places: bool = False) -> None:
+        self.classes = tuple(classes)
+        self._number = {name: i for i, name in enumerate(self.classes)}
+        self._are_places = are_places
+
+    def number(self, value: Any) -> int:
+        """The number of a label's class, -1 for no label.
+
+        Raises:
+            UserError: it is of no class; the message is the reason alone.
+        """
+        label = label_of(value)
+        if label is None:
+            return -1
+        if label in self._number and not (self._are_places and _is_whole(label)):
+            return self._number[label]
+        if self._are_places and _is_whole(label) and 0 <= int(label) < len(self.classes):
+            return int(label)
+        raise UserError(BAD_LABEL)
+
+
+def said_of_labels(where: str, *, n_labelled: int, n_images: int, n_classes: int) -> str:
+    """The line that says where labels come from and how many images have none."""
+    some = "" if n_labelled == n_images else f"; {n_images - n_labelled} of {n_images} have none"
+    return f"labels: {n_classes} classes from {where}{some}"
