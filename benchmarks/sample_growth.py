@@ -48,7 +48,7 @@ class Work:
 
 def read_rate(n_bytes: int) -> float:
     """Bytes a second at which all threads together read so much memory, again and again."""
-    library = native.library()
+    library = native.library("decode")
     if library is None:
         raise SystemExit("no C++ compiler that works: the sampler's own reads cannot be timed")
     memory = torch.empty(n_bytes, dtype=torch.uint8)

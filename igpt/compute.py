@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import os
 import resource
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+
+from igpt import cpp
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -118,15 +119,16 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     return torch.autocast(device.type, dtype=dtype)
 
 
-def cpp_compiler() -> str | None:
-    """The path of a C++ compiler: `CXX`, else g++, else clang++; none where there is none."""
-    names = (os.environ.get("CXX", "g++"), "g++", "clang++")
-    return next((path for name in names if (path := shutil.which(name))), None)
+def compile_problem(device: torch.device) -> str | None:
+    """Why `torch.compile` cannot build for a device here, in one line; none: it can."""
+    if device.type == "cuda":
+        return None
+    return cpp.built(cpp.TORCH_COMPILE).reason or None
 
 
 def has_compiler() -> bool:
     """Whether `torch.compile` can build for the CPU here."""
-    return cpp_compiler() is not None
+    return compile_problem(torch.device("cpu")) is None
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -12,6 +12,7 @@ ROWS = [
     ["errors"],
     ["config", "runs", "streams"],
     ["recipes", "progress"],
+    ["cpp"],
     ["compute"],
     ["images"],
     ["tokens"],

@@ -11,15 +11,21 @@ from igpt.errors import UserError
 
 
 def info(
-    path: Positional[Annotated[str | None, arg(metavar="[PATH]")]] = None, *, json: bool = False
+    path: Positional[Annotated[str | None, arg(metavar="[PATH]")]] = None,
+    *,
+    build: bool = False,
+    json: bool = False,
 ) -> None:
     """Versions, device and measured rates; or what a run, model, packed set or palette is.
 
     Args:
         path: a run, any MODEL, a packed set or a palette file; none: this machine.
+        build: build the C++ parts now, also those whose last build failed.
         json: print the result as one JSON document.
     """
-    facts = _machine() if path is None else _describe(path)
+    if build and path is not None:
+        raise UserError(f"--build is about this machine, not about {path}: leave one of them out")
+    facts = _machine(build=build) if path is None else _describe(path)
     if json:
         print(json_format.dumps(facts))
         return
@@ -28,7 +34,7 @@ def info(
         print(f"{key:<{width}}  {value}")
 
 
-def _machine() -> dict[str, Any]:
+def _machine(*, build: bool) -> dict[str, Any]:
     import torch
 
     import igpt
@@ -49,9 +55,31 @@ def _machine() -> dict[str, Any]:
         **rates,
         "copy rate": f"{compute.copy_rate(device) / 1e9:,.1f} GB/s",
         "faster type": str(compute.choose_dtype("auto", device)).removeprefix("torch."),
-        "compiler": "yes" if compute.has_compiler() else "none (training runs uncompiled)",
+        **_cpp(build=build),
         "cache": str(runs.cache_folder()),
     }
+
+
+def _cpp(*, build: bool) -> dict[str, str]:
+    """The state of each C++ part, with the line of the compiler where it failed."""
+    from igpt import cpp
+    from igpt.model.native import PARTS
+
+    parts = {
+        "sampler in C++": PARTS["decode"],
+        "attention in C++": PARTS["attention"],
+        "torch.compile": cpp.TORCH_COMPILE,
+    }
+    ask = cpp.rebuilt if build else cpp.status
+    facts = {"C++ compiler": cpp.compiler() or "absent"}
+    for name, part in parts.items():
+        found = ask(part)
+        told = "not built yet: when first needed, or now by igpt info --build"
+        log = f" (log: {found.log})" if found.state == "failed" and found.log else ""
+        facts[name] = told if found.state == "untried" else found.state
+        if found.reason:
+            facts[name] += f": {found.reason}{log}"
+    return facts
 
 
 def _describe(name: str) -> dict[str, Any]:

@@ -118,11 +118,11 @@ def watch(
     """
     from igpt.compute import default_device
     from igpt.generate.pictures import look, some
-    from igpt.model.native import library
+    from igpt.model.native import missing
     from igpt.progress import say, ticking
 
-    if default_device().type == "cpu" and library() is None:
-        say("no C++ compiler that works was found: drawing takes several times as long")
+    if default_device().type == "cpu" and (reason := missing("decode")):
+        say(f"drawing takes several times as long: {reason}")
 
     recorded: list[np.ndarray] = []
     with ticking(label) as ticker:

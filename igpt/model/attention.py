@@ -17,7 +17,7 @@ FASTER_TYPE = torch.bfloat16
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _is_built() -> bool:
-    return native.library() is not None
+    return native.library("attention") is not None
 
 
 def takes(qkv: Tensor) -> bool:
@@ -56,7 +56,7 @@ def _attend(qkv: Tensor, n_head: int, causal: bool) -> tuple[Tensor, Tensor]:
     """The output and the logarithms of the softmax's sums, (B, H, T) float32."""
     qkv = qkv.contiguous()
     output, log_sums = _attend_like(qkv, n_head, causal)
-    library = native.library()
+    library = native.library("attention")
     assert library is not None
     call = library.attend_float32 if qkv.dtype == torch.float32 else library.attend_bfloat16
     shape = _shape(output, n_head, causal)
@@ -77,7 +77,7 @@ def _attend_backward(
     """The gradient of qkv."""
     grad, qkv = grad.contiguous(), qkv.contiguous()
     d_qkv = torch.empty_like(qkv)
-    library = native.library()
+    library = native.library("attention")
     assert library is not None
     is_float = qkv.dtype == torch.float32
     call = library.attend_backward_float32 if is_float else library.attend_backward_bfloat16

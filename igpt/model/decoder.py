@@ -55,7 +55,7 @@ class NativeDecoder:
     """
 
     def __init__(self, model: GPT, *, dtype: torch.dtype = torch.float32) -> None:
-        library = native.library()
+        library = native.library("decode")
         assert library is not None
         self.model = model
         self.dtype = dtype
@@ -191,7 +191,7 @@ def open_decoder(model: GPT, *, precision: Precision = "auto") -> Decoder:
             machine alone, not on a measurement, so that a seed gives the same images every time.
     """
     device = model.wte.weight.device
-    library = native.library() if device.type == "cpu" else None
+    library = native.library("decode") if device.type == "cpu" else None
     even = model.config.n_embd // model.config.n_head % 2 == 0
     fast_bf16 = device.type == "cuda" if library is None else bool(library.has_bfloat16())
     wanted = precision == "bf16" or (precision == "auto" and fast_bf16)

@@ -1,25 +1,38 @@
-"""The C++ sources, built once by the machine's compiler, and the structures that they read."""
+"""The C++ parts of the network, and the structures that they read.
+
+Two libraries: the sampler's needs no OpenMP, so that it is there where a compiler lacks it.
+"""
 
 import ctypes
-import hashlib
-import platform
-import subprocess
 from ctypes import POINTER, Structure, c_int64, c_void_p
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from igpt.compute import cpp_compiler
-from igpt.errors import UserError
-from igpt.runs import cache_folder, writing
+from igpt import cpp
 
-SOURCES = [Path(__file__).with_name(name) for name in ("decode.cpp", "attention.cpp")]
-HEADERS = [Path(__file__).with_name(name) for name in ("crew.h", "lanes.h", "tiles.h")]
+_FOLDER = Path(__file__).parent
 # The casts between vectors of floats and words break the language's strict aliasing rule.
-FLAGS = [
-    *("-std=c++17", "-O3", "-march=native", "-fno-strict-aliasing"),
-    *("-pthread", "-fopenmp", "-shared", "-fPIC"),
-]
+FLAGS = ("-O3", cpp.OWN_PROCESSOR, "-fno-strict-aliasing", "-w")
+
+Name = Literal["decode", "attention"]
+
+PARTS: dict[Name, cpp.Part] = {
+    "decode": cpp.Part(
+        name="decode",
+        sources=(_FOLDER / "decode.cpp",),
+        headers=(_FOLDER / "crew.h", _FOLDER / "lanes.h"),
+        flags=(*FLAGS, "-pthread"),
+        trial="__import__('igpt.model.native', fromlist=['']).try_decoding",
+    ),
+    "attention": cpp.Part(
+        name="attention",
+        sources=(_FOLDER / "attention.cpp",),
+        headers=(_FOLDER / "lanes.h", _FOLDER / "tiles.h"),
+        flags=(*FLAGS, "-fopenmp"),
+        trial="__import__('igpt.model.native', fromlist=['']).try_attention",
+    ),
+}
 
 
 class Matrix(Structure):
@@ -77,54 +90,73 @@ class Shape(Structure):
 
 
 @lru_cache
-def library() -> ctypes.CDLL | None:
-    """The compiled sources; none where no compiler can build them.
-
-    It is kept in the cache folder, under a name that stands for everything it was made from.
-    """
-    compiler = cpp_compiler()
-    if compiler is None:
-        return None
-    try:
-        code = [path.read_bytes() for path in SOURCES + HEADERS]
-        made_from = repr((code, compiler, FLAGS, platform.machine(), _cpu_flags()))
-        digest = hashlib.sha256(made_from.encode()).hexdigest()
-        target = cache_folder() / f"native-{digest[:16]}.so"
-        if not target.exists():
-            with writing(target) as part:
-                command = [compiler, *FLAGS, "-o", str(part), *map(str, SOURCES)]
-                subprocess.run(command, capture_output=True, check=True, timeout=120)
-        return load(target)
-    except (UserError, OSError, subprocess.SubprocessError):
-        return None  # no threads, or no place to write: PyTorch's operators do the same, slower
+def library(name: Name) -> ctypes.CDLL | None:
+    """A part with the types of its functions; none where it cannot be built."""
+    loaded = cpp.library(PARTS[name])
+    return None if loaded is None else typed(name, loaded)
 
 
-def _cpu_flags() -> str:
-    """What this processor can do: a cache folder may be shared by different machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+def missing(name: Name) -> str | None:
+    """Why a part is not there and what to do, in one line; none: it is there."""
+    return cpp.built(PARTS[name]).reason or None
 
 
-def load(path: Path) -> ctypes.CDLL:
-    """The compiled sources with the types of their functions."""
-    loaded = ctypes.CDLL(str(path))
+def typed(name: Name, loaded: ctypes.CDLL) -> ctypes.CDLL:
+    """Give the functions of a loaded part their types."""
+    if name == "attention":
+        for attend in (loaded.attend_float32, loaded.attend_bfloat16):
+            attend.argtypes = [POINTER(Shape), *[c_void_p] * 3]
+            attend.restype = None
+        for backward in (loaded.attend_backward_float32, loaded.attend_backward_bfloat16):
+            backward.argtypes = [POINTER(Shape), *[c_void_p] * 5]
+            backward.restype = None
+        return loaded
     for decode in (loaded.decode_float32, loaded.decode_bfloat16):
         decode.argtypes = [POINTER(Network), c_int64, c_void_p, c_void_p]
         decode.restype = None
     for fill in (loaded.fill_float32, loaded.fill_bfloat16):
         fill.argtypes = [POINTER(Network), c_int64, c_int64, c_void_p, c_void_p]
         fill.restype = None
-    for attend in (loaded.attend_float32, loaded.attend_bfloat16):
-        attend.argtypes = [POINTER(Shape), *[c_void_p] * 3]
-        attend.restype = None
-    for backward in (loaded.attend_backward_float32, loaded.attend_backward_bfloat16):
-        backward.argtypes = [POINTER(Shape), *[c_void_p] * 5]
-        backward.restype = None
     loaded.use_large_pages.argtypes = [c_void_p, c_int64]
     loaded.use_large_pages.restype = None
     loaded.read_all.argtypes = [c_void_p, c_int64, c_int64]
     loaded.read_all.restype = c_int64
     return loaded
+
+
+def _zeros(n_bytes: int) -> tuple[int, object]:
+    """An aligned address of so many zeros, and what keeps them."""
+    kept = ctypes.create_string_buffer(n_bytes + 64)
+    return -(-ctypes.addressof(kept) // 64) * 64, kept
+
+
+def try_decoding(loaded: ctypes.CDLL) -> None:
+    """Run every kind of product of the sampler once, on zeros; imports nothing but ctypes."""
+    loaded = typed("decode", loaded)
+    B, T, D, K = 3, 70, 64, 70
+    zeros, kept = _zeros(4 * 4 * D * 4 * D)  # as large as the largest matrix
+    cache, kept_cache = _zeros(2 * 4 * B * 128 * D)
+    logits, kept_logits = _zeros(4 * B * K)
+    matrix = Matrix(zeros, zeros)
+    block = Block(zeros, zeros, matrix, matrix, matrix, matrix, cache, cache + 4 * B * 128 * D)
+    network = Network(
+        1, 2, D, K, T, B, 2, zeros, zeros, zeros, zeros, matrix, POINTER(Block)(block)
+    )
+    for kind in ("float32", "bfloat16"):
+        getattr(loaded, f"fill_{kind}")(network, 0, T - 1, zeros, logits)
+        getattr(loaded, f"decode_{kind}")(network, T - 1, zeros, logits)
+    del kept, kept_cache, kept_logits
+
+
+def try_attention(loaded: ctypes.CDLL) -> None:
+    """Run every kind of product of attention once, on zeros; imports nothing but ctypes."""
+    loaded = typed("attention", loaded)
+    B, H, T, D = 1, 2, 70, 64
+    zeros, kept = _zeros(4 * B * T * 3 * D)
+    result, kept_result = _zeros(4 * B * T * 3 * D)
+    sums, kept_sums = _zeros(4 * B * H * T)
+    shape = Shape(B, H, T, D, 1, 2)
+    for kind in ("float32", "bfloat16"):
+        getattr(loaded, f"attend_{kind}")(shape, zeros, result, sums)
+        getattr(loaded, f"attend_backward_{kind}")(shape, zeros, zeros, zeros, sums, result)
+    del kept, kept_result, kept_sums

@@ -148,11 +148,12 @@ def resolve(config: RunConfig, *, n_images: int, n_colors: int, tried: bool = Tr
     device = compute.default_device()
     train = config.train
     dtype = compute.choose_dtype(train.precision, device)
-    compiles = train.compile != "off" and (device.type == "cuda" or compute.has_compiler())
-    if train.compile == "blocks" and not compiles:
-        raise UserError("train.compile blocks needs a C++ compiler (g++): install one, or use auto")
-    if train.compile == "auto" and not compiles:
-        say("no C++ compiler (g++) is found: training without compilation")
+    problem = None if train.compile == "off" else compute.compile_problem(device)
+    compiles = train.compile != "off" and problem is None
+    if problem and train.compile == "blocks":
+        raise UserError(f"train.compile blocks is not possible here: {problem}; or use auto")
+    if problem:
+        say(f"training without compilation: {problem}")
     train = dataclasses.replace(
         train,
         precision="bf16" if dtype == torch.bfloat16 else "fp32",

@@ -16,7 +16,9 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.mark.parametrize("objective", ["ar", "bert"])
 def test_a_folder_of_the_first_version_gives_its_numbers(objective, monkeypatch):
-    monkeypatch.setattr(native, "library", lambda: None)  # to compile takes longer than to draw
+    monkeypatch.setattr(
+        native, "library", lambda name: None
+    )  # to compile takes longer than to draw
     expected = json.loads((GOLDEN / objective / "expected.json").read_text())
     model = igpt.load(GOLDEN / objective)
     assert model.facts.objective == objective

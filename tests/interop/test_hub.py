@@ -39,7 +39,7 @@ def hub(monkeypatch, tmp_path):
 @pytest.fixture(autouse=True)
 def plain_decoder(monkeypatch):
     """To compile the decoder takes longer than to draw the card's few pictures without it."""
-    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(native, "library", lambda name: None)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from igpt import compute
 from igpt.model import attention, native
 from tests.strategies import lively_gpt, random_tokens
 
-needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(native.library("attention") is None, reason="no C++ compiler")
 
 
 def random_case(shape, seed, dtype=torch.float32):

@@ -1,3 +1,4 @@
+import ctypes
 import os
 import shutil
 import subprocess
@@ -5,12 +6,13 @@ import subprocess
 import pytest
 import torch
 
+from igpt import cpp
 from igpt.model import native
 from igpt.model.decoder import NativeDecoder, PlainDecoder, open_decoder
 from igpt.model.graphs import GraphDecoder
 from tests.networks import network
 
-needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(native.library("decode") is None, reason="no C++ compiler")
 DECODERS = [PlainDecoder, GraphDecoder, pytest.param(NativeDecoder, marks=needs_compiler)]
 # Heads of width 12, 9, 10, 40 and 64: no perfect squares, odd ones, several lanes.
 SHAPES = [
@@ -124,7 +126,7 @@ def test_what_memory_held_before_is_never_read(dtype, given):
 
 
 def test_without_a_compiler_the_plain_decoder_is_used(monkeypatch):
-    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(native, "library", lambda name: None)
     assert isinstance(open_decoder(network()), PlainDecoder)
 
 
@@ -140,15 +142,16 @@ def test_heads_of_odd_width_are_decoded_in_float32():
 @torch.no_grad()
 @pytest.mark.parametrize("march", ["x86-64", "x86-64-v3"])
 def test_processors_without_wide_registers_give_the_same_logits(march, tmp_path, monkeypatch):
-    flags = [f"-march={march}" if "march" in flag else flag for flag in native.FLAGS]
+    part = native.PARTS["decode"]
+    flags = [f"-march={march}" if "march" in flag else flag for flag in part.flags]
     path = tmp_path / "decode.so"
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++")
-    command = [compiler, *flags, "-Wno-psabi", "-o", str(path), *map(str, native.SOURCES)]
+    command = [compiler, *flags, *cpp.SHARED, "-o", str(path), *map(str, part.sources)]
     if subprocess.run(command, check=False).returncode != 0:
         pytest.skip("another kind of processor")
-    monkeypatch.setattr(native, "library", lambda: native.load(path))
+    monkeypatch.setattr(native, "library", lambda name: native.typed(name, ctypes.CDLL(str(path))))
     model, tokens = case({"n_head": 2, "n_embd": 80, "seq_len": 100, "bias": True})
     found = logits_of(NativeDecoder(model), tokens, 3)
     torch.testing.assert_close(found, model(tokens)[:, 3:], atol=1e-4, rtol=0)
