@@ -17,7 +17,7 @@ from igpt.images.sources.arrays import (
     read_exactly,
     reading_arrays,
 )
-from igpt.images.sources.download import Remote, fetch
+from igpt.images.sources.download import Remote, alone, fetch
 from igpt.images.sources.source import Source
 from igpt.images.splits import TEST, TRAIN
 from igpt.runs import cache_folder, writing
@@ -136,19 +136,24 @@ def open_stl10() -> Source:
         UserError: it cannot be fetched.
     """
     folder = cache_folder() / "downloads" / "stl10_binary"
-    if not all((folder / name).is_file() for name in _STL10_MD5):
-        archive = fetch(_STL10, folder.parent)
-        with reading_arrays(archive), tarfile.open(archive, "r:gz") as tar:
-            for member in tar:
-                name = Path(member.name).name
-                held = tar.extractfile(member) if name in _STL10_MD5 else None
-                if held is not None:
-                    with writing(folder / name) as part, part.open("wb") as file:
-                        shutil.copyfileobj(held, file)
-        archive.unlink()
+    with alone(folder.parent, folder.name):  # the archive goes as soon as it is unpacked
+        if not all((folder / name).is_file() for name in _STL10_MD5):
+            _unpack_stl10(folder)
     source = find_stl10(folder)
     assert source is not None
     return source
+
+
+def _unpack_stl10(folder: Path) -> None:
+    archive = fetch(_STL10, folder.parent)
+    with reading_arrays(archive), tarfile.open(archive, "r:gz") as tar:
+        for member in tar:
+            name = Path(member.name).name
+            held = tar.extractfile(member) if name in _STL10_MD5 else None
+            if held is not None:
+                with writing(folder / name) as part, part.open("wb") as file:
+                    shutil.copyfileobj(held, file)
+    archive.unlink()
 
 
 def find_stl10(folder: Path) -> Source | None:
