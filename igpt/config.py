@@ -45,9 +45,9 @@ class ModelConfig:
     """Biases in the blocks' linear maps: the paper has none, models trained in transformers do."""
 
     def __post_init__(self) -> None:
-        for name in ("n_layer", "n_head", "n_embd"):
+        for name, most in (("n_layer", 1_000), ("n_head", 65_536), ("n_embd", 65_536)):
             value = getattr(self, name)
-            _require(value >= 1, f"model.{name} is {value}: it must be at least 1")
+            _require(1 <= value <= most, f"model.{name} is {value}: choose from 1 to {most}")
         _require(
             self.n_embd % self.n_head == 0,
             f"model.n_head {self.n_head} does not divide model.n_embd {self.n_embd}: "

@@ -8,7 +8,7 @@ stand under the one key `igpt`; otherwise `model_type` is `igpt` and the tensors
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import safetensors.torch
@@ -20,6 +20,7 @@ from igpt.config import Tokenizer as TokenizerKind
 from igpt.errors import UserError
 from igpt.model.gpt import GPT
 from igpt.model.imagegpt import from_imagegpt, has_biases, imagegpt_config, to_imagegpt
+from igpt.model.sizes import Shape, check_held
 from igpt.runs import read_json, write_json
 from igpt.tokens.palette import Palette
 from igpt.tokens.raw import RawTokens
@@ -28,6 +29,8 @@ from igpt.train import checkpoint
 from igpt.train.setup import read_run, tokenizer_of_run
 
 SCHEMA_VERSION = 1
+# Attention over the pixels of a larger image fits no machine.
+MAX_SIDE = 4096
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,19 @@ class ModelFacts:
     """False: an imported classifier that reads the image unshifted, without `sos` (PAPER §D)."""
     predicts: bool = True
     """False: an imported classifier, which came without an output head."""
+
+    def __post_init__(self) -> None:
+        for name, sound in (
+            ("objective", self.objective in get_args(Objective)),
+            ("tokens", self.tokens in get_args(TokenizerKind)),
+            ("image_size", type(self.image_size) is int and 1 <= self.image_size <= MAX_SIDE),
+            ("trained", isinstance(self.trained, dict)),
+            ("mask_prob", isinstance(self.mask_prob, float) and 0 <= self.mask_prob <= 1),
+            ("shifted", isinstance(self.shifted, bool)),
+            ("predicts", isinstance(self.predicts, bool)),
+        ):
+            if not sound:
+                raise ValueError(f"{name} is {getattr(self, name)!r}"[:80])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -140,9 +156,12 @@ def read_newest(folder: Path, *, step: int | None = None) -> ModelParts:
         raise UserError(f"{folder} has no usable checkpoint{reason}: train it with --resume")
     held = checkpoint.load(path)
     tokenizer = tokenizer_of_run(folder, config)
-    network = _network(
-        config.model, tokenizer.n_colors, config.data.seq_len, config.train.objective
+    shape = Shape(
+        n_colors=tokenizer.n_colors,
+        seq_len=config.data.seq_len,
+        objective=config.train.objective,
     )
+    network = _network(config.model, shape, held.model, where=str(folder / "config.json"))
     checkpoint.load_weights(network, held.model, where=str(path / "model.safetensors"))
     trained = {
         **facts,
@@ -165,8 +184,13 @@ def _facts_of_run(config: RunConfig, trained: dict[str, Any]) -> ModelFacts:
     )
 
 
-def _network(config: ModelConfig, n_colors: int, seq_len: int, objective: Objective) -> GPT:
-    return GPT(config, n_colors=n_colors, seq_len=seq_len, objective=objective)
+def _network(
+    config: ModelConfig, shape: Shape, tensors: Mapping[str, Tensor], *, where: str
+) -> GPT:
+    """A network without its weights, which must be large enough for it."""
+    n_values = sum(tensor.numel() for tensor in tensors.values())
+    check_held(config, shape, n_tensors=len(tensors), n_values=n_values, where=where)
+    return GPT(config, n_colors=shape.n_colors, seq_len=shape.seq_len, objective=shape.objective)
 
 
 def read_folder(path: Path, document: dict[str, Any]) -> ModelParts:
@@ -187,7 +211,7 @@ def read_folder(path: Path, document: dict[str, Any]) -> ModelParts:
         raise UserError(f"{where} has schema version {version}: use the igpt that wrote it")
     tensors = _read_tensors(path / "model.safetensors")
     try:
-        network, facts = _described(document, has_bias=has_biases(tensors))
+        network, facts = _described(document, tensors, where=where)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{where} is damaged ({error!r}): restore the model folder") from error
     if document["model_type"] == "imagegpt":
@@ -198,16 +222,33 @@ def read_folder(path: Path, document: dict[str, Any]) -> ModelParts:
     return ModelParts(network, tokenizer, facts)
 
 
-def _described(document: dict[str, Any], *, has_bias: bool) -> tuple[GPT, ModelFacts]:
+def _described(
+    document: dict[str, Any], tensors: Mapping[str, Tensor], *, where: str
+) -> tuple[GPT, ModelFacts]:
     """The network that a config.json of ours describes, without its weights, and the facts."""
     facts = ModelFacts(**{k: v for k, v in document["igpt"].items() if k != "schema_version"})
     if document["model_type"] == "imagegpt":
-        shape = {key: document[key] for key in ("n_layer", "n_head", "n_embd")}
-        config, n_colors = ModelConfig(**shape, bias=has_bias), document["vocab_size"] - 1
+        sizes = {key: document[key] for key in ("n_layer", "n_head", "n_embd")}
+        config = described_config(sizes, bias=has_biases(tensors), where=where)
+        n_colors = document["vocab_size"] - 1
     else:
-        config, n_colors = ModelConfig(**document["model"]), document["n_colors"]
+        config = described_config(document["model"], where=where)
+        n_colors = document["n_colors"]
     seq_len = facts.image_size**2 * (3 if facts.tokens == "raw" else 1)
-    return _network(config, n_colors, seq_len, facts.objective), facts
+    shape = Shape(n_colors=n_colors, seq_len=seq_len, objective=facts.objective)
+    return _network(config, shape, tensors, where=where), facts
+
+
+def described_config(sizes: Mapping[str, Any], *, where: str, **more: bool) -> ModelConfig:
+    """The network's shape as the file `where` gives it.
+
+    Raises:
+        UserError: it is outside what a network can be.
+    """
+    try:
+        return ModelConfig(**sizes, **more)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

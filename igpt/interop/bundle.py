@@ -6,10 +6,10 @@
 """
 
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ MAGIC = 0xDB4775248B80FB57
 FOOTER_BYTES = 48
 TRAILER_BYTES = 5
 MAX_INDEX_BYTES = 1 << 28
+# iGPT-XL with its optimiser has 2,500 tensors, and names of 60 letters.
+MAX_TENSORS = 100_000
+MAX_NAME_BYTES = 1_000
 DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8"}
 
 
@@ -62,12 +65,17 @@ class Bundle:
             ) from error
         try:
             values = dict(self._table(data))
-            header = dict(_fields(values.pop(b"")))
-            self._n_shards = int(header.get(1, 1))
+            header = _Message(values.pop(b""))
+            self._n_shards = header.number(1, 1)
             self.entries = {key.decode(): _entry(value) for key, value in values.items()}
-        except (KeyError, IndexError, ValueError, TypeError, struct.error) as error:
-            raise self._fault("is damaged") from error
-        if header.get(2, 0) != 0:
+        except (KeyError, IndexError, ValueError, struct.error) as error:
+            raise self._fault(f"is damaged ({error})") from error
+        self._claimed = Counter[int]()  # bytes of all tensors in a shard
+        self._last: dict[int, str] = {}  # the tensor that ends it
+        for name, entry in sorted(self.entries.items(), key=lambda item: _end(item[1])):
+            self._claimed[entry.shard] += entry.n_bytes
+            self._last[entry.shard] = name
+        if header.number(2) != 0:
             raise self._fault("was written on a big-endian machine, which is not read")
 
     def read(self, name: str) -> np.ndarray:
@@ -85,8 +93,7 @@ class Bundle:
         if int(np.prod(entry.shape, dtype=object)) * dtype.itemsize != entry.n_bytes:
             raise self._fault(f"gives {name} a shape that does not fit its size")
         try:
-            if path.stat().st_size < entry.offset + entry.n_bytes:
-                raise UserError(f"{path} is cut short, before the end of {name}: fetch it again")
+            self._check_room(entry.shard, path.stat().st_size, path)
             with path.open("rb") as file:
                 file.seek(entry.offset)
                 data = file.read(entry.n_bytes)
@@ -96,13 +103,29 @@ class Bundle:
             raise UserError(f"{path} is damaged: the checksum of {name} differs: fetch it again")
         return np.frombuffer(data, dtype).reshape(entry.shape)
 
+    def _check_room(self, shard: int, n_bytes: int, path: Path) -> None:
+        """Refuse tensors beyond the end of a shard, or over one another: they fill any memory."""
+        last = self._last[shard]
+        if n_bytes < _end(self.entries[last]):
+            raise UserError(f"{path} is cut short, before the end of {last}: fetch it again")
+        if n_bytes < self._claimed[shard]:
+            raise self._fault(f"gives its tensors more bytes than {path.name} has")
+
     def _table(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
         if len(data) < FOOTER_BYTES or struct.unpack_from("<Q", data, len(data) - 8)[0] != MAGIC:
             raise self._fault("does not end as the index of a TensorFlow checkpoint does")
         footer = data[-FOOTER_BYTES:]
         at = _varint(footer, _varint(footer, 0)[1])[1]  # past the handle of the meta-index
+        n_bytes = n_entries = 0
         for _, handle in self._block(data, footer[at:]):
-            yield from self._block(data, handle)
+            n_bytes += _varint(handle, _varint(handle, 0)[1])[0]
+            if n_bytes > len(data):
+                raise self._fault("is damaged: its blocks lie over one another")
+            for entry in self._block(data, handle):
+                n_entries += 1
+                if n_entries > MAX_TENSORS:
+                    raise self._fault(f"lists more than {MAX_TENSORS} tensors")
+                yield entry
 
     def _block(self, data: bytes, handle: bytes) -> Iterator[tuple[bytes, bytes]]:
         """The keys and values of the block at a handle: its offset and size as varints."""
@@ -121,6 +144,8 @@ class Bundle:
             shared, at = _varint(block, at)
             own, at = _varint(block, at)
             size, at = _varint(block, at)
+            if min(shared, len(key)) + own > MAX_NAME_BYTES:
+                raise self._fault(f"has a name of more than {MAX_NAME_BYTES} bytes")
             key = key[:shared] + block[at : at + own]
             yield key, block[at + own : at + own + size]
             at += own + size
@@ -129,25 +154,45 @@ class Bundle:
         return UserError(f"{self._index} {what}: fetch it again")
 
 
-def _entry(message: bytes) -> Entry:
-    fields = dict(_fields(message))
-    shape = fields.get(2, b"")
-    sizes = (dict(_fields(dim)).get(1, 0) for number, dim in _fields(shape) if number == 2)
+def _end(entry: Entry) -> int:
+    return entry.offset + entry.n_bytes
+
+
+def _entry(data: bytes) -> Entry:
+    message = _Message(data)
+    shape = message.fields.get(2, b"")
+    if isinstance(shape, int):
+        raise ValueError("a shape that is a number")
+    dims = (dim for number, dim in _fields(shape) if number == 2 and isinstance(dim, bytes))
     return Entry(
-        dtype=fields.get(1, 0),
-        shape=tuple(sizes),
-        shard=fields.get(3, 0),
-        offset=fields.get(4, 0),
-        n_bytes=fields.get(5, 0),
-        crc=fields.get(6, 0),
-        sliced=7 in fields,
+        dtype=message.number(1),
+        shape=tuple(_Message(dim).number(1) for dim in dims),
+        shard=message.number(3),
+        offset=message.number(4),
+        n_bytes=message.number(5),
+        crc=message.number(6),
+        sliced=7 in message.fields,
     )
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+class _Message:
+    """The fields of a protocol buffer; of one that comes twice, the last."""
+
+    def __init__(self, data: bytes) -> None:
+        self.fields = dict(_fields(data))
+
+    def number(self, field: int, default: int = 0) -> int:
+        """A field that must be a number, whatever the file says that it is."""
+        value = self.fields.get(field, default)
+        if isinstance(value, bytes):
+            raise ValueError(f"field {field} is not a number")
+        return value
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
     """The numbers and values of a protocol buffer's fields."""
     at = 0
-    value: Any
+    value: int | bytes
     while at < len(message):
         tag, at = _varint(message, at)
         kind = tag & 7

@@ -13,7 +13,8 @@ from igpt.errors import UserError
 from igpt.interop.bundle import Bundle
 from igpt.interop.tensors import warn_of_zero_head
 from igpt.model.gpt import GPT
-from igpt.modelfolder import ModelFacts
+from igpt.model.sizes import Shape, check_held
+from igpt.modelfolder import ModelFacts, described_config
 from igpt.pixelmodel import PixelModel
 from igpt.tokens.palette import Palette
 from igpt.train.checkpoint import load_weights
@@ -104,9 +105,17 @@ def _network(held: dict[str, np.ndarray], where: str) -> GPT:
         ) from error
     if math.isqrt(seq_len) ** 2 != seq_len:
         raise UserError(f"{where}: {seq_len} positions make no square image")
-    n_layer = 1 + max(int(match[1]) for name in held if (match := _BLOCK.fullmatch(name)))
+    n_layer = len({int(match[1]) for name in held if (match := _BLOCK.fullmatch(name))})
     objective: Objective = "ar" if "sos" in held else "bert"
-    config = ModelConfig(n_layer=n_layer, n_head=n_head, n_embd=width)
+    sizes = {"n_layer": n_layer, "n_head": n_head, "n_embd": width}
+    config = described_config(sizes, where=where)
+    check_held(
+        config,
+        Shape(n_colors=n_colors, seq_len=seq_len, objective=objective),
+        n_tensors=len(held),
+        n_values=sum(array.size for array in held.values()),
+        where=where,
+    )
     network = GPT(config, n_colors=n_colors, seq_len=seq_len, objective=objective)
     load_weights(network, _renamed(held, config, where), where=where)
     return network

@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 
 import safetensors.torch
@@ -76,6 +77,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_bin(path: Path) -> dict[str, Tensor]:
     """A pickle, of which nothing but tensors is ever built."""
+    _check_zip(path)
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -84,4 +86,23 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is damaged: restore the model folder") from error
     if not isinstance(held, dict) or not all(isinstance(t, Tensor) for t in held.values()):
         raise UserError(f"{path} holds something else than named tensors, so it is not read")
+    for name, tensor in held.items():
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(f"{path}: tensor {name} is larger than its numbers: restore the file")
     return dict(held)
+
+
+def _check_zip(path: Path) -> None:
+    """Refuse what unpacks to more than the file: torch itself never compresses.
+
+    Raises:
+        UserError: it is no zip file, or one with compressed parts.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+                raise UserError(f"{path} is compressed, as torch writes no file: restore it")
+    except zipfile.BadZipFile as error:
+        raise UserError(
+            f"{path} is damaged, or of torch before 1.6: restore it, or save it as safetensors"
+        ) from error

@@ -15,13 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from igpt.config import ModelConfig
 from igpt.errors import UserError
 from igpt.interop.card import model_card
 from igpt.interop.tensors import read_weights, warn_of_zero_head
 from igpt.model.gpt import GPT
 from igpt.model.imagegpt import from_imagegpt, has_biases, imagegpt_config, to_imagegpt
-from igpt.modelfolder import ModelFacts, read_palette, write_preprocessor, write_tensors
+from igpt.model.sizes import Shape, check_held
+from igpt.modelfolder import (
+    ModelFacts,
+    described_config,
+    read_palette,
+    write_preprocessor,
+    write_tensors,
+)
 from igpt.pixelmodel import PixelModel
 from igpt.runs import read_json, write_json, writing_folder
 from igpt.train.checkpoint import load_weights
@@ -60,9 +66,20 @@ def read_transformers(folder: Path, document: Mapping[str, Any]) -> PixelModel:
     score, predicts = tensors.pop("score.weight", None), "lm_head.weight" in tensors
     if score is not None and predicts:
         raise UserError(f"{file} has both lm_head.weight and score.weight: it needs one of them")
+    sizes = {key: shape[key] for key in ("n_layer", "n_head", "n_embd")}
+    where = str(folder / "config.json")
+    config = described_config(sizes, bias=has_biases(tensors), where=where)
+    check_held(
+        config,
+        Shape(n_colors=palette.n_colors, seq_len=shape["n_positions"], objective="ar"),
+        n_tensors=len(tensors),
+        n_values=sum(tensor.numel() for tensor in tensors.values()),
+        where=where,
+    )
     if not predicts:
         tensors["lm_head.weight"] = torch.zeros(shape["vocab_size"] - 1, shape["n_embd"])
-    network = _network(shape, tensors, where=str(file))
+    network = GPT(config, n_colors=palette.n_colors, seq_len=shape["n_positions"])
+    _load(network, tensors, where=str(file))
     ours = _mapping(document.get("igpt"))
     source = {"source": "transformers", **_mapping(ours.get("trained"))}
     facts = ModelFacts(
@@ -116,19 +133,20 @@ def _without_masks(
         if name.endswith(".attn.masked_bias"):
             continue  # no weight: the score of what is masked, which ours sets to -inf
         if name.endswith(".attn.bias"):
-            mask = torch.ones(n_positions, n_positions).tril()
-            if tensor.shape[-2:] != mask.shape or not torch.equal(tensor.float().squeeze(), mask):
+            side = (n_positions, n_positions)
+            is_square = tensor.shape[-2:] == side and tensor.numel() == n_positions**2
+            if not is_square or not torch.equal(tensor.reshape(side).float(), _mask(n_positions)):
                 raise UserError(f"{where}: {name} is not the causal mask: attention would differ")
             continue
         weights[name] = tensor.float()
     return weights
 
 
-def _network(shape: Mapping[str, int], tensors: Mapping[str, Tensor], *, where: str) -> GPT:
-    config = ModelConfig(
-        **{key: shape[key] for key in ("n_layer", "n_head", "n_embd")}, bias=has_biases(tensors)
-    )
-    network = GPT(config, n_colors=shape["vocab_size"] - 1, seq_len=shape["n_positions"])
+def _mask(n_positions: int) -> Tensor:
+    return torch.ones(n_positions, n_positions).tril()
+
+
+def _load(network: GPT, tensors: Mapping[str, Tensor], *, where: str) -> None:
     expected = {name: t.shape for name, t in to_imagegpt(network.state_dict()).items()}
     for name, size in expected.items():
         if name not in tensors:
@@ -141,8 +159,7 @@ def _network(shape: Mapping[str, int], tensors: Mapping[str, Tensor], *, where: 
     for name in tensors:
         if name not in expected:
             raise UserError(f"{where}: tensor {name} is not part of ImageGPT")
-    load_weights(network, from_imagegpt(tensors, bias=config.bias), where=where)
-    return network
+    load_weights(network, from_imagegpt(tensors, bias=network.config.bias), where=where)
 
 
 def _take_classes(
@@ -152,8 +169,10 @@ def _take_classes(
     width = model.network.config.n_embd
     if score.ndim != 2 or score.shape[1] != width:
         raise UserError(f"{where}: score.weight is {tuple(score.shape)}, not (classes, {width})")
-    names = document.get("id2label") or {}
-    classes = [str(names.get(str(label), f"LABEL_{label}")) for label in range(len(score))]
+    names = document.get("id2label")
+    names = dict(enumerate(names)) if isinstance(names, list) else _mapping(names)
+    names = {str(label): str(name) for label, name in names.items()}
+    classes = [names.get(str(label), f"LABEL_{label}") for label in range(len(score))]
     protocol = "the class head of ImageGPTForImageClassification, as imported"
     model.take_class_head(score.numpy(), classes, protocol=protocol)
 

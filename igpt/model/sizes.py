@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from igpt.config import ModelConfig, Objective
+from igpt.errors import UserError
 
 SIZES = {
     "s": ModelConfig(n_layer=24, n_head=8, n_embd=512),
@@ -11,6 +12,11 @@ SIZES = {
     # The paper states no head count for XL; 48 keeps L's trend towards heads of 64.
     "xl": ModelConfig(n_layer=60, n_head=48, n_embd=3072),
 }
+
+
+# A network may be so many times larger than its weights, and 16 MB, before it is not built at all.
+_SLACK = 4
+_SLACK_VALUES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +42,33 @@ def parameter_count(config: ModelConfig, shape: Shape) -> int:
         + D
         + (D if shape.objective == "ar" else 0)
     )
+
+
+def check_held(
+    config: ModelConfig, shape: Shape, *, n_tensors: int, n_values: int, where: str
+) -> None:
+    """Refuse a network that is far larger than the weights beside its description.
+
+    A file of a few bytes can ask for any number of layers, so this is asked before one is built;
+    what is wrong by a little is named tensor by tensor once it is.
+
+    Args:
+        config: what the description asks for.
+        shape: its vocabulary and length.
+        n_tensors: tensors that are there.
+        n_values: numbers in all of them together.
+        where: the file that describes it.
+
+    Raises:
+        UserError: it asks for far more than is there.
+    """
+    needed = parameter_count(config, shape)
+    if config.n_layer > n_tensors or needed > _SLACK * n_values + _SLACK_VALUES:
+        raise UserError(
+            f"{where} describes {config.n_layer} layers of width {config.n_embd} on "
+            f"{shape.seq_len} tokens, but its weights are {n_tensors} tensors with {n_values} "
+            "numbers: restore the model folder"
+        )
 
 
 def forward_flops(config: ModelConfig, shape: Shape) -> int:

@@ -131,7 +131,7 @@ def _labels(path: Path, n: int) -> np.ndarray | None:
     if not path.is_file():
         return None
     held = _mapped(path)
-    if len(held) != n or held.ndim not in (1, 2) or held.dtype.kind not in "iufb":
+    if held.ndim not in (1, 2) or len(held) != n or held.dtype.kind not in "iufb":
         raise UserError(f"{path} holds {held.shape} {held.dtype}: it needs a label an image ({n})")
     if held.ndim == 1:
         return checked_labels(held.astype(np.int64), str(path))
