@@ -31,7 +31,7 @@ def main() -> None:
     split = "train"
     print("| step | where | shape and type | first values |")
     print("|---|---|---|---|")
-    row("read", "images/files.py", large.images(split)[0])
+    row("read", "images/decode.py", large.images(split)[0])
     image = data.images(split)[0]
     row("pack", "images/packed/read.py", image)
     row("palette", "tokens/palette.py", model.tokenizer.colors)

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "igpt"
 MAIN_PATH = [
-    "images/files",
+    "images/decode",
     "images/packed/read",
     "tokens/palette",
     "tokens/batches",

@@ -23,7 +23,7 @@ from igpt.bench import measure
 from igpt.config import Augment, ModelConfig, TrainConfig
 from igpt.errors import UserError
 from igpt.images.crop import CROP_SIZE, center_crop
-from igpt.images.files import open_image, unwarned
+from igpt.images.decode import open_image
 from igpt.images.packed.format import is_packed
 from igpt.images.packed.read import PackedSet
 from igpt.images.packed.rows import Packing
@@ -337,7 +337,7 @@ def plain(data: bytes) -> np.ndarray:
 
 def reference(data: bytes) -> np.ndarray:
     """Decoded in full, exact areas, float64, never rounded: (S, S, 3)."""
-    with unwarned(), open_image(data) as file:
+    with open_image(data) as file:
         image = np.asarray(file.convert("RGB")).astype(np.float64)
     crop = center_crop(*image.shape[:2])
     rows = _shares(crop.height, crop.resized[0], crop.top, crop.side)

@@ -104,7 +104,7 @@ def _keep(image_size: int, keep_rows: float | None, mask: str | None) -> "np.nda
     """What is given: (S, S) bool. A mask is cut and resized just as the images are."""
     from igpt.generate.complete import rows_kept
     from igpt.images.crop import center_square
-    from igpt.images.files import read_image
+    from igpt.images.decode import read_image
     from igpt.images.resize import area_resize
 
     if mask is None:

@@ -62,7 +62,7 @@ class FileImages:
         import numpy as np
 
         from igpt.images.crop import center_square
-        from igpt.images.files import read_image
+        from igpt.images.decode import read_image
         from igpt.images.resize import area_resize
 
         squares = (center_square(read_image(file)) for file in self._files[rows])
@@ -82,7 +82,7 @@ def read_beside(
     import numpy as np
 
     from igpt.generate.pictures import framed
-    from igpt.images.files import read_image
+    from igpt.images.decode import read_image
     from igpt.images.taking import square, warn_of_sizes
 
     shown, inputs, shorter_px, side = [], [], [], model.image_size

@@ -80,7 +80,7 @@ def nats_of(model: "PixelModel", files: Sequence[Path]) -> dict[Path, float]:
     Raises:
         UserError: none can be read; the first one's reason.
     """
-    from igpt.images.files import read_image
+    from igpt.images.decode import read_image
     from igpt.images.taking import square, warn_of_sizes
     from igpt.progress import say, ticking
 

@@ -5,6 +5,9 @@ import math
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from igpt.images.decode import OWN_MARK
 
 GAP_PX = 2
 BACKGROUND = (255, 255, 255)
@@ -44,7 +47,8 @@ def tile(
 
 
 def to_png_bytes(picture: np.ndarray) -> bytes:
-    """A (H, W, 3) uint8 picture as the bytes of a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).save(file, "PNG", optimize=True)
+    """A (H, W, 3) uint8 picture as the bytes of a PNG file, marked as drawn by igpt."""
+    file, mark = io.BytesIO(), PngInfo()
+    mark.add_text(*OWN_MARK)
+    Image.fromarray(np.ascontiguousarray(picture)).save(file, "PNG", optimize=True, pnginfo=mark)
     return file.getvalue()

@@ -19,7 +19,7 @@ import numpy as np
 
 from igpt.errors import UserError
 from igpt.images.crop import CROP_SIZE, RANDOM_SIDES, crop_resize, random_crop
-from igpt.images.files import decode, open_image, unwarned
+from igpt.images.decode import decode_bytes
 from igpt.images.packed.read import PackedSet
 from igpt.images.packed.rows import REDUCED_MARGIN
 from igpt.images.sources.find import open_source
@@ -142,18 +142,16 @@ def crop_spans(spans: Sequence[Span], draws: Sequence[Draw], image_size: int) ->
     """
     crops = np.empty((len(spans), image_size, image_size, 3), np.uint8)
     enough = math.ceil(REDUCED_MARGIN * image_size * RANDOM_SIDES[1] / CROP_SIZE)
-    with unwarned():
-        for i, (span, draw) in enumerate(zip(spans, draws, strict=True)):
-            try:
-                with open_image(read_span(span)) as file:
-                    image = decode(file, shorter_side=enough)
-            except UserError as error:
-                raise UserError(
-                    f"cannot read {span.path}: {error}: it changed since it was prepared"
-                ) from error
-            rng = stream(draw.seed, f"live/{draw.name}", draw.step, draw.slot)
-            crop = random_crop(image.height, image.width, rng)
-            crops[i] = crop_resize(image.pixels, crop, image_size, scale=image.scale)
+    for i, (span, draw) in enumerate(zip(spans, draws, strict=True)):
+        try:
+            image = decode_bytes(read_span(span), shorter_side=enough)
+        except UserError as error:
+            raise UserError(
+                f"cannot read {span.path}: {error}: it changed since it was prepared"
+            ) from error
+        rng = stream(draw.seed, f"live/{draw.name}", draw.step, draw.slot)
+        crop = random_crop(image.height, image.width, rng)
+        crops[i] = crop_resize(image.pixels, crop, image_size, scale=image.scale)
     return crops
 
 

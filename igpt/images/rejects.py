@@ -8,6 +8,7 @@ that they can be counted; what was seen in the file stands in them.
 
 import errno
 import os
+import stat
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,14 +21,19 @@ MAX_BAD = 0.1
 NO_FILE = "there is no such file"
 DEAD_LINK = "a link to nothing"
 LINK_LOOP = "a link to itself"
+NO_FILE_AT_ALL = "a pipe or a device, not a file"
 IS_FOLDER = "this is a folder"
 NO_LEAVE = "it may not be read"
 EMPTY_FILE = "the file is empty"
+DAMAGED = "damaged or cut off"
 EMPTY_CLASS = "class folder without images"
 NOT_LISTED = "beside the images of the table but not in it"
 OWN_PICTURE = "drawn by igpt"
 IS_POINTER = "a Git LFS pointer, not the file itself: run git lfs pull"
 POINTER_START = b"version https://git-lfs.github.com/spec/"
+
+MAX_FILE_BYTES = 2**28
+"""A file above this is no photograph."""
 
 UNCOUNTED = frozenset((EMPTY_CLASS, NOT_LISTED, OWN_PICTURE))
 """Listed, but no image is lost by it."""
@@ -45,6 +51,36 @@ def reason_of(error: OSError) -> str:
     if isinstance(error, PermissionError):
         return NO_LEAVE
     return f"it cannot be read ({error.strerror or error})"
+
+
+def read_bytes(path: Path, start: int = 0, size: int | None = None) -> bytes:
+    """The bytes of a file, or `size` of them from `start`.
+
+    Raises:
+        UserError: it cannot be read, is empty, or too large to be an image; the reason alone.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would block for ever
+        try:
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(IS_FOLDER if stat.S_ISDIR(status.st_mode) else NO_FILE_AT_ALL)
+            held = status.st_size - start
+            wanted = held if size is None else size
+            if wanted > MAX_FILE_BYTES:
+                raise UserError(f"more than {MAX_FILE_BYTES} bytes")
+            data = os.pread(handle, max(0, wanted), start)
+        finally:
+            os.close(handle)
+    except ValueError as error:  # no name holds a zero byte
+        raise UserError("there is no such file") from error
+    except OSError as error:
+        raise UserError(reason_of(error)) from error
+    if not data:
+        raise UserError(EMPTY_FILE)
+    if len(data) < wanted:
+        raise UserError(DAMAGED)
+    return data
 
 
 def check_pointer(data: bytes) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from igpt.errors import UserError
 from igpt.images.crop import center_square
-from igpt.images.files import read_image
+from igpt.images.decode import read_image
 from igpt.images.resize import area_resize
 from igpt.progress import say
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context, parent_process
@@ -46,6 +47,7 @@ def start_worker() -> None:
     """Set up a worker process: one thread, deaf to Ctrl-C, gone when its parent is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threadpool_limits(1)
+    warnings.simplefilter("ignore")  # Pillow's, of damaged metadata; the pixels decide
     parent = parent_process()
     assert parent is not None, "not a worker process"
     threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()

@@ -14,8 +14,9 @@ from igpt.errors import UserError
 from igpt.generate.complete import completing
 from igpt.generate.pictures import heat_map, look, some
 from igpt.generate.sample import Progress, sampling
-from igpt.images.files import open_image, read_image
+from igpt.images.decode import open_image, read_image
 from igpt.images.grid import to_png_bytes
+from igpt.images.rejects import read_bytes
 from igpt.images.taking import square
 from igpt.pixelmodel import PixelModel
 from igpt.probe.saved import SavedProbe
@@ -42,7 +43,7 @@ def read_upload(path: str | None) -> np.ndarray:
     if path is None:
         raise UserError("there is no picture yet: upload one or pick an example")
     try:
-        with open_image(Path(path)) as image:
+        with open_image(read_bytes(Path(path))) as image:
             n_pixels = image.width * image.height
     except UserError as error:
         raise UserError(f"the picture cannot be read: {error}") from error

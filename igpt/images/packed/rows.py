@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from igpt.errors import UserError
 from igpt.images.crop import (
@@ -15,7 +16,7 @@ from igpt.images.crop import (
     crop_resize,
     random_crop,
 )
-from igpt.images.files import Decoded, decode, open_image, unwarned
+from igpt.images.decode import Decoded, check_not_own, decode_bytes
 from igpt.images.resize import apply_maps
 from igpt.images.sources.source import Block, Span, read_span
 from igpt.images.splits import TRAIN
@@ -79,7 +80,7 @@ def pack_block(block: Block, packing: Packing) -> Packed:
     kept = np.ones(len(images), bool)
     rejects = list(block.rejects)
     run = _Run(images)
-    with unwarned(), alarm():
+    with alarm():
         for i, item in enumerate(block.images):
             try:
                 with limited(MAX_DECODE_S):
@@ -168,12 +169,16 @@ def _decoded(item: np.ndarray | Span | bytes, packing: Packing, *, is_cropped: b
     if isinstance(item, np.ndarray):
         _check_size(item.shape[0], item.shape[1], packing)
         return Decoded(item, item.shape[0], item.shape[1], 1)
-    with open_image(read_span(item) if isinstance(item, Span) else item) as file:
-        _check_size(file.height, file.width, packing)
-        # A random crop magnifies most at a shorter side of 384.
-        magnified = RANDOM_SIDES[1] / CROP_SIZE if is_cropped else 1.0
-        needed = math.ceil(REDUCED_MARGIN * packing.image_size * magnified)
-        return decode(file, shorter_side=needed if packing.reduced else 0)
+
+    def check(image: Image.Image) -> None:
+        check_not_own(image)
+        _check_size(image.height, image.width, packing)
+
+    # A random crop magnifies most at a shorter side of 384.
+    magnified = RANDOM_SIDES[1] / CROP_SIZE if is_cropped else 1.0
+    needed = math.ceil(REDUCED_MARGIN * packing.image_size * magnified)
+    data = read_span(item) if isinstance(item, Span) else item
+    return decode_bytes(data, shorter_side=needed if packing.reduced else 0, check=check)
 
 
 def _check_size(height: int, width: int, packing: Packing) -> None:

@@ -33,11 +33,11 @@ _SYSTEM_NAMES = frozenset(
         *("#recycle", "$recycle.bin", "system volume information", "lost+found"),
     )
 )
-_HEIF_REMEDY = "pip install 'igpt[heif]'"
+HEIF_REMEDY = "pip install 'igpt[heif]'"
 _RAW_REMEDY = "convert them to JPEG or PNG"
 # What people take for images and no reader here does, with what to do about it.
 _REMEDIES = {
-    **dict.fromkeys(HEIF_SUFFIXES, _HEIF_REMEDY),
+    **dict.fromkeys(HEIF_SUFFIXES, HEIF_REMEDY),
     **dict.fromkeys(
         (
             *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw"),

@@ -1,6 +1,5 @@
 """What every reader gives: blocks of images, encoded or as arrays, with labels and names."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -10,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from igpt.errors import UserError
+from igpt.images.rejects import read_bytes
 from igpt.images.splits import TRAIN, VALID_FRACTION
 
 # Images in a block: large enough that sending it costs nothing, small enough to lose when killed.
@@ -18,8 +18,6 @@ BLOCK_IMAGES = 64
 BLOCK_BYTES = 2**24
 # Numbered classes; a larger number is damage.
 MAX_LABEL = 99_999
-# A file above this is no photograph.
-MAX_FILE_BYTES = 2**28
 
 T = TypeVar("T")
 
@@ -37,27 +35,9 @@ def read_span(span: Span) -> bytes:
     """The bytes of an encoded image.
 
     Raises:
-        UserError: it cannot be read, is empty, or too large to be an image.
+        UserError: it cannot be read, is empty, or too large to be an image; the reason alone.
     """
-    try:
-        handle = os.open(span.path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would block for ever
-        try:
-            stat = os.fstat(handle)
-            size = stat.st_size - span.start if span.size is None else span.size
-            if size > MAX_FILE_BYTES:
-                raise UserError(f"more than {MAX_FILE_BYTES} bytes")
-            data = os.pread(handle, max(0, size), span.start)
-        finally:
-            os.close(handle)
-    except (FileNotFoundError, ValueError) as error:  # no name holds a zero byte
-        raise UserError("there is no such file") from error
-    except OSError as error:
-        raise UserError("it may not be read") from error
-    if not data:
-        raise UserError("the file is empty")
-    if len(data) < size:
-        raise UserError("damaged or cut off")
-    return data
+    return read_bytes(span.path, span.start, span.size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -136,4 +136,4 @@ def test_hidden_files_are_left_out(tmp_path: Path) -> None:
 def test_a_named_pipe_is_refused_not_waited_for(tmp_path: Path) -> None:
     write_tree(tmp_path, class_files(1))
     os.mkfifo(tmp_path / "a" / "pipe.png")
-    assert read(open_folder(tmp_path)).rejects == {"a/pipe.png": "it may not be read"}
+    assert read(open_folder(tmp_path)).rejects == {"a/pipe.png": "a pipe or a device, not a file"}
