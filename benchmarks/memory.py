@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from igpt.bench.command import run_command
-from igpt.runs import write_json
+from igpt.files import write_json
 
 PRETRAIN = "pretrain cifar10 {0}/run --recipe demo --train.total-steps 20 --train.warmup-steps 5"
 COMMANDS = [

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Literal
 
 from igpt.errors import UserError
+from igpt.files import FolderLock, cache_folder, write_bytes
 from igpt.progress import say
-from igpt.runs import FolderLock, cache_folder, write_bytes
 
 BUILD_TIMEOUT_S = 300
 TRIAL_TIMEOUT_S = 60

@@ -6,6 +6,7 @@ stand under the one key `igpt`; otherwise `model_type` is `igpt` and the tensors
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -15,13 +16,14 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from igpt import files
 from igpt.config import ModelConfig, Objective, RunConfig, TrainConfig
 from igpt.config import Tokenizer as TokenizerKind
 from igpt.errors import UserError
+from igpt.files import read_json, write_json
 from igpt.model.gpt import GPT
 from igpt.model.imagegpt import from_imagegpt, has_biases, imagegpt_config, to_imagegpt
 from igpt.model.sizes import Shape, check_held
-from igpt.runs import read_json, write_json
 from igpt.tokens.palette import Palette
 from igpt.tokens.raw import RawTokens
 from igpt.tokens.tokenizer import Tokenizer
@@ -31,6 +33,14 @@ from igpt.train.setup import read_run, tokenizer_of_run
 SCHEMA_VERSION = 1
 # Attention over the pixels of a larger image fits no machine.
 MAX_SIDE = 4096
+# What makes a model folder; a card and pictures may lie beside it.
+KIND = (
+    "config.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "probe.json",
+    "probe.safetensors",
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,21 +125,27 @@ def write_preprocessor(folder: Path, tokenizer: Tokenizer, image_size: int) -> N
     write_json(folder / "preprocessor_config.json", settings)
 
 
-def may_replace(path: Path) -> bool:
-    """Whether a folder is a model folder or empty, so that a model may be written there."""
-    is_run = (path / "metrics.jsonl").is_file()
-    has_config = (path / "config.json").is_file() and not is_run
-    return path.is_dir() and (has_config or not any(path.iterdir()))
+def is_model_folder(path: Path) -> bool:
+    """Whether igpt wrote a model into a folder, as its config.json or the list of files says."""
+    if "config.json" in files.listed_in(path):
+        return True
+    try:
+        document = json.loads((path / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    facts = document.get("igpt") if isinstance(document, dict) else None
+    return isinstance(facts, dict) and "schema_version" in facts
 
 
 def check_may_replace(path: Path) -> None:
     """Refuse a place where something else stands.
 
     Raises:
-        UserError: it is neither new, nor empty, nor a model folder.
+        UserError: it is neither new, nor empty, nor a model folder of ours.
     """
-    if path.exists() and not may_replace(path):
-        raise UserError(f"{path} is not a model folder: choose another place")
+    is_taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    if is_taken and not is_model_folder(path):
+        raise UserError(f"{path} is not a model folder of igpt: choose another place")
 
 
 def _own_config(network: GPT, facts: ModelFacts) -> dict[str, Any]:

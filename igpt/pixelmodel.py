@@ -16,9 +16,11 @@ from torch import Tensor
 from igpt import compute, shipped
 from igpt.config import Pooling, SampleConfig
 from igpt.errors import UserError
+from igpt.files import read_json, writing_folder
 from igpt.images.taking import Images, as_squares
 from igpt.model.gpt import GPT
 from igpt.modelfolder import (
+    KIND,
     ModelFacts,
     ModelParts,
     check_may_replace,
@@ -27,7 +29,6 @@ from igpt.modelfolder import (
     transformers_class,
     write_folder,
 )
-from igpt.runs import read_json, writing_folder
 from igpt.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -295,14 +296,16 @@ class PixelModel:
     def save(self, folder: str | Path) -> Path:
         """Write a model folder with its card and its probe; it appears whole or not at all.
 
+        In a model folder that is there, what igpt did not write stays, an edited card too.
+
         Raises:
-            UserError: the folder exists and is no model folder, or cannot be written.
+            UserError: the folder exists and is no model folder of ours, or cannot be written.
         """
         from igpt.interop.card import model_card
 
         path, probe = Path(folder), self._own_probe()
         check_may_replace(path)
-        with writing_folder(path) as part:
+        with writing_folder(path, kind=KIND, keep_others=True) as part:
             write_folder(part, ModelParts(self.network, self.tokenizer, self.facts))
             if probe is not None:
                 probe.save(part)

@@ -10,8 +10,8 @@ import safetensors.torch
 import torch
 
 from igpt.errors import UserError
+from igpt.files import writing_folder
 from igpt.modelfolder import ModelParts, write_folder
-from igpt.runs import writing_folder
 from igpt.train.checkpoint import fault_of, write_manifest
 
 MODELS = Path(__file__).with_name("models")

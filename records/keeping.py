@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from igpt.runs import write_json
+from igpt.files import write_json
 
 
 def read_figures(path: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from igpt.cli.opening import open_for
 from igpt.cli.pretrain import train_run
 from igpt.config import RunConfig
 from igpt.evaluate.likelihood import token_surprise
+from igpt.files import write_json, writing_folder
 from igpt.images.packed.read import PackedSet
 from igpt.images.splits import SPLITS, Split
 from igpt.modelfolder import ModelParts, read_newest, write_folder
@@ -39,7 +40,6 @@ from igpt.probe.fewlabel import evaluate_few_labels
 from igpt.probe.probing import labels_of, probe_model, probe_pixels
 from igpt.probe.protocol import Labelled, pixel_features, probe_layers
 from igpt.recipes import recipe
-from igpt.runs import write_json, writing_folder
 from igpt.shipped import write_shipped
 from igpt.tokens.palette import Palette
 from igpt.train.checkpoint import all_steps

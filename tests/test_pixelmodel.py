@@ -134,14 +134,14 @@ def test_a_changed_description_is_one_line_that_names_the_file(
 
 def test_saving_over_something_else_is_refused(model, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"is not a model folder: choose another place"):
+    with pytest.raises(UserError, match=r"is not a model folder of igpt: choose another place"):
         model.save(tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
     run = tmp_path / "run"
     run.mkdir()
     for name in ("config.json", "metrics.jsonl"):
         (run / name).write_text("{}")
-    with pytest.raises(UserError, match=r"run is not a model folder: choose another place"):
+    with pytest.raises(UserError, match=r"run is not a model folder of igpt: choose another place"):
         model.save(run)
 
 

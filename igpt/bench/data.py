@@ -22,6 +22,7 @@ from igpt import compute
 from igpt.bench import measure
 from igpt.config import Augment, ModelConfig, TrainConfig
 from igpt.errors import UserError
+from igpt.files import cache_folder
 from igpt.images.crop import CROP_SIZE, center_crop
 from igpt.images.decode import open_image
 from igpt.images.packed.format import is_packed
@@ -32,7 +33,6 @@ from igpt.images.sources.find import open_source
 from igpt.images.sources.tar import read_members
 from igpt.images.workers import n_workers
 from igpt.model.gpt import GPT
-from igpt.runs import cache_folder
 from igpt.tokens.batches import BatchStream
 from igpt.tokens.palette import Palette
 from igpt.tokens.tokenizer import ImageArray

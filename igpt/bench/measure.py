@@ -19,7 +19,7 @@ import torch
 
 import igpt
 from igpt import compute
-from igpt.runs import write_json
+from igpt.files import write_json
 
 REPEATS = 5
 OURS = "igpt"

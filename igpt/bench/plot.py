@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from igpt.runs import read_json
+from igpt.files import read_json
 
 
 def lines_of(rows: list[dict[str, Any]], label: str) -> tuple[list[int], list[float], list[float]]:

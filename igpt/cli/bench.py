@@ -126,7 +126,7 @@ def _target(out: str) -> Path:
 
 
 def _kept(check: str) -> list[dict[str, object]]:
-    from igpt.runs import read_json
+    from igpt.files import read_json
 
     path = Path(check)
     if not path.is_file():

@@ -113,7 +113,7 @@ def _open(data: str, config: RunConfig) -> "PackedSet":
 
 
 def _is_done(folder: Path, name: str, model: "PixelModel") -> bool:
-    from igpt.runs import read_json
+    from igpt.files import read_json
 
     path = folder / "evaluations" / f"{name}.json"
     return path.is_file() and read_json(path).get("model") == model.digest()
@@ -131,8 +131,8 @@ def _likelihood(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
 
 def _samples(model: "PixelModel", folder: Path) -> None:
     from igpt.evaluate.record import write_record
+    from igpt.files import write_bytes
     from igpt.images.grid import tile, to_png_bytes
-    from igpt.runs import write_bytes
 
     images = model.sample(N_SAMPLES, seed=0)
     picture = tile(images, columns=16, enlarge=ENLARGE)
@@ -144,8 +144,8 @@ def _samples(model: "PixelModel", folder: Path) -> None:
 def _completions(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
     from igpt.cli.showing import N_COMPLETED, N_COMPLETIONS, completion_picture
     from igpt.evaluate.record import write_record
+    from igpt.files import write_bytes
     from igpt.images.grid import to_png_bytes
-    from igpt.runs import write_bytes
 
     picture = completion_picture(model, data.images("test")[:N_COMPLETED])
     write_bytes(folder / "pictures" / "completions.png", to_png_bytes(picture))
@@ -178,7 +178,7 @@ def _probe(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
 
 
 def _print_summary(folder: Path, step: int, minutes: float) -> None:
-    from igpt.runs import read_json
+    from igpt.files import read_json
 
     nats = read_json(folder / "evaluations" / "likelihood-test.json")["result"]
     probe = read_json(folder / "evaluations" / "probe.json")["result"]

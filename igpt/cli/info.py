@@ -38,7 +38,7 @@ def _machine(*, build: bool) -> dict[str, Any]:
     import torch
 
     import igpt
-    from igpt import compute, runs
+    from igpt import compute, files
 
     threads = compute.set_threads()
     device = compute.default_device()
@@ -56,7 +56,7 @@ def _machine(*, build: bool) -> dict[str, Any]:
         "copy rate": f"{compute.copy_rate(device) / 1e9:,.1f} GB/s",
         "faster type": str(compute.choose_dtype("auto", device)).removeprefix("torch."),
         **_cpp(build=build),
-        "cache": str(runs.cache_folder()),
+        "cache": str(files.cache_folder()),
     }
 
 

@@ -147,7 +147,7 @@ def keep_compiled_code() -> None:
 
     A second run of the same sizes then starts in seconds.
     """
-    from igpt.runs import cache_folder
+    from igpt.files import cache_folder
 
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
 

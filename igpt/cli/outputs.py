@@ -59,9 +59,9 @@ class Outputs:
         self, picture: "np.ndarray", animation: list["np.ndarray"], **tokens: "np.ndarray"
     ) -> None:
         """Write the picture, (H, W, 3) uint8, and what else was asked for."""
+        from igpt.files import write_bytes
         from igpt.generate.pictures import save_animation, save_tokens
         from igpt.images.grid import to_png_bytes
-        from igpt.runs import write_bytes
 
         write_bytes(self.picture, to_png_bytes(picture))
         if self.animation:
@@ -96,12 +96,14 @@ def checked(name: str, option: str, suffixes: tuple[str, ...], *, force: bool) -
     return path
 
 
-def empty_folder(name: str) -> Path:
+def empty_folder(name: str, option: str = "OUT") -> Path:
     """Where to write a model folder: a place that is new or empty, so that no model is lost.
 
     Raises:
-        UserError: something stands there.
+        UserError: something stands there, or no name was given.
     """
+    if not name:
+        raise UserError(f"{option} is empty: name a folder")
     path = Path(name)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{name} is not empty: choose another place")

@@ -112,9 +112,9 @@ def train_run(
         Interrupted: a signal stopped it after a checkpoint.
     """
     from igpt import compute
+    from igpt.files import FolderLock
     from igpt.pixelmodel import export_run
     from igpt.progress import say
-    from igpt.runs import FolderLock
     from igpt.train.distributed import default_world
     from igpt.train.feeding import originals
     from igpt.train.resume import check_same_data

@@ -34,25 +34,28 @@ def push(
         hub_id: owner/name; made where it does not exist.
         private: visible to its owner only.
         license: of the weights, as the Hub names licences (mit, cc-by-4.0, ...); none: not stated.
-        dry_run: folder to write what would be sent to; nothing is sent.
+        dry_run: folder to write what would be sent to, new or empty; nothing is sent.
     """
+    from igpt.cli.outputs import empty_folder
     from igpt.interop import hub
     from igpt.pixelmodel import load
 
     hub.check_hub_id(hub_id)
-    if dry_run is None:
+    place = None if dry_run is None else empty_folder(dry_run, option="--dry-run")
+    if place is None:
         hub.check_can_publish(hub_id)
     loaded = load(model)
     with tempfile.TemporaryDirectory() as made:
-        folder = Path(dry_run) if dry_run else Path(made) / "model"
+        folder = place or Path(made) / "model"
         write_published(loaded, folder, hub_id, run=Path(model), license_name=license)
-        print(folder if dry_run else hub.publish(folder, hub_id, private=private))
+        print(folder if place else hub.publish(folder, hub_id, private=private))
 
 
 def write_published(
     model: "PixelModel", folder: Path, name: str, *, run: Path, license_name: str | None
 ) -> None:
     """A model folder with pictures and the whole card."""
+    from igpt.files import claim
     from igpt.interop.card import model_card
     from igpt.modelfolder import transformers_class
 
@@ -72,6 +75,7 @@ def write_published(
         license_name=license_name,
     )
     (folder / "README.md").write_text(card)
+    claim(folder, "README.md", *pictures)
 
 
 def _draw(model: "PixelModel", folder: Path) -> str:

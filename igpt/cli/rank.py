@@ -113,9 +113,9 @@ def write_maps(model: "PixelModel", files: Sequence[Path], place: Path) -> float
     """Write the surprise of some images; returns the nats a pixel that are brightest."""
     import numpy as np
 
+    from igpt.files import write_bytes
     from igpt.generate.pictures import beside, heat_map
     from igpt.images.grid import to_png_bytes
-    from igpt.runs import write_bytes
 
     originals, inputs = read_beside(model, files, warn=False)
     nats = model.surprise(inputs)  # (n, S, S)

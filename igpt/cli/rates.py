@@ -9,7 +9,7 @@ from typing import Any
 
 from igpt.config import RunConfig
 from igpt.errors import Diverged, UserError
-from igpt.runs import FolderLock, read_json, write_json
+from igpt.files import FolderLock, read_json, write_json
 
 TABLE = "search.json"
 # (run folder, its configuration, whether it goes on) to what the run ended with.

@@ -108,8 +108,8 @@ def photograph_pieces(side: int) -> "np.ndarray":
 
 
 def _draw(model: "PixelModel", originals: "np.ndarray", folder: Path) -> None:
+    from igpt.files import write_bytes
     from igpt.images.grid import tile, to_png_bytes
-    from igpt.runs import write_bytes
 
     folder.mkdir(parents=True, exist_ok=True)
     say(f"completing {len(originals)} images from their upper half, {N_COMPLETIONS} times each")

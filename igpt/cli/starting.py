@@ -5,8 +5,8 @@ from pathlib import Path
 from igpt.cli.rates import TABLE
 from igpt.config import RunConfig
 from igpt.errors import UserError
+from igpt.files import read_json
 from igpt.recipes import recipe
-from igpt.runs import read_json
 
 
 def starting_config(args: list[str]) -> RunConfig:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from igpt import runs
+from igpt import files
 
 INK, MUTED, GRID = "#1d2433", "#667085", "#e6e8ee"
 BESIDE = 0.07
@@ -180,6 +180,6 @@ class Chart:
 
 def save_chart(folder: Path, name: str, chart: Chart) -> None:
     """Write NAME.svg, NAME.png and the numbers behind them as NAME.json."""
-    runs.write_bytes(folder / f"{name}.svg", chart.svg().encode())
-    runs.write_bytes(folder / f"{name}.png", chart.png())
-    runs.write_json(folder / f"{name}.json", chart.to_dict())
+    files.write_bytes(folder / f"{name}.svg", chart.svg().encode())
+    files.write_bytes(folder / f"{name}.png", chart.png())
+    files.write_json(folder / f"{name}.json", chart.to_dict())

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igpt import runs
+from igpt import files
 from igpt.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def write_record(
         "result": figures,
     }
     path = run / "evaluations" / f"{name}.json"
-    runs.write_json(path, document)
+    files.write_json(path, document)
     return path
 
 
@@ -57,7 +57,7 @@ def read_records(run: Path) -> dict[str, dict[str, Any]]:
     """
     found = {}
     for path in sorted((run / "evaluations").glob("*.json")):
-        document = runs.read_json(path)
+        document = files.read_json(path)
         if not isinstance(document, dict) or not isinstance(document.get("result"), dict):
             raise UserError(f"{path} is not a record of an evaluation: delete it")
         figures = document.pop("result")

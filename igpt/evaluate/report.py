@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from igpt import runs
+from igpt import files
 from igpt.config import RunConfig
 from igpt.evaluate import comparison, page, papertables, sections
 from igpt.evaluate.charts import Chart, save_chart
@@ -60,7 +60,7 @@ def write_report(
         "Pretraining from Pixels”, ICML 2020.</footer>",
     ]
     path = run_folder / "report.html"
-    runs.write_bytes(path, page.document("What the pixels taught it", parts).encode())
+    files.write_bytes(path, page.document("What the pixels taught it", parts).encode())
     charts = _own_charts(records) | compared
     for chart_name, chart in charts.items():
         save_chart(run_folder / "figures", chart_name, chart)

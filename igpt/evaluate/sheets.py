@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from igpt import runs
+from igpt import files
 from igpt.evaluate import page
 from igpt.evaluate.charts import GRID, INK, MUTED, STYLE
 
@@ -76,6 +76,6 @@ class Sheet:
 
 def save_sheet(folder: Path, sheet: Sheet) -> None:
     """Write the table as NAME.svg, NAME.png and NAME.json."""
-    runs.write_bytes(folder / f"{sheet.name}.svg", sheet.svg().encode())
-    runs.write_bytes(folder / f"{sheet.name}.png", sheet.png())
-    runs.write_json(folder / f"{sheet.name}.json", sheet.to_dict())
+    files.write_bytes(folder / f"{sheet.name}.svg", sheet.svg().encode())
+    files.write_bytes(folder / f"{sheet.name}.png", sheet.png())
+    files.write_json(folder / f"{sheet.name}.json", sheet.to_dict())

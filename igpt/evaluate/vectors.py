@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from igpt.files import writing
 from igpt.probe.features import FeatureTarget
-from igpt.runs import writing
 
 # Rows of parquet that are gathered before they are written: small groups read slowly.
 GROUP_ROWS = 4096

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from igpt.errors import UserError
+from igpt.files import write_bytes, writing
 from igpt.generate.sample import Progress
 from igpt.images.grid import tile
-from igpt.runs import write_bytes, writing
 
 # Pixels that are not there yet, or were hidden from the model: two greys, as a checkerboard.
 GREYS = (168, 200)

@@ -17,6 +17,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from igpt.errors import Interrupted, UserError
+from igpt.files import FolderLock, cache_folder
 from igpt.images.packed.format import is_packed
 from igpt.images.packed.merge import merge_parts, missing_parts, part_folder
 from igpt.images.packed.read import PackedSet
@@ -28,7 +29,6 @@ from igpt.images.sources.folders import walk_folders
 from igpt.images.sources.source import BLOCK_IMAGES, WHOLE, Block, Part, Source
 from igpt.images.workers import n_workers, start_method, worker_pool
 from igpt.progress import say, ticking
-from igpt.runs import FolderLock, cache_folder
 
 COMMIT_EVERY_S = 5.0
 # Starting processes takes about as long as decoding this many photographs; forking, a tenth of it.

@@ -3,11 +3,15 @@
 import re
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from igpt.errors import UserError
-from igpt.modelfolder import check_may_replace
+from igpt.files import LIST, writing_folder
+from igpt.modelfolder import KIND, check_may_replace
 from igpt.pixelmodel import load
-from igpt.runs import writing_folder
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # What a model folder may hold; nothing else is fetched, and nothing that runs.
@@ -62,9 +66,10 @@ def pull(hub_id: str, out: Path, *, revision: str | None = None) -> Path:
     check_may_replace(out)
     fetched = fetch(hub_id, revision=revision)
     load(fetched)
-    with writing_folder(out) as part:
+    with writing_folder(out, kind=KIND, keep_others=True) as part:
         for file in sorted(fetched.iterdir()):
-            shutil.copyfile(file, part / file.name)  # the Hub's cache holds links
+            if file.is_file() and file.name != LIST:
+                shutil.copyfile(file, part / file.name)  # the Hub's cache holds links
     return out
 
 
@@ -109,9 +114,14 @@ def publish(folder: Path, hub_id: str, *, private: bool = False) -> str:
 
     api = HfApi()
     try:
+        _check_visibility(api, hub_id, private=private)
         api.create_repo(hub_id, private=private, exist_ok=True)
+        _check_visibility(api, hub_id, private=private)
         sent = api.upload_folder(
-            repo_id=hub_id, folder_path=folder, commit_message="Upload an igpt model"
+            repo_id=hub_id,
+            folder_path=folder,
+            commit_message="Upload an igpt model",
+            ignore_patterns=[LIST],
         )
     except HfHubHTTPError as error:
         if getattr(error.response, "status_code", 0) in (401, 403):
@@ -122,6 +132,27 @@ def publish(folder: Path, hub_id: str, *, private: bool = False) -> str:
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"cannot push to {hub_id}: {_first_line(error)}") from error
     return str(sent.commit_url)
+
+
+def _check_visibility(api: "HfApi", hub_id: str, *, private: bool) -> None:
+    """Ask the Hub before anything is sent; what is public stays public whatever is asked for.
+
+    Raises:
+        UserError: it is to be private, and everybody can see it.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if not private:
+        return
+    try:
+        is_private = api.repo_info(hub_id).private
+    except RepositoryNotFoundError:
+        return
+    if not is_private:
+        raise UserError(
+            f"{hub_id} is public on the Hub and --private would not change that: nothing was sent: "
+            "make it private in its settings there, or choose another name"
+        )
 
 
 def _is_offline() -> bool:

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from igpt.errors import UserError
+from igpt.files import write_json, writing_folder
 from igpt.model.cache import LayerCache
 from igpt.model.gpt import GPT, Block
 from igpt.pixelmodel import PixelModel
-from igpt.runs import write_json, writing_folder
 from igpt.tokens.palette import Palette
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from igpt.errors import UserError
-from igpt.runs import read_json
+from igpt.files import read_json
 
 NAMES = (
     "model.safetensors",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from igpt.errors import UserError
+from igpt.files import read_json, write_json, writing_folder
 from igpt.interop.card import model_card
 from igpt.interop.tensors import read_weights, warn_of_zero_head
 from igpt.model.gpt import GPT
@@ -29,7 +30,6 @@ from igpt.modelfolder import (
     write_tensors,
 )
 from igpt.pixelmodel import PixelModel
-from igpt.runs import read_json, write_json, writing_folder
 from igpt.train.checkpoint import load_weights
 
 # What a config.json may leave out, as transformers 5.23 fills it in.

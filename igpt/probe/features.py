@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from igpt import compute, runs
+from igpt import compute, files
 from igpt.config import Pooling, TrainConfig
 from igpt.errors import UserError
 from igpt.model.gpt import GPT, NORM_EPS
@@ -128,7 +128,7 @@ def extract_features(
     masks = (mask_prob, mask_seed) if network.objective == "bert" else None
     options = (CACHE_VERSION, shape, chosen, normalised, pooling, masks, str(dtype))
     name = _digest(weights_digest(network), tokens_digest(tokens), *options)
-    return _kept(runs.cache_folder() / "features" / f"{name}.npy", shape, fill)
+    return _kept(files.cache_folder() / "features" / f"{name}.npy", shape, fill)
 
 
 def stream_features(
@@ -367,7 +367,7 @@ def tokens_digest(tokens: TokenSource, *, batch_size: int = 4096) -> str:
 def _kept(path: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> np.ndarray:
     """The array at `path`; where there is none, `fill` writes it first, whole or not at all."""
     if not path.exists():
-        with runs.writing(path) as part:
+        with files.writing(path) as part:
             array = np.lib.format.open_memmap(part, "w+", np.float32, shape)
             with part.open("rb+") as file:  # a full disk shows here, not as SIGBUS while filling
                 os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from igpt import runs
+from igpt import files
 from igpt.config import Pooling
 from igpt.errors import UserError
 from igpt.probe.protocol import log_softmax
@@ -54,9 +54,9 @@ class SavedProbe:
         tensors = {name: np.ascontiguousarray(facts.pop(name)) for name in ("weights", "biases")}
         data = save(tensors)
         digest = hashlib.sha256(data).hexdigest()
-        runs.write_bytes(folder / "probe.safetensors", data)
+        files.write_bytes(folder / "probe.safetensors", data)
         document = {"schema_version": SCHEMA_VERSION, **facts, "sha256": digest}
-        runs.write_json(folder / "probe.json", document)
+        files.write_json(folder / "probe.json", document)
 
     @classmethod
     def load(cls, folder: Path, *, model_digest: str) -> Self:
@@ -65,7 +65,7 @@ class SavedProbe:
         Raises:
             UserError: there is none, it is damaged, or it was fitted on another model or palette.
         """
-        facts = runs.read_json(folder / "probe.json")
+        facts = files.read_json(folder / "probe.json")
         if not isinstance(facts, dict) or facts.get("model_digest") != model_digest:
             raise UserError(
                 f"the probe in {folder} was fitted on another model or palette: "

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igpt.errors import UserError
-from igpt.runs import cache_folder, writing
+from igpt.files import cache_folder, writing
 
 N_RGB = 1 << 24
 CHUNK_PX = 1 << 15  # scratch of 256 KiB stays in the second-level cache

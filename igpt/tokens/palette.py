@@ -9,7 +9,7 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from igpt import runs
+from igpt import files
 from igpt.errors import UserError
 from igpt.tokens.nearest import CHUNK_PX, Table, kept_table, rgb_index
 from igpt.tokens.tokenizer import ImageArray, check_images, image_chunks, image_side
@@ -121,7 +121,7 @@ class Palette:
         """Write the colours as the authors store them (.npy), atomically."""
         buffer = io.BytesIO()
         np.save(buffer, self.colors)
-        runs.write_bytes(Path(path), buffer.getvalue())
+        files.write_bytes(Path(path), buffer.getvalue())
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
         """The nearest colour of each pixel, in raster order; ties go to the lower index.

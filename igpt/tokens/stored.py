@@ -8,9 +8,9 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from igpt.errors import UserError
+from igpt.files import read_json, sha256_of, sync_folder, write_json
 from igpt.images.packed.read import PackedSet
 from igpt.images.packed.write import writing_into
-from igpt.runs import read_json, sha256_of, sync_folder, write_json
 from igpt.tokens.tokenizer import Tokenizer
 
 _AT_ONCE = 4096  # images

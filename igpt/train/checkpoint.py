@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from igpt.errors import UserError
-from igpt.runs import read_json, sha256_of, writing_folder
+from igpt.files import read_json, settle_below, sha256_of, writing_folder
 
 SCHEMA_VERSION = 1
+KIND = ("*.safetensors", "*.json")
 _STEP_FOLDER = re.compile(r"step-(\d{7,})")
 
 
@@ -54,7 +55,7 @@ def save(
     Raises:
         UserError: the disk is full or not writable; earlier checkpoints are untouched.
     """
-    with writing_folder(path) as part:
+    with writing_folder(path, kind=KIND) as part:
         # The system's own `open` is used, as safetensors hides the reason of a failed write.
         (part / "model.safetensors").write_bytes(safetensors.torch.save(_plain(model)))
         (part / "optimizer.safetensors").write_bytes(safetensors.torch.save(_plain(optimizer)))
@@ -140,6 +141,7 @@ def all_steps(run: Path) -> list[tuple[int, Path]]:
 
 def newest(run: Path) -> tuple[Path | None, list[str]]:
     """The newest intact checkpoint, and a line for each newer one that was passed over."""
+    settle_below(run / "checkpoints", kind=KIND)
     rejected: list[str] = []
     for _, path in all_steps(run):
         fault = fault_of(path)

@@ -6,9 +6,9 @@ from typing import Any
 
 from igpt.config import RunConfig, TrainConfig
 from igpt.errors import UserError
+from igpt.files import read_json
 from igpt.images.packed.read import PackedSet
 from igpt.progress import say
-from igpt.runs import read_json
 from igpt.train import checkpoint
 from igpt.train.distributed import is_sharded
 from igpt.train.feeding import Ingredient

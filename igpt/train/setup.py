@@ -17,11 +17,11 @@ import igpt
 from igpt import compute
 from igpt.config import RunConfig
 from igpt.errors import UserError
+from igpt.files import read_json, write_json
 from igpt.images.packed.read import PackedSet
 from igpt.model.gpt import GPT
 from igpt.model.sizes import Shape, parameter_count
 from igpt.progress import say
-from igpt.runs import read_json, write_json
 from igpt.streams import stream, torch_seed
 from igpt.tokens.batches import BatchStream
 from igpt.tokens.palette import Palette

@@ -25,8 +25,8 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 from torch.distributed.tensor import DTensor
 
 from igpt.errors import UserError
-from igpt.runs import write_error, writing_folder
-from igpt.train.checkpoint import write_manifest
+from igpt.files import write_error, writing_folder
+from igpt.train.checkpoint import KIND, write_manifest
 from igpt.train.distributed import World
 
 
@@ -47,7 +47,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], wo
         _write_part(_name_from_first(None), path, tensors)
         world.from_first(0)
         return
-    with writing_folder(path) as part:
+    with writing_folder(path, kind=KIND) as part:
         _write_part(_name_from_first(part), path, tensors)
         (part / "state.json").write_text(json.dumps(dict(state), indent=2) + "\n")
         write_manifest(part)

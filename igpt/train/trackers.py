@@ -15,8 +15,8 @@ import numpy as np
 
 from igpt.config import TrackerName
 from igpt.errors import UserError
+from igpt.files import write_bytes
 from igpt.images.grid import to_png_bytes
-from igpt.runs import write_bytes
 from igpt.train.tracking import write_metrics
 from igpt.train.trainer import Trainer
 

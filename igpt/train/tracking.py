@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from igpt.runs import write_bytes, write_error
+from igpt.files import write_bytes, write_error
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

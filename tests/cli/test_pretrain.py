@@ -1,6 +1,7 @@
 """`igpt pretrain` from the command line: what it refuses, with its exact line, and its searches."""
 
 import json
+import socket
 import subprocess
 import sys
 
@@ -110,7 +111,7 @@ def test_resuming_on_other_images_is_refused(capsys, finished, tmp_path):
 def test_a_run_that_a_live_process_holds_is_not_touched(capsys, finished):
     before = digests(finished)
     code = (
-        "import sys, time; from pathlib import Path; from igpt.runs import FolderLock\n"
+        "import sys, time; from pathlib import Path; from igpt.files import FolderLock\n"
         "with FolderLock(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     )
     words = [sys.executable, "-c", code, str(finished)]
@@ -118,7 +119,7 @@ def test_a_run_that_a_live_process_holds_is_not_touched(capsys, finished):
     try:
         assert holder.stdout.readline() == b"held\n"
         assert complaint(capsys, finished, "--resume") == (
-            f"{finished} is in use by process {holder.pid}: "
+            f"{finished} is in use by process {holder.pid} on {socket.gethostname()}: "
             "wait for it, stop it, or choose another folder"
         )
     finally:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from igpt import runs
+from igpt import files
 from igpt.config import DataConfig, ModelConfig, Objective, RunConfig, TrainConfig
 from igpt.errors import UserError
 from igpt.evaluate.charts import Chart, Level, Series
@@ -28,7 +28,7 @@ def a_run(folder: Path, *, objective: Objective = "ar") -> Path:
         train=TrainConfig(total_steps=100, batch_size=16, objective=objective),
     )
     facts = {"data": "cifar10 <b>", "command": "igpt pretrain cifar10 runs/a"}
-    runs.write_json(folder / "config.json", {**config.to_dict(), "facts": facts})
+    files.write_json(folder / "config.json", {**config.to_dict(), "facts": facts})
     return folder
 
 
@@ -183,7 +183,7 @@ def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 
 def test_damaged_record_is_named(tmp_path: Path) -> None:
     a_run(tmp_path)
-    runs.write_bytes(tmp_path / "evaluations" / "probe.json", b"{")
+    files.write_bytes(tmp_path / "evaluations" / "probe.json", b"{")
     with pytest.raises(UserError, match=r"probe\.json is not valid JSON"):
         write_report(tmp_path)
 
@@ -197,7 +197,7 @@ def test_records_come_back_by_name(tmp_path: Path) -> None:
 
 
 def test_file_that_is_no_record_is_refused(tmp_path: Path) -> None:
-    runs.write_json(tmp_path / "evaluations" / "mine.json", {"layer": 3})
+    files.write_json(tmp_path / "evaluations" / "mine.json", {"layer": 3})
     with pytest.raises(UserError, match="is not a record"):
         read_records(tmp_path)
 

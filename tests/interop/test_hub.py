@@ -7,9 +7,9 @@ import pytest
 import igpt
 from igpt.cli.main import main
 from igpt.errors import UserError
+from igpt.files import write_bytes
 from igpt.interop.hub import fetch, is_hub_id
 from igpt.model import native
-from igpt.runs import write_bytes
 from tests.interop.fake_hub import SHA, TOKEN, FakeHub
 from tests.networks import pixel_model
 

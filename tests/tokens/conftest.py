@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from igpt import runs
+from igpt import files
 from igpt.images.prepare import open_data
 from igpt.tokens.palette import Palette
 
@@ -31,7 +31,7 @@ def cifar10(monkeypatch):
         monkeypatch.delenv("IGPT_CACHE")
     else:
         monkeypatch.setenv("IGPT_CACHE", _USERS_CACHE)
-    if not (runs.cache_folder() / "packed" / "cifar10-32").exists():
+    if not (files.cache_folder() / "packed" / "cifar10-32").exists():
         pytest.skip("CIFAR-10 was not fetched before: igpt pretrain cifar10, or igpt demo, does")
     return open_data("cifar10", image_size=32)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from igpt.errors import UserError
-from igpt.runs import read_json
+from igpt.files import read_json
 
 MANIFEST = "manifest.json"
 FORMAT = "igpt-packed"

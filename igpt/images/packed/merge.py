@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from igpt.errors import UserError
+from igpt.files import FolderLock, sync_folder, write_json, writing
 from igpt.images.packed.format import MANIFEST, is_packed
 from igpt.images.packed.read import PackedSet
 from igpt.images.packed.write import LOCK, GrowingArray, writing_into
 from igpt.images.sources.source import Part
-from igpt.runs import FolderLock, sync_folder, write_json, writing
 
 # What every part must have alike.
 _COMMON = ("image_size", "source", "views", "seed", "valid_fraction", "own_splits")

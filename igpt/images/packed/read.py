@@ -21,9 +21,9 @@ from typing import Any, Self
 import numpy as np
 
 from igpt.errors import UserError
+from igpt.files import sha256_of
 from igpt.images.packed.format import read_manifest
 from igpt.images.splits import SPLITS, Split, draw_splits
-from igpt.runs import sha256_of
 from igpt.streams import stream
 
 Index = int | np.integer[Any] | slice | np.ndarray | list[int]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from igpt.errors import UserError
+from igpt.files import read_json, sha256_of, sync_folder, write_error, write_json
 from igpt.images.packed.format import FORMAT, MANIFEST, SCHEMA_VERSION
-from igpt.runs import read_json, sha256_of, sync_folder, write_error, write_json
 
 SHARD_BYTES = 2**30
 STATE = "unfinished.json"

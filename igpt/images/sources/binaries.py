@@ -10,6 +10,7 @@ from typing import IO, cast
 import numpy as np
 
 from igpt.errors import UserError
+from igpt.files import cache_folder, writing
 from igpt.images.sources.arrays import (
     Piece,
     checked_labels,
@@ -20,7 +21,6 @@ from igpt.images.sources.arrays import (
 from igpt.images.sources.download import Remote, alone, fetch
 from igpt.images.sources.source import Source
 from igpt.images.splits import TEST, TRAIN
-from igpt.runs import cache_folder, writing
 
 FASHION_CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),

@@ -15,12 +15,12 @@ import numpy as np
 from PIL import Image
 
 from igpt.errors import UserError
+from igpt.files import cache_folder
 from igpt.images.sources.arrays import reading_arrays
 from igpt.images.sources.download import Remote, fetch, is_offline
 from igpt.images.sources.source import Block, Part, Source, array_blocks
 from igpt.images.splits import TEST, TRAIN
 from igpt.progress import say
-from igpt.runs import cache_folder
 
 SIDE = 32
 _PIXELS = 3 * SIDE * SIDE

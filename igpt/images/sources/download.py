@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from igpt.errors import UserError
+from igpt.files import FolderLock, write_error
 from igpt.progress import say, ticking
-from igpt.runs import FolderLock, write_error
 
 CONNECT_TIMEOUT_S = 10.0
 ATTEMPTS = 5

@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from igpt.errors import UserError
+from igpt.files import cache_folder
 from igpt.images.rejects import EMPTY_CLASS
 from igpt.images.sources.layout import Layout, layout_of
 from igpt.images.sources.names import Unread, is_hidden, is_image_name, shown, suffixes
 from igpt.images.sources.source import Block, BlockBuilder, Part, Source, Span
-from igpt.runs import cache_folder
 
 # Names of which all stand in what igpt writes, and nowhere else together.
 _OWN_FOLDERS = (

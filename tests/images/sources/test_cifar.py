@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from igpt.errors import UserError
+from igpt.files import cache_folder
 from igpt.images.sources import cifar
 from igpt.images.sources.find import open_source
 from igpt.images.splits import TEST, TRAIN
-from igpt.runs import cache_folder
 from tests.images.pictures import encoded, tar_bytes
 from tests.images.sources.reading import read
 
