@@ -95,7 +95,8 @@ class PixelModel:
     @torch.inference_mode()
     def logits(self, tokens: np.ndarray | Tensor) -> Tensor:
         """(N, T) tokens -> (N, T, K) float32 logits; slot t predicts token t."""
-        return cast(Tensor, self.network(torch.as_tensor(tokens).to(self.device)))
+        network = self.network.in_float32()
+        return cast(Tensor, network(torch.as_tensor(tokens).to(self.device)))
 
     def features(
         self,
@@ -120,7 +121,7 @@ class PixelModel:
 
         chosen = self.best_layer() if layer == "best" else _layer_number(layer, self.network)
         found = extract_features(
-            self.network,
+            self.network.in_float32(),
             self.encode(images),
             layers=[chosen],
             normalised=normalised,
@@ -218,7 +219,7 @@ class PixelModel:
         from igpt.evaluate.surprise import whole_surprise
 
         tokens, mask_prob = self.encode(images), self.facts.mask_prob
-        return whole_surprise(self.network, tokens, mask_prob=mask_prob)
+        return whole_surprise(self.network.in_float32(), tokens, mask_prob=mask_prob)
 
     def sample(
         self,

@@ -148,3 +148,23 @@ def test_saving_over_something_else_is_refused(model, tmp_path):
 def test_a_place_without_a_model_is_named(tmp_path):
     with pytest.raises(UserError, match=r"holds no model \(config.json is missing\)"):
         igpt.load(tmp_path)
+
+
+def test_saving_leaves_what_igpt_did_not_write(model, tmp_path):
+    """Notes, a repository, an edited card; what another program's config.json stands for."""
+    folder = model.save(tmp_path / "clone")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "HEAD").write_text("ref: refs/heads/main")
+    (folder / "notes.md").write_text("what I found out")
+    (folder / "README.md").write_text("my own card")
+    igpt.load(folder).save(folder)
+    assert (folder / ".git" / "HEAD").read_text() == "ref: refs/heads/main"
+    assert (folder / "notes.md").read_text() == "what I found out"
+    assert (folder / "README.md").read_text() == "my own card"
+    assert igpt.load(folder).digest() == model.digest()
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "config.json").write_text('{"name": "shop", "port": 8080}')
+    with pytest.raises(UserError, match="is not a model folder of igpt"):
+        model.save(app)
+    assert [p.name for p in app.iterdir()] == ["config.json"]

@@ -51,7 +51,7 @@ def whole_surprise(
         for start in range(0, len(tokens), batch_size):
             rows = np.asarray(tokens[start : start + batch_size]).astype(np.int64)
             batch = torch.from_numpy(rows).to(device)  # (B, T)
-            found = torch.zeros(batch.shape, device=device)  # (B, T)
+            found = torch.zeros(batch.shape, dtype=torch.float32, device=device)  # (B, T)
             for hidden in passes:
                 masked = hidden.expand(batch.shape)
                 found = torch.where(masked, token_nats(network(batch, masked), batch), found)

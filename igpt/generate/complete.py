@@ -139,6 +139,7 @@ def _draw_in_rounds(
     precision: Precision = "auto",
 ) -> Iterator[Progress]:
     """Fill with a BERT network what is not kept; arguments as for `draw_in_order`."""
+    model = model.in_float32()
     tokens = np.where(keep, known, 0)
     drawn = np.broadcast_to(keep, tokens.shape).copy()
     progress = Progress(tokens=tokens, drawn=drawn)

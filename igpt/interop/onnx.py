@@ -169,7 +169,7 @@ def export_step(model: PixelModel) -> ExportedProgram:
     if network.objective == "bert":
         raise UserError("a bert model has no sampling step: it predicts masked tokens only")
     network.check_predicts()
-    keys = torch.zeros(_cache_shape(network, _EXAMPLE_BATCH))
+    keys = torch.zeros(_cache_shape(network, _EXAMPLE_BATCH), dtype=torch.float32)
     token = torch.zeros(_EXAMPLE_BATCH, dtype=torch.int64)
     args = (token, torch.ones(1, dtype=torch.int64), keys, keys.clone())
     batch = Dim("batch")

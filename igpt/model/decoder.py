@@ -65,6 +65,8 @@ class NativeDecoder:
         blocks = cast(list[Block], model.h)
         outer = [model.wte.weight, model.wpe.weight, model.sos, padded(model.ln_f.weight)]
         pieces = [*outer, *self._matrix(model.head)]
+        # decode.cpp reads four bytes where it is given two or eight.
+        assert all(piece.dtype == torch.float32 for piece in outer)
         for block in blocks:
             pieces += [padded(block.ln_1.weight), padded(block.ln_2.weight)]
             for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
@@ -102,7 +104,7 @@ class NativeDecoder:
         self.network.blocks = self.blocks
 
     def _matrix(self, linear: nn.Linear) -> list[Tensor]:
-        bias = torch.zeros(linear.out_features) if linear.bias is None else linear.bias
+        bias = linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
         return [as_panels(linear.weight.detach(), self.dtype), padded(bias)]
 
     def _together(self, pieces: list[Tensor]) -> list[int]:
@@ -125,7 +127,7 @@ class NativeDecoder:
     def start(self, prefix: Tensor) -> Tensor:
         """Begin B sequences anew: (B, n) int64, n from 0, to logits (B, K) of the next token."""
         self._allocate(len(prefix))
-        logits = torch.empty(len(prefix), self.model.n_colors)
+        logits = torch.empty(len(prefix), self.model.n_colors, dtype=torch.float32)
         done = torch.zeros(len(prefix), dtype=torch.bool)
         for i in range(len(prefix)):
             if not done[i]:
@@ -157,7 +159,7 @@ class NativeDecoder:
 
     def _fill(self, tokens: Tensor, row: int, rows: Tensor) -> Tensor:
         """Run (n,) tokens into sequence `row` and copy it to `rows`, (B,) bool: logits (K,)."""
-        logits = torch.empty(self.model.n_colors)
+        logits = torch.empty(self.model.n_colors, dtype=torch.float32)
         self.fill(self.network, row, len(tokens), tokens.data_ptr(), logits.data_ptr())
         filled = len(tokens) + 1  # `sos` stands first
         panels, words = -(-filled // PANEL), -(-filled // (4 // self.dtype.itemsize))
@@ -170,7 +172,7 @@ class NativeDecoder:
         """One more token of every sequence: (B,) int64 to logits (B, K) of the one after."""
         assert self.position < self.model.seq_len
         tokens = tokens.contiguous()
-        logits = torch.empty(len(tokens), self.model.n_colors)
+        logits = torch.empty(len(tokens), self.model.n_colors, dtype=torch.float32)
         self.network.n_threads = self.pace.next()
         start_s = time.perf_counter()
         self.decode(self.network, self.position, tokens.data_ptr(), logits.data_ptr())
@@ -190,6 +192,7 @@ def open_decoder(model: GPT, *, precision: Precision = "auto") -> Decoder:
         precision: auto takes bfloat16 where the processor multiplies it itself. That depends on the
             machine alone, not on a measurement, so that a seed gives the same images every time.
     """
+    model = model.in_float32()
     device = model.wte.weight.device
     library = native.library("decode") if device.type == "cpu" else None
     even = model.config.n_embd // model.config.n_head % 2 == 0

@@ -6,6 +6,7 @@ and the autoregressive input is shifted right behind a learned `sos` vector, so 
 is never an input. Shapes: B batch, T tokens, D width, H heads, E = D / H, K colours.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 
@@ -116,6 +117,8 @@ class GPT(nn.Module):
         )
         self.ln_f = nn.RMSNorm(width, eps=NORM_EPS)
         self.head = nn.Linear(width, n_colors, bias=False)
+        # Whatever the process's default type is: files hold float32, and so does compiled code.
+        self.float()
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
@@ -198,6 +201,12 @@ class GPT(nn.Module):
         for h in self.hidden(tokens, masked):  # noqa: B007 - only the last is needed
             pass
         return self.head(self.ln_f(h))  # type: ignore[no-any-return]
+
+    def in_float32(self) -> "GPT":
+        """This network, or a copy in float32 where its weights were given another type."""
+        if all(parameter.dtype == torch.float32 for parameter in self.parameters()):
+            return self
+        return copy.deepcopy(self).float()
 
     def check_predicts(self) -> None:
         """Refuse a network that came without an output head.

@@ -87,7 +87,7 @@ class GraphDecoder:
             layer.values.zero_()
         self.tokens = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
-        self.logits = torch.zeros(batch_size, model.n_colors, device=device)
+        self.logits = torch.zeros(batch_size, model.n_colors, dtype=torch.float32, device=device)
 
     def _recorded(self, filled: int) -> Callable[[], None]:
         """The step that looks at the first `filled` positions of the cache."""

@@ -279,7 +279,7 @@ def _normalised_bands(network: GPT, layer: int, h: Tensor) -> Tensor:
     """`banded` of `network.normalised(layer, h)`, (B, T, D) -> (B, 5 D), in the same way."""
     scale, gain = _scale_and_gain(network, layer, h)
     n_tokens = h.shape[1]
-    share = torch.zeros(N_BANDS, n_tokens, device=h.device)
+    share = torch.zeros(N_BANDS, n_tokens, dtype=torch.float32, device=h.device)
     for row, slots in zip(share, torch.arange(n_tokens).tensor_split(N_BANDS), strict=True):
         row[slots] = 1 / len(slots)
     with torch.autocast(h.device.type, enabled=False):

@@ -165,7 +165,9 @@ class _Problem:
         device = axes.mean.device
         n, width = len(features), len(axes.variance)
         self._axes = axes
-        self._rows = torch.ones(n, width + 1, device=device)  # the last column meets the bias
+        self._rows = torch.ones(
+            n, width + 1, dtype=torch.float32, device=device
+        )  # the last column meets the bias
         done = 0
         for rows in _row_chunks(features, device):
             self._rows[done : done + len(rows), :width] = axes.apply(rows)
@@ -178,10 +180,14 @@ class _Problem:
         self._of_labels = sums.float()  # (C, R + 1): the rows of each class added up
         penalty = 1 / (torch.tensor(strengths, dtype=torch.float64, device=device) * n)
         self._penalty = penalty.float()  # (P,) of 0.5 * ||W||^2, an image
-        bias_curvature = torch.full((len(strengths), 1), 1 / n_classes, device=device)
+        bias_curvature = torch.full(
+            (len(strengths), 1), 1 / n_classes, dtype=torch.float32, device=device
+        )
         curvature = axes.variance / n_classes + self._penalty[:, None]  # (P, R)
         self._scale = torch.cat([curvature, bias_curvature], dim=1).rsqrt().unsqueeze(1)
-        self.start = torch.zeros(len(strengths), n_classes, width + 1, device=device)
+        self.start = torch.zeros(
+            len(strengths), n_classes, width + 1, dtype=torch.float32, device=device
+        )
 
     def begin_at(self, weights: np.ndarray, biases: np.ndarray) -> None:
         """Start from weights (P, C, D) and biases (P, C) on the features as they were given."""

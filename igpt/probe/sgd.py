@@ -113,8 +113,8 @@ def _fit(
     """(C, D) weights and (C,) biases from zero, on the rows of all parts together."""
     device, total_steps = settings.device, settings.total_steps
     n_classes, width = int(codes.max()) + 1, parts[0].shape[1]
-    weights = torch.zeros(n_classes, width, device=device, requires_grad=True)
-    biases = torch.zeros(n_classes, device=device, requires_grad=True)
+    weights = torch.zeros(n_classes, width, dtype=torch.float32, device=device, requires_grad=True)
+    biases = torch.zeros(n_classes, dtype=torch.float32, device=device, requires_grad=True)
     optimizer = torch.optim.SGD([weights, biases], lr, momentum=0.9)
     size = min(settings.batch_size, len(codes))
     rows = np.arange(len(codes))[:, None]

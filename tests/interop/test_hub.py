@@ -223,3 +223,27 @@ def test_what_a_hub_id_looks_like(tmp_path, monkeypatch):
     assert not is_hub_id("a/b/c")
     (tmp_path / "runs").mkdir()
     assert not is_hub_id("runs/typo")
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(hub, folder, capsys):
+    """The Hub ignores `private` where the repository is there: nothing may be sent then."""
+    run(capsys, "push", folder, "me/tiny")
+    (folder / "README.md").unlink()
+    hub.requests.clear()
+    before = dict(hub.repos["me/tiny"])
+    status, out, line = run(capsys, "push", folder, "me/tiny", "--private")
+    assert (status, out) == (2, "")
+    assert line[0].startswith("igpt: error: me/tiny is public on the Hub and --private would not")
+    assert not [r for r in hub.requests if not r.startswith(("GET", "HEAD"))]
+    assert hub.repos["me/tiny"] == before
+    hub.private["me/tiny"] = True
+    assert run(capsys, "push", folder, "me/tiny", "--private")[0] == 0
+
+
+def test_a_dry_run_writes_into_nobodys_folder(folder, tmp_path, capsys):
+    app = tmp_path / "app"
+    write_bytes(app / "config.json", b'{"name": "shop"}')
+    write_bytes(app / "src" / "main.py", b"ten days")
+    status, _, line = run(capsys, "push", folder, "me/tiny", "--dry-run", app)
+    assert status == 2 and "is not empty" in line[0]
+    assert (app / "src" / "main.py").read_bytes() == b"ten days"
