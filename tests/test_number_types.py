@@ -14,8 +14,8 @@ TYPES = (torch.float16, torch.bfloat16, torch.float64)
 @pytest.fixture(params=["compiled", "plain"])
 def decoder(request, monkeypatch):
     if request.param == "plain":
-        monkeypatch.setattr(native, "library", lambda: None)
-    elif native.library() is None:
+        monkeypatch.setattr(native, "library", lambda _name: None)
+    elif native.library("decode") is None:
         pytest.skip("no C++ compiler")
 
 
