@@ -22,6 +22,7 @@ def prepare(
     upsample: bool = False,
     unlabelled: bool = False,
     full_decoding: bool = False,
+    keep_side: int = 0,
     seed: int = 0,
     valid_fraction: float | None = None,
     part: str = "1/1",
@@ -46,6 +47,8 @@ def prepare(
         upsample: enlarge images that are smaller than the result instead of leaving them out.
         unlabelled: folders, columns and .cls files are no classes.
         full_decoding: decode every JPEG in full; else at a reduced scale where that is enough.
+        keep_side: also keep every image as a JPEG of this shorter side, such as 256, to be cropped
+            anew in training (data.augment imagenet); 0: the originals serve while they are there.
         seed: of the validation split and the random crops.
         valid_fraction: share of the training images for validation; none: the paper's, 0.1, for
             ImageNet 0.04.
@@ -72,6 +75,7 @@ def prepare(
         upsample=upsample,
         reduced=not full_decoding,
         seed=seed,
+        keep_side=keep_side,
     )
     start_s = time.monotonic()
     packed = prepare_source(

@@ -180,7 +180,10 @@ def _prepare(
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     settings = {"source": source.name, **asdict(packing), "part": [part.index, part.count]}
-    writer = PackWriter(out, packing.image_size, settings=settings, shard_bytes=shard_bytes)
+    kept = "kept" if part == WHOLE else f"kept-{part.index:02d}-of-{part.count:02d}"
+    writer = PackWriter(
+        out, packing.image_size, settings=settings, shard_bytes=shard_bytes, kept_name=kept
+    )
     for line in source.decided:
         say(line)
     try:
@@ -223,7 +226,7 @@ def _fill(
     first = list(islice(results, 1))  # starts the processes, before the progress bar's thread
     with ticking("preparing") as ticker:
         for packed in chain(first, results):
-            writer.append(packed.images, packed.labels, packed.codes)
+            writer.append(packed.images, packed.labels, packed.codes, packed.originals)
             for key, reason in packed.rejects:
                 writer.reject(key, reason)
             done.blocks += 1

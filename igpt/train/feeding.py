@@ -113,10 +113,12 @@ def originals(
         live: list[LiveImages | None] = []
         for ingredient in ingredients:
             packed, opened = ingredient.packed, None
-            if ingredient.augment == "imagenet":
-                data = ingredient.data or str(packed.folder)
+            if ingredient.augment == "imagenet" and packed.manifest["views"]:
+                n = packed.manifest["views"]
+                say(f"{packed.folder} holds {n} random crops of each image: these are trained on")
+            elif ingredient.augment == "imagenet":
                 rows = rows_of(packed, config)
-                opened = held.enter_context(open_live(data, packed, rows, workers=workers))
+                opened = held.enter_context(open_live(packed, rows, workers=workers))
             live.append(opened)
         yield live
 

@@ -39,6 +39,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _check_manifest(manifest: dict[str, Any]) -> None:
     entries = [*manifest["shards"], manifest["labels"], manifest["splits"]]
+    if originals := manifest.get("originals"):  # igpt 0.1 did not note them
+        entries += [originals["rows"], originals["names"]]
+        if not isinstance(originals["root"], str) or not isinstance(originals["beside"], str):
+            raise ValueError("originals")
     for entry in entries:
         if Path(entry["file"]).name != entry["file"] or type(entry["n"]) is not int:
             raise ValueError(entry["file"])

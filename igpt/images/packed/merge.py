@@ -10,6 +10,7 @@ import numpy as np
 from igpt.errors import UserError
 from igpt.files import FolderLock, sync_folder, write_json, writing
 from igpt.images.packed.format import MANIFEST, is_packed
+from igpt.images.packed.originals import NAME
 from igpt.images.packed.read import PackedSet
 from igpt.images.packed.write import LOCK, GrowingArray, writing_into
 from igpt.images.sources.source import Part
@@ -51,6 +52,7 @@ def merge_parts(out: Path, count: int) -> None:
                 "shards": _link_shards(out, parts),
                 "labels": _joined(out, "labels", "<i4", parts),
                 "splits": _joined(out, "splits", "|u1", parts),
+                "originals": _join_originals(out, parts),
                 "n_read": sum(part.manifest["n_read"] for part in parts),
                 "rejects": _reasons(parts),
             }
@@ -83,14 +85,19 @@ def _link_shards(out: Path, parts: list[PackedSet]) -> list[dict[str, Any]]:
     for part in parts:
         for entry in part.manifest["shards"]:
             target = out / f"images-{len(entries):05d}.npy"
-            target.unlink(missing_ok=True)
-            try:
-                os.link(part.folder / entry["file"], target)
-            except OSError:
-                with writing(target) as copy:
-                    shutil.copyfile(part.folder / entry["file"], copy)
+            _link(part.folder / entry["file"], target)
             entries.append({**entry, "file": target.name})
     return entries
+
+
+def _link(file: Path, target: Path) -> None:
+    """The same bytes at another place: a hard link, or a copy where there are none."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(file, target)
+    except OSError:
+        with writing(target) as copy:
+            shutil.copyfile(file, copy)
 
 
 def _joined(out: Path, name: str, dtype: str, parts: list[PackedSet]) -> dict[str, Any]:
@@ -98,6 +105,28 @@ def _joined(out: Path, name: str, dtype: str, parts: list[PackedSet]) -> dict[st
     for part in parts:
         array.append(np.load(part.folder / part.manifest[name]["file"], mmap_mode="r"))
     return array.close()
+
+
+def _join_originals(out: Path, parts: list[PackedSet]) -> dict[str, Any] | None:
+    """Names one after another, rows that point to them, kept copies by links."""
+    entries = [entry for part in parts if (entry := part.manifest.get("originals"))]
+    if len(entries) < len(parts):
+        return None
+    rows = GrowingArray(out / "originals.npy", (4,), "<i8")
+    names = GrowingArray(out / "original-names.npy", (), "|u1")
+    for part, entry in zip(parts, entries, strict=True):
+        own = np.load(part.folder / entry["rows"]["file"], mmap_mode="r")
+        for start in range(0, len(own), 2**16):
+            moved = own[start : start + 2**16].copy()
+            moved[moved[:, NAME] >= 0, NAME] += names.n_rows
+            rows.append(moved)
+        names.append(np.load(part.folder / entry["names"]["file"], mmap_mode="r"))
+        for tar in sorted(part.folder.glob("kept-*.tar")):
+            _link(tar, out / tar.name)
+    roots = [entry["root"] for entry in entries]
+    root = os.path.commonpath(roots) if all(roots) else ""
+    beside = os.path.relpath(root, out.absolute()) if root else ""
+    return {"rows": rows.close(), "names": names.close(), "root": root, "beside": beside}
 
 
 def _reasons(parts: list[PackedSet]) -> dict[str, int]:

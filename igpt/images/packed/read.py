@@ -5,6 +5,7 @@ A folder of
 - `images-00000.npy` and so on: shards of (n, S, S, 3) uint8, each at most 1 GiB,
 - `labels.npy`: (N,) int32, -1 for an image without a label,
 - `splits.npy`: (N,) uint8, what the source says of each row (`igpt.images.splits`),
+- `originals.npy` and more (`igpt.images.packed.originals`): the files that the images were made of,
 - `rejects.csv`: what was left out, and why,
 - `manifest.json`: sizes, classes, source, and the sha256 of every file; written last.
 """
@@ -23,6 +24,7 @@ import numpy as np
 from igpt.errors import UserError
 from igpt.files import sha256_of
 from igpt.images.packed.format import read_manifest
+from igpt.images.packed.originals import Originals
 from igpt.images.splits import SPLITS, Split, draw_splits
 from igpt.streams import stream
 
@@ -171,6 +173,12 @@ class PackedSet:
         if self.most is None or self.most >= len(rows):
             return rows
         return np.sort(stream(0, f"at-most/{split}").permutation(rows)[: self.most])
+
+    @cached_property
+    def originals(self) -> Originals | None:
+        """What its images were made of; None where they were no files."""
+        entry = self.manifest.get("originals")
+        return None if entry is None else Originals(self.folder, entry)
 
     def verify(self) -> None:
         """Compare every file with its checksum; reads the whole set.

@@ -1,5 +1,6 @@
 """From a block of a source to the rows that a packed set stores: what worker processes do."""
 
+import io
 import math
 from dataclasses import dataclass
 
@@ -17,8 +18,9 @@ from igpt.images.crop import (
     random_crop,
 )
 from igpt.images.decode import Decoded, check_not_own, decode_bytes
+from igpt.images.packed.originals import digest_of
 from igpt.images.resize import apply_maps
-from igpt.images.sources.source import Block, Span, read_span
+from igpt.images.sources.source import Block, Original, Span, absolute, read_span
 from igpt.images.splits import TRAIN
 from igpt.images.workers import alarm, limited
 from igpt.streams import stream
@@ -30,6 +32,10 @@ REDUCED_MARGIN = 2.25
 MAX_DECODE_S = 10
 # Bytes of decoded images that are reduced together.
 _RUN_BYTES = 2**22
+MAX_KEPT_SIDE = 1024
+# At this quality and a side of 256, cropping the copy for 32 pixels differs from cropping the
+# original by less than rounding the crop's corners does.
+KEPT_QUALITY = 92
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +52,19 @@ class Packing:
     """Decode JPEGs at a reduced scale where it is enough."""
     seed: int = 0
     """Of the random crops."""
+    keep_side: int = 0
+    """Shorter side of the copies that are kept to be cropped anew; 0: the originals serve."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.image_size <= 256:
             raise UserError(f"image size {self.image_size} is not possible: choose 1 to 256 pixels")
         if self.views < 0:
             raise UserError(f"--views {self.views} is not possible: choose 0 or more random crops")
+        if self.keep_side and not self.image_size <= self.keep_side <= MAX_KEPT_SIDE:
+            raise UserError(
+                f"--keep-side {self.keep_side} is not possible: choose from --image-size to "
+                f"{MAX_KEPT_SIDE} pixels, or 0"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +77,8 @@ class Packed:
     """(k,) int32, -1 for none."""
     codes: np.ndarray
     """(k,) uint8, split codes."""
+    originals: list[Original | bytes | None]
+    """k files that the rows were made of, or copies to keep; None: it was no file."""
     n_read: int
     """Images tried."""
     rejects: list[tuple[str, str]]
@@ -74,18 +89,22 @@ def pack_block(block: Block, packing: Packing) -> Packed:
     """Decode, crop and reduce a block of images; nothing that an image holds can stop it."""
     rows = 1 + (packing.views if block.code == TRAIN else 0)
     side = packing.image_size
-    if isinstance(block.images, np.ndarray) and rows == 1:
+    if isinstance(block.images, np.ndarray) and rows == 1 and not packing.keep_side:
         return _pack_array(block, block.images, packing)
     images = np.empty((len(block.images), rows, side, side, 3), np.uint8)
     kept = np.ones(len(images), bool)
     rejects = list(block.rejects)
     run = _Run(images)
+    originals: list[Original | bytes | None] = []
     with alarm():
         for i, item in enumerate(block.images):
             try:
                 with limited(MAX_DECODE_S):
-                    image = _decoded(item, packing, is_cropped=rows > 1)
+                    data = read_span(item) if isinstance(item, Span) else item
+                    image = _decoded(data, packing, is_cropped=rows > 1)
+                    original = _original(item, data, image, packing)
                 run.add(i, image, packing, block.keys[i])
+                originals += [original] * rows
             except UserError as error:
                 kept[i] = False
                 rejects.append((block.keys[i], str(error)))
@@ -95,15 +114,40 @@ def pack_block(block: Block, packing: Packing) -> Packed:
         images=images[kept].reshape(-1, side, side, 3),
         labels=np.repeat(labels[kept].astype(np.int32), rows),
         codes=np.full(rows * int(kept.sum()), block.code, np.uint8),
+        originals=originals,
         n_read=len(images) + len(block.rejects),
         rejects=rejects,
     )
+
+
+def _original(
+    item: np.ndarray | Span | bytes, data: np.ndarray | bytes, image: Decoded, packing: Packing
+) -> Original | bytes | None:
+    """What a row can be cropped anew from."""
+    if packing.keep_side:
+        return _copy(image, packing.keep_side)
+    if isinstance(item, Span) and isinstance(data, bytes):
+        return Original(Span(absolute(item.path), item.start, item.size), digest_of(data))
+    return None
+
+
+def _copy(image: Decoded, shorter: int) -> bytes:
+    """A JPEG of the whole image, reduced to a shorter side; a smaller one keeps its size."""
+    height, width = image.pixels.shape[:2]
+    whole = Image.fromarray(np.ascontiguousarray(image.pixels))
+    if (share := shorter / min(height, width)) < 1:
+        size = round(width * share), round(height * share)
+        whole = whole.resize(size, Image.Resampling.BOX)
+    file = io.BytesIO()
+    whole.save(file, "JPEG", quality=KEPT_QUALITY)
+    return file.getvalue()
 
 
 def _pack_array(block: Block, images: np.ndarray, packing: Packing) -> Packed:
     """`pack_block` of plain images, which are all of one size: reduced together."""
     n, height, width = images.shape[:3]
     rejects = list(block.rejects)
+    originals: list[Original | bytes | None] = list(block.originals) or [None] * n
     try:
         _check_size(height, width, packing)
     except UserError as error:
@@ -116,6 +160,7 @@ def _pack_array(block: Block, images: np.ndarray, packing: Packing) -> Packed:
         images=images,
         labels=labels[: len(images)].astype(np.int32),
         codes=np.full(len(images), block.code, np.uint8),
+        originals=originals[: len(images)],
         n_read=n + len(block.rejects),
         rejects=rejects,
     )
@@ -160,7 +205,7 @@ class _Run:
         self._held, self._centre = [], None
 
 
-def _decoded(item: np.ndarray | Span | bytes, packing: Packing, *, is_cropped: bool) -> Decoded:
+def _decoded(item: np.ndarray | bytes, packing: Packing, *, is_cropped: bool) -> Decoded:
     """Pixels of one image, enough of them for every crop.
 
     Raises:
@@ -176,9 +221,8 @@ def _decoded(item: np.ndarray | Span | bytes, packing: Packing, *, is_cropped: b
 
     # A random crop magnifies most at a shorter side of 384.
     magnified = RANDOM_SIDES[1] / CROP_SIZE if is_cropped else 1.0
-    needed = math.ceil(REDUCED_MARGIN * packing.image_size * magnified)
-    data = read_span(item) if isinstance(item, Span) else item
-    return decode_bytes(data, shorter_side=needed if packing.reduced else 0, check=check)
+    needed = max(math.ceil(REDUCED_MARGIN * packing.image_size * magnified), packing.keep_side)
+    return decode_bytes(item, shorter_side=needed if packing.reduced else 0, check=check)
 
 
 def _check_size(height: int, width: int, packing: Packing) -> None:

@@ -2,18 +2,22 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from igpt.errors import UserError
 from igpt.files import read_json, sha256_of, sync_folder, write_error, write_json
 from igpt.images.packed.format import FORMAT, MANIFEST, SCHEMA_VERSION
+from igpt.images.packed.originals import digest_of
+from igpt.images.sources.source import Original
 
 SHARD_BYTES = 2**30
+TAR_BLOCK = 512
 STATE = "unfinished.json"
 LOCK = "lock"
 
@@ -111,6 +115,12 @@ class Progress:
     """The highest label stored."""
     reasons: dict[str, int] = field(default_factory=dict)
     """Rejects by reason."""
+    name_bytes: int = 0
+    """Length of the names of the originals."""
+    root: str = ""
+    """The folder that all originals lie in."""
+    kept: list[int] = field(default_factory=list)
+    """Bytes of each tar of kept copies."""
 
 
 class PackWriter:
@@ -121,6 +131,7 @@ class PackWriter:
         image_size: side S in pixels.
         settings: everything the stored bytes depend on; a continuation must agree.
         shard_bytes: most bytes of images in a shard.
+        kept_name: begins the name of the tars of kept copies, one of its own for each part.
 
     Raises:
         UserError: the folder holds a finished set, or an unfinished one of other settings.
@@ -133,6 +144,7 @@ class PackWriter:
         *,
         settings: dict[str, Any],
         shard_bytes: int = SHARD_BYTES,
+        kept_name: str = "kept",
     ) -> None:
         self.folder = folder
         self._image_size = image_size
@@ -145,6 +157,7 @@ class PackWriter:
             self._labels = GrowingArray(folder / "labels.npy", (), "<i4", n_rows=n_rows)
             self._codes = GrowingArray(folder / "splits.npy", (), "|u1", n_rows=n_rows)
             self._shard = self._open_shard(self.progress.shard_rows)
+            self._originals = OriginalsWriter(folder, self.progress, n_rows, shard_bytes, kept_name)
             self._rejects = (folder / "rejects.csv").open("a+b")
             self._rejects.truncate(self.progress.reject_bytes)
             if not self.progress.reject_bytes:
@@ -160,12 +173,26 @@ class PackWriter:
         """Images stored so far."""
         return self._labels.n_rows
 
-    def append(self, images: np.ndarray, labels: np.ndarray, codes: np.ndarray) -> None:
-        """Store (k, S, S, 3) uint8 images with (k,) labels (-1: none) and (k,) split codes."""
+    def append(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        codes: np.ndarray,
+        originals: Sequence[Original | bytes | None] = (),
+    ) -> None:
+        """Store (k, S, S, 3) uint8 images with what they were made of.
+
+        Args:
+            images: at the input resolution.
+            labels: (k,), -1: none.
+            codes: (k,) of the splits.
+            originals: k files, or encoded copies to keep; None: it was no file; empty: none was.
+        """
         self.progress.largest_label = max(self.largest_label, int(labels.max(initial=-1)))
         with writing_into(self.folder):
             self._labels.append(labels)
             self._codes.append(codes)
+            self._originals.append(originals or [None] * len(images))
             while len(images):
                 room = self._shard_limit - self._shard.n_rows
                 self._shard.append(images[:room])
@@ -187,7 +214,7 @@ class PackWriter:
         """Make everything so far a point to go on from."""
         with writing_into(self.folder):
             self._rejects.flush()
-            for array in (self._shard, self._labels, self._codes):
+            for array in (self._shard, self._labels, self._codes, self._originals):
                 array.sync()
             self.progress.reject_bytes = self._rejects.tell()
             self.progress.shard_rows = self._shard.n_rows
@@ -211,6 +238,7 @@ class PackWriter:
                 "shards": [*self.progress.shards, self._shard.close()],
                 "labels": self._labels.close(),
                 "splits": self._codes.close(),
+                "originals": self._originals.close(),
                 "n_read": self.progress.n_read,
                 "rejects": self.progress.reasons,
             }
@@ -221,7 +249,7 @@ class PackWriter:
 
     def abandon(self) -> None:
         """Let go of the files; what was committed stays."""
-        for array in (self._shard, self._labels, self._codes):
+        for array in (self._shard, self._labels, self._codes, self._originals):
             array.abandon()
         with contextlib.suppress(OSError):
             self._rejects.close()
@@ -247,6 +275,113 @@ class PackWriter:
                 f"{', '.join(changed)}: use the same, or delete the folder"
             )
         return Progress(**state["progress"])
+
+
+class OriginalsWriter:
+    """Notes what every row was made of (`igpt.images.packed.originals`), and keeps copies.
+
+    Args:
+        folder: the packed set to be.
+        progress: says how far an earlier process came, and is brought up to date by `sync`.
+        n_rows: rows that were committed.
+        shard_bytes: most bytes of a tar of copies.
+        kept_name: begins the names of these.
+    """
+
+    def __init__(
+        self, folder: Path, progress: Progress, n_rows: int, shard_bytes: int, kept_name: str
+    ) -> None:
+        self._folder, self._progress = folder, progress
+        self._limit, self._kept_name = shard_bytes, kept_name
+        self._rows = GrowingArray(folder / "originals.npy", (4,), "<i8", n_rows=n_rows)
+        names = folder / "original-names.npy"
+        self._names = GrowingArray(names, (), "|u1", n_rows=progress.name_bytes)
+        self._last: tuple[str, int] | None = None
+        self._tar: IO[bytes] | None = None
+        if progress.kept:
+            self._tar = self._tar_path(len(progress.kept) - 1).open("r+b")
+            self._tar.truncate(progress.kept[-1])
+            self._tar.seek(0, os.SEEK_END)
+
+    def append(self, originals: Sequence[Original | bytes | None]) -> None:
+        """Note k rows; equal neighbours (the views of an image) are kept once."""
+        rows = np.full((len(originals), 4), -1, np.int64)
+        for i, original in enumerate(originals):
+            if i and original is not None and original is originals[i - 1]:
+                rows[i] = rows[i - 1]
+            elif isinstance(original, bytes):
+                rows[i] = self._keep(original, self._rows.n_rows + i)
+            elif original is not None:
+                span = original.span
+                size = -1 if span.size is None else span.size
+                rows[i] = self._name(str(span.path)), span.start, size, original.digest
+        self._rows.append(rows)
+
+    def sync(self) -> None:
+        """Everything appended survives a power cut."""
+        self._rows.sync()
+        self._names.sync()
+        self._progress.name_bytes = self._names.n_rows
+        if self._tar is not None:
+            self._tar.flush()
+            os.fsync(self._tar.fileno())
+            self._progress.kept[-1] = self._tar.tell()
+
+    def close(self) -> dict[str, Any] | None:
+        """Complete the files; what the manifest says of them, nothing where no row has a file."""
+        self._end_tar()
+        entry = {"rows": self._rows.close(), "names": self._names.close()}
+        if not self._names.n_rows:
+            for file in entry.values():
+                (self._folder / file["file"]).unlink()
+            return None
+        root = self._progress.root
+        beside = os.path.relpath(root, self._folder.absolute()) if root else ""
+        return {**entry, "root": root, "beside": beside}
+
+    def abandon(self) -> None:
+        """Let go of the files as they are."""
+        self._rows.abandon()
+        self._names.abandon()
+        if self._tar is not None:
+            with contextlib.suppress(OSError):
+                self._tar.close()
+
+    def _name(self, path: str) -> int:
+        """Where the name of a file stands."""
+        if self._last is None or self._last[0] != path:
+            self._last = path, self._names.n_rows
+            self._names.append(np.frombuffer(os.fsencode(path) + b"\n", np.uint8))
+            root = self._progress.root
+            if Path(path).is_absolute():
+                self._progress.root = os.path.commonpath([root, path]) if root else path
+        return self._last[1]
+
+    def _keep(self, data: bytes, row: int) -> tuple[int, int, int, int]:
+        """Add a copy to the tar that grows."""
+        if self._tar is not None and self._tar.tell() + len(data) > self._limit:
+            self._end_tar()
+        if self._tar is None:
+            self._tar = self._tar_path(len(self._progress.kept)).open("w+b")
+            self._progress.kept.append(0)
+        info = tarfile.TarInfo(f"{row:09d}.jpg")
+        info.size = len(data)
+        self._tar.write(info.tobuf(tarfile.USTAR_FORMAT))
+        start = self._tar.tell()
+        self._tar.write(data + bytes(-len(data) % TAR_BLOCK))
+        return self._name(Path(self._tar.name).name), start, len(data), digest_of(data)
+
+    def _end_tar(self) -> None:
+        if self._tar is not None:
+            self._tar.write(bytes(2 * TAR_BLOCK))
+            self._tar.flush()
+            os.fsync(self._tar.fileno())
+            self._progress.kept[-1] = self._tar.tell()
+            self._tar.close()
+            self._tar = None
+
+    def _tar_path(self, number: int) -> Path:
+        return self._folder / f"{self._kept_name}-{number:05d}.tar"
 
 
 def check_target(folder: Path) -> None:

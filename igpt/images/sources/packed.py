@@ -36,7 +36,8 @@ def open_packed(packed: PackedSet) -> Source:
 
 
 def _blocks(packed: PackedSet, split: Split, code: int) -> Iterator[Block]:
-    images, labels = packed.images(split), packed.labels(split)
+    images, labels, places = packed.images(split), packed.labels(split), packed.rows(split)
+    originals = packed.originals
     step = block_length(3 * packed.image_size**2)
     for start in range(0, len(images), step):
         rows = np.arange(start, min(start + step, len(images)))
@@ -44,5 +45,6 @@ def _blocks(packed: PackedSet, split: Split, code: int) -> Iterator[Block]:
             images=images[rows],
             keys=[f"{split}/{row}" for row in rows],
             labels=None if labels is None else labels[rows],
+            originals=[] if originals is None else [originals.at(int(i)) for i in places[rows]],
             code=code,
         )

@@ -31,6 +31,20 @@ class Span:
     size: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Original:
+    """An encoded image that a row of a packed set was made of."""
+
+    span: Span
+    digest: int
+    """`igpt.images.packed.originals.digest_of` its bytes."""
+
+
+def absolute(path: Path) -> Path:
+    """The same file for a process that works in another folder."""
+    return path if "://" in str(path) else path.absolute()
+
+
 def read_span(span: Span) -> bytes:
     """The bytes of an encoded image.
 
@@ -52,6 +66,8 @@ class Block:
     """k classes, -1 for none; None: no labels at all."""
     code: int = TRAIN
     """Which split, as in `igpt.images.splits`."""
+    originals: Sequence[Original | None] = ()
+    """What k plain images were made of before; empty: not known."""
     rejects: Sequence[tuple[str, str]] = ()
     """Name and reason of what the reader itself left out."""
 
