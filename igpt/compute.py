@@ -1,51 +1,79 @@
 """The machine: device, number type, threads, and its speed measured on the spot."""
 
 import contextlib
-import ctypes
 import os
-import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
-from igpt import cpp
+from igpt import cpp, system
+from igpt.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16"]
+T = TypeVar("T")
+
+
+_chosen: torch.device | None = None
+
+# Accelerators, in the order in which they are looked for; `cuda` is also AMD's (ROCm).
+ACCELERATORS = ("cuda", "xpu", "mps")
+
+
+def devices() -> list[str]:
+    """The kinds of device that this machine and this PyTorch have; the CPU last."""
+    there: dict[str, Callable[[], bool]] = {
+        "cuda": torch.cuda.is_available,
+        "xpu": torch.xpu.is_available,
+        "mps": torch.backends.mps.is_available,
+    }
+    return [*(kind for kind in ACCELERATORS if there[kind]()), "cpu"]
 
 
 def default_device() -> torch.device:
-    """The first accelerator, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+    """The one of `use_device`, else the first accelerator, else the CPU."""
+    kind = devices()[0] if _chosen is None else _chosen.type
+    if _chosen is not None and (_chosen.index is not None or kind != "cuda"):
+        return _chosen
+    return torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
+
+
+def use_device(name: str | None) -> None:
+    """Let all that follows compute on a device, by PyTorch's name for it; none: choose again.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    global _chosen
+    here = f"here are {', '.join(devices())}"
+    try:
+        device = None if name is None else torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name} is no device of PyTorch's: {here}") from None
+    if device is not None:
+        if device.type not in devices():
+            raise UserError(f"--device {name} is not there: {here}")
+        n_devices = torch.cuda.device_count() if device.type == "cuda" else 1
+        if (device.index or 0) >= n_devices:
+            raise UserError(
+                f"--device {name} is not there: {device.type} has {n_devices} device(s)"
+            )
+    _chosen = device
 
 
 def set_threads() -> int:
     """Use every core this process may run on, or `OMP_NUM_THREADS`; returns the count."""
-    _keep_freed_memory()
+    system.keep_freed_memory()
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(system.cores())
     return torch.get_num_threads()
 
 
-def _keep_freed_memory() -> None:
-    """Let the C library keep what is freed, for the next tensor of that size.
-
-    By default each large tensor is lent by the system anew, page by page and filled with zeros:
-    a fifth of a training step's time.
-    """
-    trim_threshold, top_pad, mmap_max = -1, -2, -4
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return  # not glibc
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(top_pad, 2**26)
+def batch_of(sizes: Mapping[str, T], device: torch.device) -> T:
+    """What suits a kind of device, of a table that names `cpu` and `cuda`, for all accelerators."""
+    return sizes["cpu" if device.type == "cpu" else "cuda"]
 
 
 @contextlib.contextmanager
@@ -66,8 +94,8 @@ def seconds_of(work: Callable[[], object], device: torch.device, *, at_least_s: 
     """Median seconds of one call of `work`, after a warm-up call, over at least `at_least_s`."""
 
     def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
 
     work()
     wait()
@@ -84,7 +112,7 @@ def seconds_of(work: Callable[[], object], device: torch.device, *, at_least_s: 
 @lru_cache
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a large matrix product, measured now (0.2 s)."""
-    side = 8192 if device.type == "cuda" else 1024
+    side = 1024 if device.type == "cpu" else 8192
     a = torch.ones(side, side, device=device, dtype=dtype)
     b = torch.ones(side, side, device=device, dtype=dtype)
     return 2 * side**3 / seconds_of(lambda: a @ b, device, at_least_s=0.2)
@@ -93,23 +121,46 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 @lru_cache
 def copy_rate(device: torch.device) -> float:
     """Bytes a second, read plus written, of a copy far larger than any cache, measured now."""
-    source = torch.ones(2**28 if device.type == "cuda" else 2**26, device=device)
+    source = torch.ones(2**26 if device.type == "cpu" else 2**28, device=device)
     target = torch.empty_like(source)
     span_s = seconds_of(lambda: target.copy_(source), device, at_least_s=0.3)
     return 2 * source.nbytes / span_s
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The type of the matrix products; `auto` takes the faster one, measured on the spot.
+    """The type of the matrix products; `auto` takes bfloat16 where the device multiplies it itself.
 
-    CPUs differ by up to four times in either direction, so no rule by name would do.
+    That depends on the device alone and not on a measurement: the same command gives the same
+    figures on a busy machine. Cards without bfloat16 take float32: the range of float16 is too
+    small for the last layers' values.
     """
     if precision == "fp32":
         return torch.float32
-    if precision == "bf16" or device.type == "cuda":
+    if precision == "bf16" or multiplies_bfloat16(device):
         return torch.bfloat16
-    faster = matrix_rate(device, torch.bfloat16) > 1.2 * matrix_rate(device, torch.float32)
-    return torch.bfloat16 if faster else torch.float32
+    return torch.float32
+
+
+@lru_cache
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for products of bfloat16; others only imitate them."""
+    if device.type == "cuda":  # from compute capability 8.0 on, or AMD's cards that have it
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "xpu":
+        return bool(torch.xpu.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        return bool(system.cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+    return False  # Apple's GPUs: newer ones do, and none was at hand to measure
+
+
+def name_of(dtype: torch.dtype) -> Literal["fp32", "bf16"]:
+    """The type as configurations and records name it."""
+    return "bf16" if dtype == torch.bfloat16 else "fp32"
+
+
+def for_float64(device: torch.device) -> torch.device:
+    """Where to fit in float64: the device, or the CPU beside one that has no such type."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
@@ -121,7 +172,9 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
 
 def compile_problem(device: torch.device) -> str | None:
     """Why `torch.compile` cannot build for a device here, in one line; none: it can."""
-    if device.type == "cuda":
+    if device.type == "mps":
+        return "for Apple GPUs nothing is compiled: no machine was at hand to try it on"
+    if device.type != "cpu":
         return None
     return cpp.built(cpp.TORCH_COMPILE).reason or None
 
@@ -133,53 +186,37 @@ def has_compiler() -> bool:
 
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory used so far: of the accelerator, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    # Not ru_maxrss: a fresh process begins with that of the process that started it.
-    return _process_bytes("VmHWM")
+    if device.type in ("cuda", "xpu"):
+        return torch.accelerator.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    return system.peak_bytes()
 
 
 def memory_growth(work: Callable[[], object], device: torch.device) -> int:
     """The most bytes that a call of `work` takes beyond what was taken before."""
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
+    if device.type == "cpu":
+        return system.growth_bytes(work)
+    if device.type == "mps":  # its driver keeps what was freed, and so its growth is the peak's
+        torch.mps.empty_cache()
+        before = torch.mps.driver_allocated_memory()
         work()
-        return torch.cuda.max_memory_allocated(device) - before
-    _forget_peak()
-    before = _process_bytes("VmRSS")
+        torch.mps.synchronize()
+        return max(0, torch.mps.driver_allocated_memory() - before)
+    before = torch.accelerator.memory_allocated(device)
+    torch.accelerator.reset_peak_memory_stats(device)
     work()
-    return max(0, _process_bytes("VmHWM") - before)
-
-
-def _forget_peak() -> None:
-    """Give freed memory back to the system, and count the process's peak from now on."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc alone keeps it and can give it back
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _process_bytes(field: str) -> int:
-    """A size from /proc/self/status; elsewhere the peak since the process began."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return torch.accelerator.max_memory_allocated(device) - before
 
 
 def free_memory_bytes(device: torch.device) -> int:
-    """Memory that new work may take: of the accelerator, else of the machine (or its cgroup)."""
+    """Memory that new work may take: of the accelerator, else of the machine or its container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, KeyError):
-        with open("/proc/meminfo") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    with contextlib.suppress(OSError, ValueError):  # "max" where the group has no limit
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        free = min(free, limit - int((group / "memory.current").read_text()))
+    if device.type == "xpu":
+        return torch.xpu.mem_get_info(device)[0]
+    free = system.free_memory_bytes()
+    if device.type == "mps":  # shares the machine's memory, up to a limit of its own
+        own = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+        return max(0, min(free, own))
     return free

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Literal
 
 from igpt.errors import UserError
-from igpt.files import FolderLock, cache_folder, write_bytes
+from igpt.files import FolderLock, write_bytes
 from igpt.progress import say
+from igpt.system import cache_folder, cpu_flags, others_may_write
 
 BUILD_TIMEOUT_S = 300
 TRIAL_TIMEOUT_S = 60
@@ -127,34 +128,13 @@ def _build(part: Part, *, again: bool = False, tried: bool = True) -> Build:
         return Build(state="failed", reason=f"{error}: IGPT_CACHE names another folder")
 
 
-def others_may_write(path: Path) -> str | None:
-    """Why no code may be loaded from a file or folder; none: it is ours alone."""
-    if not hasattr(os, "geteuid"):
-        return None  # Windows: a user's folders are the user's
-    facts = path.stat()
-    if facts.st_uid not in (os.geteuid(), 0):
-        return f"{path} belongs to another user, and no code is loaded from there"
-    if facts.st_mode & 0o022:
-        return f"{path} may be written by others, and no code is loaded from there (chmod go-w)"
-    return None
-
-
 def _digest(part: Part, compiler_path: str) -> str:
     """Stands for all that a build depends on; another compiler gets another trial."""
     code = [path.read_bytes() for path in (*part.sources, *part.headers)]
     facts = Path(compiler_path).stat()
     one = (compiler_path, facts.st_size, facts.st_mtime_ns)
-    made_from = repr((code, one, part.flags, part.trial, platform.machine(), _cpu_flags()))
+    made_from = repr((code, one, part.flags, part.trial, platform.machine(), sorted(cpu_flags())))
     return hashlib.sha256(made_from.encode()).hexdigest()[:16]
-
-
-def _cpu_flags() -> str:
-    """What this processor can do: a cache folder may be shared by different machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 def _kept(folder: Path, stem: str) -> Build | None:

@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from igpt.errors import UserError
+from igpt.system import cache_folder as cache_folder
 
 # In each folder that igpt writes whole: the size of every file, and of small ones the sha256.
 LIST = ".igpt.json"
@@ -35,14 +36,6 @@ _TEMPORARY = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]{8}\.(part|old)", re.DOTALL)
 # What file systems answer that lack a call: some FUSE mounts, NFS, Lustre, FAT.
 _LACKING = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF}
 _REFUSED = {errno.EPERM, errno.EACCES}
-
-
-def cache_folder() -> Path:
-    """Where downloads and tables are kept: `IGPT_CACHE`, else the user's cache folder."""
-    if chosen := os.environ.get("IGPT_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "igpt"
 
 
 # --- Errors and warnings

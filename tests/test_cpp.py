@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from igpt import cpp
+from igpt import cpp, system
 
 needs_compiler = pytest.mark.skipif(cpp.compiler() is None, reason="no C++ compiler")
 
@@ -157,7 +157,7 @@ def test_a_file_that_others_may_write_or_own_is_refused(cache, part, monkeypatch
     path.chmod(0o777)
     assert again(part).state == "refused"
     path.chmod(0o755)
-    monkeypatch.setattr(cpp.os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(system.os, "geteuid", lambda: 12345)
     if path.stat().st_uid != 0:  # what root wrote may be loaded by all
         assert "belongs to another user" in again(part).reason
 

@@ -86,14 +86,6 @@ def test_a_file_where_a_folder_should_be_is_one_line(tmp_path):
     assert (tmp_path / "taken").read_bytes() == b"mine"
 
 
-def test_cache_folder_is_moved_by_igpt_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("IGPT_CACHE", str(tmp_path))
-    assert files.cache_folder() == tmp_path
-    monkeypatch.delenv("IGPT_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert str(files.cache_folder()) == "/somewhere/igpt"
-
-
 def made(folder, **texts):
     with files.writing_folder(folder) as part:
         for name, text in texts.items():

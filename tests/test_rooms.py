@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "igpt"
 # A room may import itself and the rooms in earlier rows, never its neighbours in the same row.
 ROWS = [
     ["errors"],
+    ["system"],
     ["config", "files", "streams"],
     ["runs"],
     ["recipes", "progress"],

@@ -3,7 +3,6 @@
 import gc
 import math
 import multiprocessing
-import os
 import platform
 import statistics
 import sys
@@ -18,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 import igpt
-from igpt import compute
+from igpt import compute, system
 from igpt.files import write_json
 
 REPEATS = 5
@@ -192,7 +191,7 @@ def machine(device: torch.device | None = None) -> dict[str, Any]:
     rates = _rates(device)
     return {
         "device": _device_name(device),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": system.cores(),
         "threads": torch.get_num_threads(),
         "clock": _clock.get(),
         "platform": platform.platform(terse=True),

@@ -46,7 +46,7 @@ def evaluate(
         loaded, packed, split=split, max_images=max_images, precision=precision
     )
     name, figures = f"likelihood-{split}", dataclasses.asdict(result)
-    document = recorded(model, loaded, name, figures, data=packed, split=split)
+    document = recorded(model, loaded, name, figures, data=packed, split=split, precision=precision)
     if json:
         print(json_format.dumps(document))
         return

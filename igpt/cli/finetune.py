@@ -70,7 +70,9 @@ def finetune(
         out=folder,
     )
     name = _name(result, loaded.image_size)
-    document = recorded(model, loaded, name, result, data=packed, seed=finetune.seed)
+    document = recorded(
+        model, loaded, name, result, data=packed, seed=finetune.seed, precision=finetune.precision
+    )
     if json:
         print(json_format.dumps(document))
         return

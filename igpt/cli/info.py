@@ -54,7 +54,7 @@ def _machine(*, build: bool) -> dict[str, Any]:
         "threads": threads,
         **rates,
         "copy rate": f"{compute.copy_rate(device) / 1e9:,.1f} GB/s",
-        "faster type": str(compute.choose_dtype("auto", device)).removeprefix("torch."),
+        "number type": compute.name_of(compute.choose_dtype("auto", device)),
         **_cpp(build=build),
         "cache": str(files.cache_folder()),
     }

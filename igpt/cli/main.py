@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from igpt import __version__
 from igpt.errors import Diverged, Interrupted, UserError
+from igpt.system import keep_caches_together
 
 # Command: what it does. Each is the function of its name in `igpt.cli.<name>`.
 COMMANDS = {
@@ -47,6 +48,11 @@ COMMANDS = {
 
 # Commands whose processes share one job under `torchrun`; every other one would be done many times.
 SHARED = ("pretrain",)
+# Commands that compute with a network, and so have `--device`.
+COMPUTING = (
+    *("demo", "info", "pretrain", "evaluate", "probe", "finetune", "lowdata", "embed", "classify"),
+    *("rank", "sample", "complete", "bench", "push", "serve"),
+)
 EXAMPLES = (
     "igpt demo",
     "igpt complete cifar10-small cat.jpg",
@@ -119,9 +125,36 @@ def _run(args: list[str]) -> None:
         raise UserError(f"unknown command {name}: {hint}")
     if name not in SHARED and "--help" not in rest and "-h" not in rest:
         _refuse_ranks(name)
-    keep_compiled_code()
+    keep_caches_together()
     function = getattr(import_module(f"igpt.cli.{name}"), name)
+    if name in COMPUTING:
+        function = _with_device(function)
     parse(function, rest, prog=f"igpt {name}")()
+
+
+def _with_device(function: Callable[..., None]) -> Callable[..., None]:
+    """The command with one more option, which all that compute have in common."""
+
+    @functools.wraps(function)
+    def on_device(*args: Any, device: str | None = None, **kwargs: Any) -> None:
+        if device is not None or "igpt.compute" in sys.modules:
+            from igpt.compute import use_device
+
+            use_device(device)
+        function(*args, **kwargs)
+
+    signature = inspect.signature(function)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    added = inspect.Parameter("device", kind, default=None, annotation=str | None)
+    parameters = [*signature.parameters.values(), added]
+    on_device.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    on_device.__annotations__ = {**function.__annotations__, "device": str | None}
+    text = "device: where to compute: cpu, cuda, cuda:1, mps, xpu; none: the first accelerator."
+    heading = "    Args:\n"
+    before, _, after = (function.__doc__ or "").partition(heading)
+    del on_device.__wrapped__  # tyro would read that one's types
+    on_device.__doc__ = f"{before}{heading}        {text}\n{after}"
+    return on_device
 
 
 def _refuse_ranks(name: str) -> None:
@@ -140,16 +173,6 @@ def _refuse_ranks(name: str) -> None:
         f"igpt {name} is done by one process and torchrun started {size}: call it without "
         f"torchrun; {', '.join(SHARED)} share their work"
     )
-
-
-def keep_compiled_code() -> None:
-    """Let PyTorch keep what it compiles beside our other caches: its own place is a temporary one.
-
-    A second run of the same sizes then starts in seconds.
-    """
-    from igpt.files import cache_folder
-
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
 
 
 def _overview() -> str:

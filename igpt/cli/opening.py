@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from igpt.errors import UserError
 
 if TYPE_CHECKING:
+    from igpt.compute import Precision
     from igpt.images.packed.read import PackedSet
     from igpt.images.splits import Split
     from igpt.pixelmodel import PixelModel
@@ -60,6 +61,7 @@ def recorded(
     data: "PackedSet",
     split: "Split" = "test",
     seed: int | None = None,
+    precision: "Precision" = "auto",
 ) -> dict[str, Any]:
     """The figures with what they are about, as `--json` prints them; a run keeps them.
 
@@ -71,9 +73,13 @@ def recorded(
         data: what was looked at.
         split: that the figures are from.
         seed: of the draws, if any.
+        precision: as it was asked for; the type that ran is recorded.
     """
+    from igpt.compute import choose_dtype, name_of
     from igpt.evaluate.record import write_record
 
+    ran = name_of(choose_dtype(precision, model.device))
+    figures = {**figures, "precision": ran, "device": model.device.type}
     if run := record_place(Path(place)):
         digest = model.digest()
         write_record(run, name, figures, model=digest, data=data.source, split=split, seed=seed)

@@ -69,7 +69,9 @@ def token_surprise(
     check_tokens(network, tokens)
     device = network.wpe.weight.device
     dtype = compute.choose_dtype(precision, device)
-    batch_size = max(1, BATCH_LOGITS[device.type] // (network.seq_len * network.n_colors))
+    batch_size = max(
+        1, compute.batch_of(BATCH_LOGITS, device) // (network.seq_len * network.n_colors)
+    )
     nats = np.empty((len(tokens), network.seq_len), np.float32)
     done = 0
     with torch.inference_mode():

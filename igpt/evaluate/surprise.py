@@ -44,7 +44,9 @@ def whole_surprise(
     check_tokens(network, tokens)
     device = network.wpe.weight.device
     dtype = compute.choose_dtype(precision, device)
-    batch_size = max(1, BATCH_LOGITS[device.type] // (network.seq_len * network.n_colors))
+    batch_size = max(
+        1, compute.batch_of(BATCH_LOGITS, device) // (network.seq_len * network.n_colors)
+    )
     passes = [torch.from_numpy(hidden).to(device) for hidden in _passes(network.seq_len, mask_prob)]
     nats = np.empty((len(tokens), network.seq_len), np.float32)
     with torch.inference_mode(), compute.autocast(device, dtype):

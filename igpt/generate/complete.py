@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from igpt.compute import Precision, autocast
+from igpt.compute import Precision, autocast, for_float64
 from igpt.config import SampleConfig
 from igpt.errors import UserError
 from igpt.generate.draw import draw, uniforms
@@ -169,7 +169,7 @@ def _fill_batch_in_rounds(
     the colours still follow the network's distribution.
     """
     device = model.wte.weight.device
-    number = torch.from_numpy(uniform).to(device)  # (B, T)
+    number = torch.from_numpy(uniform).to(for_float64(device))  # (B, T)
     context = torch.from_numpy(tokens).to(device)  # (B, T)
     masked = torch.from_numpy(~drawn).to(device)  # (B, T)
     left = int(masked[0].sum())
@@ -181,7 +181,8 @@ def _fill_batch_in_rounds(
         order = certainty.sort(dim=-1, descending=True, stable=True).indices
         chosen = order[:, :count]  # (B, count)
         picked = logits.gather(1, chosen.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
-        context.scatter_(1, chosen, draw(picked, number.gather(1, chosen), config))
+        deciding = number.gather(1, chosen.to(number.device))
+        context.scatter_(1, chosen, draw(picked, deciding, config).to(chosen.device))
         masked.scatter_(1, chosen, False)
         left -= count
         tokens[:] = context.cpu().numpy()

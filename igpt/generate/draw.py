@@ -39,7 +39,9 @@ def kept_probabilities(logits: Tensor, config: SampleConfig) -> Tensor:
     Returns:
         (..., K) float64.
     """
-    probabilities = torch.softmax(logits.double() / config.temperature, -1)  # (..., K)
+    # The likeliest stands at 0 before a tiny temperature divides: it stays, the others become -inf.
+    behind = logits.double() - logits.amax(-1, keepdim=True).double()
+    probabilities = torch.softmax(behind / config.temperature, -1)  # (..., K)
     n_colors = logits.shape[-1]
     if config.top_k is not None and config.top_k < n_colors:
         least = probabilities.topk(config.top_k, -1).values[..., -1:]  # (..., 1)
@@ -69,6 +71,7 @@ def draw(logits: Tensor, uniform: Tensor, config: SampleConfig) -> Tensor:
     """
     if config.temperature == 0:
         return logits.argmax(-1)
+    logits = logits.to(uniform.device)  # some accelerators have no float64
     cumulated = kept_probabilities(logits, config).cumsum(-1)  # (..., K)
     total = cumulated[..., -1:].contiguous()
     token = torch.searchsorted(cumulated, uniform.unsqueeze(-1) * total, right=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from igpt.compute import Precision, free_memory_bytes, one_thread
+from igpt.compute import Precision, for_float64, free_memory_bytes, one_thread
 from igpt.config import SampleConfig
 from igpt.errors import UserError
 from igpt.generate.draw import draw, uniforms
@@ -158,7 +158,7 @@ def _fill_batch(
     device = decoder.model.wte.weight.device
     to_draw = np.flatnonzero(~drawn[0])
     first, end = int(to_draw[0]), int(to_draw[-1]) + 1
-    number = torch.from_numpy(uniform).to(device)  # (B, T)
+    number = torch.from_numpy(uniform).to(for_float64(device))  # (B, T)
     context = torch.from_numpy(tokens).to(device)  # (B, T)
     logits = decoder.start(context[:, :first])  # (B, K)
     if not torch.isfinite(logits).all():

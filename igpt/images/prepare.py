@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from igpt import system
 from igpt.errors import Interrupted, UserError
 from igpt.files import FolderLock, cache_folder
 from igpt.images.packed.format import is_packed
@@ -27,7 +28,7 @@ from igpt.images.rejects import MAX_BAD, check_max_bad, check_rejects, in_words,
 from igpt.images.sources.find import NAMED, files_of, open_source, unknown_data
 from igpt.images.sources.folders import walk_folders
 from igpt.images.sources.source import BLOCK_IMAGES, WHOLE, Block, Part, Source
-from igpt.images.workers import n_workers, start_method, worker_pool
+from igpt.images.workers import n_workers, worker_pool
 from igpt.progress import say, ticking
 
 COMMIT_EVERY_S = 5.0
@@ -250,7 +251,7 @@ def _packed(
     blocks = chain([first], blocks)
     workers = n_workers(workers)
     # Arrays need no decoding: sending them to a process costs more than reducing them.
-    few = FEW_IMAGES // 10 if start_method() == "fork" else FEW_IMAGES
+    few = FEW_IMAGES // 10 if system.start_method() == "fork" else FEW_IMAGES
     if workers == 1 or isinstance(first.images, np.ndarray) or 0 < n_images < few:
         # Many small products: a second thread in each costs more than it brings.
         with threadpool_limits(1):

@@ -1,35 +1,50 @@
 """Processes that decode: one thread each, with a time limit an image, gone with their parent."""
 
 import contextlib
+import functools
 import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
+from typing import ParamSpec, TypeVar
 
 from threadpoolctl import threadpool_limits
 
+from igpt import system
 from igpt.errors import UserError
+from igpt.progress import say
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def worker_pool(workers: int, *, method: str | None = None) -> ProcessPoolExecutor:
-    """Processes for work that holds Python's lock.
+class _ThisProcess(Executor):
+    """Does the work at once, where a system gives no processes to share it with."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        done: Future[T] = Future()
+        try:
+            done.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+def worker_pool(workers: int, *, method: str | None = None) -> Executor:
+    """Processes for work that holds Python's lock; none but this one where there can be no others.
 
     Args:
         workers: how many; 0: one a core.
-        method: how they start, spawn or fork; none: forked where this process has no other
-            threads that could hold a lock, since then they start at once.
+        method: how they start, spawn or fork; none: as `system.start_method` says.
     """
-    method = method or start_method()
+    if system.processes_problem():
+        return _ThisProcess()
+    method = method or system.start_method()
     return ProcessPoolExecutor(n_workers(workers), get_context(method), start_worker)
-
-
-def start_method() -> str:
-    """How processes of `worker_pool` start here unless it is told."""
-    return "fork" if threading.active_count() == 1 else "spawn"
 
 
 def n_workers(workers: int) -> int:
@@ -40,7 +55,16 @@ def n_workers(workers: int) -> int:
     """
     if workers < 0:
         raise UserError(f"--workers {workers} is not possible: choose 0 for one a core, or more")
-    return workers or len(os.sched_getaffinity(0))
+    wanted = workers or system.cores()
+    if wanted > 1 and (problem := system.processes_problem()):
+        _say_once(f"{problem}: images are decoded in one process, as with --workers 1")
+        return 1
+    return wanted
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    say(text)
 
 
 def start_worker() -> None:

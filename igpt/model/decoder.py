@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from igpt.compute import Precision, autocast
+from igpt.compute import Precision, autocast, multiplies_bfloat16
 from igpt.model import native
 from igpt.model.cache import KVCache
 from igpt.model.gpt import GPT, Block
@@ -196,7 +196,7 @@ def open_decoder(model: GPT, *, precision: Precision = "auto") -> Decoder:
     device = model.wte.weight.device
     library = native.library("decode") if device.type == "cpu" else None
     even = model.config.n_embd // model.config.n_head % 2 == 0
-    fast_bf16 = device.type == "cuda" if library is None else bool(library.has_bfloat16())
+    fast_bf16 = multiplies_bfloat16(device) if library is None else bool(library.has_bfloat16())
     wanted = precision == "bf16" or (precision == "auto" and fast_bf16)
     if library is None:
         plain = GraphDecoder if device.type == "cuda" else PlainDecoder

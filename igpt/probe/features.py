@@ -7,7 +7,6 @@ final norm). All L + 1 layers come out of one forward pass.
 import copy
 import functools
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from igpt import compute, files
+from igpt import compute, files, system
 from igpt.config import Pooling, TrainConfig
 from igpt.errors import UserError
 from igpt.model.gpt import GPT, NORM_EPS
@@ -157,7 +156,7 @@ def stream_features(
     device = network.wpe.weight.device
     dtype = compute.choose_dtype(precision, device)
     if batch_size is None:
-        batch_size = max(1, BATCH_TOKENS[device.type] // network.seq_len)
+        batch_size = max(1, compute.batch_of(BATCH_TOKENS, device) // network.seq_len)
     pays = pays_to_compile(len(tokens) * network.seq_len, device)
     model = _compiled(network) if pays else network
     batches = token_batches(network, tokens, batch_size, mask_prob, mask_seed)
@@ -369,8 +368,7 @@ def _kept(path: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]
     if not path.exists():
         with files.writing(path) as part:
             array = np.lib.format.open_memmap(part, "w+", np.float32, shape)
-            with part.open("rb+") as file:  # a full disk shows here, not as SIGBUS while filling
-                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+            system.allocate(part)
             fill(array)
             array.flush()
     return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]

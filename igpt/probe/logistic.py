@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from igpt.compute import for_float64
 from igpt.errors import UserError
 
 MAX_STEPS = 1000
@@ -73,7 +74,7 @@ def fit_logistic(
     Raises:
         UserError: a feature is not finite.
     """
-    axes = _principal_axes(features, standardise, torch.device(device))
+    axes = _principal_axes(features, standardise, for_float64(torch.device(device)))
     problem = _Problem(features, labels, axes, n_classes=n_classes, strengths=strengths)
     if start is not None:
         problem.begin_at(*start)

@@ -43,7 +43,7 @@ def fitting_micro_batch(config: RunConfig, *, n_colors: int, ranks: int, tried: 
     states = STATE_BYTES * parameter_count(config.model, shape)
     if train.parallel == "fsdp":
         states = states // ranks + gathered_bytes(config.model, shape, width=width)
-    limit = compute.free_memory_bytes(device) * SHARES[device.type] - states
+    limit = compute.free_memory_bytes(device) * compute.batch_of(SHARES, device) - states
     guess: float = activation_bytes(
         config.model, shape, recompute=train.checkpoint_activations, width=width
     )

@@ -1,7 +1,6 @@
 """From a configuration, images and a folder to a `Trainer` that is ready to step."""
 
 import dataclasses
-import os
 import platform
 import shlex
 import sys
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 import igpt
-from igpt import compute
+from igpt import compute, system
 from igpt.config import RunConfig
 from igpt.errors import UserError
 from igpt.files import read_json, write_json
@@ -132,7 +131,7 @@ def facts_of(data: PackedSet, tokenizer: Tokenizer) -> dict[str, Any]:
         "igpt": igpt.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "machine": f"{platform.machine()}, {system.cores()} cores",
     }
 
 
@@ -156,7 +155,7 @@ def resolve(config: RunConfig, *, n_images: int, n_colors: int, tried: bool = Tr
         say(f"training without compilation: {problem}")
     train = dataclasses.replace(
         train,
-        precision="bf16" if dtype == torch.bfloat16 else "fp32",
+        precision=compute.name_of(dtype),
         compile="blocks" if compiles else "off",
         warmup_steps=warmup_steps_of(train, n_images),
     )

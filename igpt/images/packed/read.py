@@ -13,7 +13,6 @@ A folder of
 import dataclasses
 import hashlib
 import json
-import mmap
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from igpt import system
 from igpt.errors import UserError
 from igpt.files import sha256_of
 from igpt.images.packed.format import read_manifest
@@ -63,8 +63,7 @@ class PackedImages:
         """Unmap what was read in passing: else a pass over the set would end with all of it."""
         for shard in self._shards:
             file = getattr(shard.base, "base", None)
-            if isinstance(file, mmap.mmap):
-                file.madvise(mmap.MADV_DONTNEED)
+            system.let_go(file)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         images: np.ndarray = self[:].astype(dtype or self.dtype, copy=False)

@@ -1,0 +1,373 @@
+"""What differs between systems: cores, memory, allocation, processes and the cache folder.
+
+Each question has one function here, which asks the system for what it has and takes the next best
+where that is lacking. Nothing else in the package asks what system it runs on.
+"""
+
+import contextlib
+import ctypes
+import functools
+import math
+import mmap
+import os
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+PROC = Path("/proc")
+CGROUPS = Path("/sys/fs/cgroup")
+SAMPLE_EVERY_S = 0.001
+
+
+# --- Cores
+
+
+def cores() -> int:
+    """Cores that this process may use: those it is bound to, and the container's share of time."""
+    if hasattr(os, "sched_getaffinity"):
+        n_cores = len(os.sched_getaffinity(0))
+    else:
+        n_cores = os.cpu_count() or 1
+    return max(1, min([n_cores, *(math.ceil(quota) for quota in _core_quotas())]))
+
+
+def _core_quotas() -> Iterator[float]:
+    """Cores' worth of time that each control group above this process grants it."""
+    for group in _groups("cpu"):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            quota, period = (group / "cpu.max").read_text().split()  # "max 100000" where free
+            yield int(quota) / int(period)
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            granted = int((group / "cpu.cfs_quota_us").read_text())  # -1 where free
+            if granted > 0:
+                yield granted / int((group / "cpu.cfs_period_us").read_text())
+
+
+def cpu_flags() -> frozenset[str]:
+    """What this processor says that it can do, by the kernel's names; empty where unknown."""
+    with contextlib.suppress(OSError):
+        for line in (PROC / "cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith(("flags", "Features")):
+                return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+# --- Memory
+
+
+def free_memory_bytes() -> int:
+    """Memory that new work may take: of the machine, or of the container where that is less."""
+    import psutil
+
+    return max(0, min([int(psutil.virtual_memory().available), *_group_memory()]))
+
+
+def _group_memory() -> Iterator[int]:
+    """Bytes that each control group above this process still grants it.
+
+    A group is charged for files that were read, too; the kernel takes that memory back at once.
+    """
+    for group in _groups("memory"):
+        limits = [
+            _number(group / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")
+        ]
+        used = [_number(group / name) for name in ("memory.current", "memory.usage_in_bytes")]
+        if not any(found is not None for found in limits):
+            continue
+        limit = min(found for found in limits if found is not None)
+        taken = max((found for found in used if found is not None), default=0)
+        yield limit - max(0, taken - _file_cache(group))
+
+
+def _file_cache(group: Path) -> int:
+    """Bytes of files in memory, of a group and those below it."""
+    try:
+        lines = (group / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    stat = {name: int(value) for name, _, value in (line.partition(" ") for line in lines)}
+    kinds = ("inactive_file", "active_file")
+    return sum(stat.get(f"total_{kind}", stat.get(kind, 0)) for kind in kinds)
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # "max" where there is no limit
+        return None
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """The control groups of this process, its own first, of both versions of the interface."""
+    try:
+        lines = (PROC / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        lines = ["0::/"]
+    for line in lines:
+        _, controllers, place = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = CGROUPS / controller if controllers else CGROUPS
+        # Within a container the place may be as seen from outside: then only the root is there.
+        inside = [part for part in place.split("/") if part not in ("", "..")]
+        for depth in range(len(inside), -1, -1):
+            yield root.joinpath(*inside[:depth])
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held so far."""
+    # First the kernel's own count: that of `getrusage` begins with that of the parent process.
+    if (peak := _status_bytes("VmHWM")) is not None:
+        return peak
+    import psutil
+
+    facts = psutil.Process().memory_info()
+    if hasattr(facts, "peak_wset"):  # Windows
+        return int(facts.peak_wset)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def growth_bytes(work: Callable[[], object]) -> int:
+    """The most memory that a call of `work` takes beyond what was taken before."""
+    give_back()
+    before = resident_bytes()
+    if _forget_peak() and _status_bytes("VmHWM") is not None:
+        work()
+        return max(0, peak_bytes() - before)
+    with _sampled_peak() as peak:
+        work()
+    return max(0, max(peak) - before)
+
+
+@contextlib.contextmanager
+def _sampled_peak() -> Iterator[list[int]]:
+    """Look at the memory every millisecond, where the kernel's count cannot be set back."""
+    peak, done = [resident_bytes()], threading.Event()
+
+    def look() -> None:
+        while not done.wait(SAMPLE_EVERY_S):
+            peak[0] = max(peak[0], resident_bytes())
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
+        peak[0] = max(peak[0], resident_bytes())
+
+
+def _forget_peak() -> bool:
+    """Let the kernel count this process's peak from now on; False where it does not."""
+    try:
+        (PROC / "self" / "clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _status_bytes(field: str) -> int | None:
+    with contextlib.suppress(OSError):
+        for line in (PROC / "self" / "status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+# --- Allocation
+
+
+def _c_library() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(None)
+    except (OSError, TypeError):  # Windows has no such name
+        return None
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed, for the next tensor of that size.
+
+    By default glibc lends each large tensor anew, page by page and filled with zeros: a fifth of a
+    training step's time. Other C libraries have no such switch.
+    """
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    with contextlib.suppress(AttributeError):
+        mallopt = _c_library().mallopt  # type: ignore[union-attr]
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(top_pad, 2**26)
+
+
+def give_back() -> None:
+    """Give freed memory back to the system, where the C library keeps it."""
+    with contextlib.suppress(AttributeError):
+        _c_library().malloc_trim(0)  # type: ignore[union-attr]
+
+
+def allocate(path: Path) -> None:
+    """Give a file all the disk space that its size promises.
+
+    A full disk shows here, and not as SIGBUS when a memory map of the file is written to.
+
+    Raises:
+        OSError: there is not so much space.
+    """
+    with path.open("rb+") as file:
+        size = os.fstat(file.fileno()).st_size
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+                return
+            except OSError as error:
+                if not _is_lacking(error):
+                    raise
+        for start in range(0, size, 2**20):
+            file.seek(start)
+            data = file.read(2**20)
+            file.seek(start)
+            file.write(data)
+
+
+def _is_lacking(error: OSError) -> bool:
+    """Whether a file system answered that it does not know a call."""
+    import errno
+
+    return error.errno in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+def let_go(mapped: object) -> None:
+    """Unmap the pages of a memory map that were read in passing, where the system can."""
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        with contextlib.suppress(OSError, ValueError):
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+
+# --- Processes
+
+
+def start_method() -> str:
+    """How processes start here: forked where that is safe, which is at once, else anew.
+
+    A fork copies one thread only: a lock that another one held, torch's own among them, would stay
+    held for ever. On macOS the system's libraries break in forks.
+    """
+    alone = threading.active_count() == 1 and "torch" not in sys.modules
+    return "fork" if alone and sys.platform == "linux" else "spawn"
+
+
+def processes_problem() -> str | None:
+    """Why work cannot be shared among processes here, in one line; none: it can."""
+    import multiprocessing
+
+    try:
+        multiprocessing.get_context("spawn").Lock()
+    except (OSError, ImportError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or str(error).partition(":")[0]
+        return f"this system gives no semaphores ({reason})"
+    return None
+
+
+# --- The cache folder
+
+
+def cache_folder() -> Path:
+    """Where downloads, tables and built code are kept: `IGPT_CACHE`, else the user's own place.
+
+    Where that cannot be made, a folder in the temporary place serves, which a warning says once.
+    """
+    chosen = os.environ.get("IGPT_CACHE")
+    if chosen and not chosen.startswith("~"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    # Read anew at each call: tests and notebooks change it.
+    return _usable(chosen or (str(Path(base) / "igpt") if base else None), os.environ.get("HOME"))
+
+
+@functools.cache
+def _usable(place: str | None, _home: str | None) -> Path:
+    import platformdirs
+
+    try:
+        path = _expanded(place or platformdirs.user_cache_dir("igpt", appauthor=False))
+    except RuntimeError:  # nobody knows the user's home
+        path = Path("~")
+    problem = _unusable(path)
+    if problem is None:
+        return path
+    stand_in = _own_temporary_folder()
+    warnings.warn(
+        f"no cache folder of its own ({problem}): {stand_in} is used; IGPT_CACHE names another",
+        stacklevel=2,
+    )
+    return stand_in
+
+
+def _expanded(place: str) -> Path:
+    """The path with the user's home in place of `~`, which stays where nobody knows it."""
+    try:
+        return Path(place).expanduser()
+    except RuntimeError:
+        return Path(place)
+
+
+def _unusable(path: Path) -> str | None:
+    """Why a folder cannot be made or written; none: it can."""
+    if str(path).startswith("~"):
+        return "there is no home folder"
+    there = next(part for part in (path, *path.parents) if os.path.lexists(part))
+    if not there.is_dir():
+        return f"{there} is a file" if there.exists() else f"{there} leads nowhere"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"{there} may not be written"
+    return None
+
+
+def _own_temporary_folder() -> Path:
+    """The same folder at every start, if nobody else has taken its name."""
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    path = Path(tempfile.gettempdir()) / f"igpt-{user}"
+    with contextlib.suppress(OSError):
+        path.mkdir(mode=0o700, exist_ok=True)
+        if others_may_write(path) is None and not path.is_symlink():
+            return path
+    return Path(tempfile.mkdtemp(prefix="igpt-"))
+
+
+def others_may_write(path: Path) -> str | None:
+    """Why no code may be loaded from a file or folder; none: it is ours alone."""
+    if not hasattr(os, "geteuid"):
+        return None  # Windows: a user's folders are the user's
+    facts = path.stat()
+    if facts.st_uid not in (os.geteuid(), 0):
+        return f"{path} belongs to another user, and no code is loaded from there"
+    if facts.st_mode & 0o022:
+        return f"{path} may be written by others, and no code is loaded from there (chmod go-w)"
+    return None
+
+
+def keep_caches_together() -> None:
+    """Let other libraries keep things in our cache folder where their own place is none.
+
+    PyTorch's compiled code always: its own place is a temporary one, and a second run of the same
+    sizes starts in seconds.
+    """
+    folder = cache_folder()
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
+    if _unusable(_expanded("~/.config/matplotlib")):
+        os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))
+    if _unusable(_expanded("~/.cache/huggingface")):
+        os.environ.setdefault("HF_HOME", str(folder / "huggingface"))
