@@ -23,10 +23,9 @@ import torch
 
 from igpt import compute
 from igpt.bench import measure
-from igpt.bench.sample import draw_tokens, read_bytes
+from igpt.bench.sample import draw_tokens, read_bytes, read_rate
 from igpt.bench.train import Size, lively_network
-from igpt.model import native
-from igpt.model.decoder import cache_bytes, open_decoder
+from igpt.model.decoder import open_decoder
 from igpt.model.gpt import GPT
 
 BATCHES = (1, 4, 16, 64, 256)
@@ -44,22 +43,6 @@ class Work:
 
     def __str__(self) -> str:
         return f"T={self.seq_len} B={self.batch_size}, {self.n_tokens} tokens"
-
-
-def read_rate(n_bytes: int) -> float:
-    """Bytes a second at which all threads together read so much memory, again and again."""
-    library = native.library("decode")
-    if library is None:
-        raise SystemExit("no C++ compiler that works: the sampler's own reads cannot be timed")
-    memory = torch.empty(n_bytes, dtype=torch.uint8)
-    library.use_large_pages(memory.data_ptr(), n_bytes)
-    memory.zero_()
-    spans = []
-    for _ in range(max(5, 2**29 // n_bytes)):
-        start_s = measure.now_s()
-        library.read_all(memory.data_ptr(), n_bytes, torch.get_num_threads())
-        spans.append(measure.now_s() - start_s)
-    return n_bytes / statistics.median(spans)
 
 
 def rounds_of(
@@ -85,8 +68,7 @@ def rows_of(networks: dict[int, GPT], spans: dict[Work, list[float]]) -> list[di
         network = networks[work.seq_len]
         decoder = open_decoder(network)
         n_bytes = read_bytes(network, work.batch_size, work.n_tokens)
-        held = work.batch_size * cache_bytes(network, decoder.dtype) * work.n_tokens / work.seq_len
-        rate = read_rate(2**21 * math.ceil((held / 2 + 2**24) / 2**21))
+        rate = read_rate(network, work.batch_size, work.n_tokens)
         middle_s = statistics.median(found)
         rows.append(
             {

@@ -284,19 +284,6 @@ void decode(
 
 extern "C" {
 
-// Memory that is not used yet shall come in pages of 2 MB, which are read up to twice as fast, most
-// of all in virtual machines. Where it cannot be, nothing happens.
-void use_large_pages(void *start, int64_t n_bytes) {
-#ifdef MADV_HUGEPAGE
-    constexpr uintptr_t PAGE = 4096;
-    uintptr_t first = (reinterpret_cast<uintptr_t>(start) + PAGE - 1) / PAGE * PAGE;
-    uintptr_t end = (reinterpret_cast<uintptr_t>(start) + n_bytes) / PAGE * PAGE;
-    if (end > first) madvise(reinterpret_cast<void *>(first), end - first, MADV_HUGEPAGE);
-#else
-    (void)start, (void)n_bytes;
-#endif
-}
-
 // Reads memory as decoding does, for measuring how fast this machine can: multiples of 64 bytes.
 int64_t read_all(const uint32_t *memory, int64_t n_bytes, int64_t n_threads) {
     constexpr int64_t PART = 1 << 16;

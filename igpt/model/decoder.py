@@ -14,6 +14,7 @@ from igpt.model.cache import KVCache
 from igpt.model.gpt import GPT, Block
 from igpt.model.graphs import GraphDecoder
 from igpt.model.pace import Pace
+from igpt.model.pages import large_memory
 
 # The layout of decode.cpp.
 PANEL = 64
@@ -61,7 +62,6 @@ class NativeDecoder:
         self.dtype = dtype
         kind = "float32" if dtype == torch.float32 else "bfloat16"
         self.decode, self.fill = (getattr(library, f"{does}_{kind}") for does in ("decode", "fill"))
-        self.use_large_pages = library.use_large_pages
         blocks = cast(list[Block], model.h)
         outer = [model.wte.weight, model.wpe.weight, model.sos, padded(model.ln_f.weight)]
         pieces = [*outer, *self._matrix(model.head)]
@@ -112,17 +112,11 @@ class NativeDecoder:
         starts = [0]
         for piece in pieces:
             starts.append(starts[-1] + -(-piece.nbytes // ALIGNED) * ALIGNED)
-        self.weights = self._memory(starts[-1])
+        self.weights = large_memory(starts[-1])
         for start, piece in zip(starts, pieces, strict=False):
             place = self.weights[start : start + piece.nbytes].view(piece.dtype)
             place.copy_(piece.detach().reshape(-1))
         return [self.weights.data_ptr() + start for start in starts[:-1]]
-
-    def _memory(self, n_bytes: int) -> Tensor:
-        """Memory whose content is open; the system lends it when it is used."""
-        memory = torch.empty(n_bytes, dtype=torch.uint8)
-        self.use_large_pages(memory.data_ptr(), n_bytes)
-        return memory
 
     def start(self, prefix: Tensor) -> Tensor:
         """Begin B sequences anew: (B, n) int64, n from 0, to logits (B, K) of the next token."""
@@ -150,7 +144,7 @@ class NativeDecoder:
         keys = (*lead, panels, E // per_word, PANEL, per_word)
         values = (*lead, panels * PANEL // per_word, channels, per_word)
         self.keys, self.values = (
-            self._memory(math.prod(shape) * self.dtype.itemsize).view(self.dtype).view(shape)
+            large_memory(math.prod(shape) * self.dtype.itemsize).view(self.dtype).view(shape)
             for shape in (keys, values)
         )
         for block, k, v in zip(self.blocks, self.keys, self.values, strict=True):

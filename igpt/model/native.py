@@ -117,8 +117,6 @@ def typed(name: Name, loaded: ctypes.CDLL) -> ctypes.CDLL:
     for fill in (loaded.fill_float32, loaded.fill_bfloat16):
         fill.argtypes = [POINTER(Network), c_int64, c_int64, c_void_p, c_void_p]
         fill.restype = None
-    loaded.use_large_pages.argtypes = [c_void_p, c_int64]
-    loaded.use_large_pages.restype = None
     loaded.read_all.argtypes = [c_void_p, c_int64, c_int64]
     loaded.read_all.restype = c_int64
     return loaded
