@@ -28,6 +28,7 @@ struct Shape {
 namespace {
 
 constexpr int64_t BLOCK = 32;
+constexpr float LOG2_E = 1.44269504f;
 
 // Aligned numbers that start as zeros.
 template <class Number>
@@ -38,6 +39,7 @@ struct Buffer {
         : lanes(up(n * sizeof(Number), sizeof(Lanes))),
           data(reinterpret_cast<Number *>(lanes.data())) {}
     const uint32_t *words() const { return reinterpret_cast<const uint32_t *>(data); }
+    uint32_t *words() { return reinterpret_cast<uint32_t *>(data); }
 };
 
 // The work space of one thread; E is padded to `depth` and T to `time`, with zeros.
@@ -53,8 +55,10 @@ struct Head {
 
     explicit Head(const Shape &shape)
         : shape(shape), T(shape.seq_len), D(shape.width), E(D / shape.n_head),
-          depth(up(E, Type::DEPTH) * Type::DEPTH), time(up(T, PANEL) * PANEL),
+          depth(padded_to(Type::by_tiles() ? 32 : CHANNELS)), time(up(T, PANEL) * PANEL),
           depth_words(depth / PER_WORD), scale(1.0f / std::sqrt(float(E))) {}
+
+    int64_t padded_to(int64_t unit) const { return up(E, unit) * unit; }
 
     // Where this head's columns begin in part `part` of (B, T, parts * D).
     int64_t place(int64_t t, int64_t part, int64_t parts) const {
@@ -70,27 +74,24 @@ struct Head {
     // [time / 64][depth][64]: lanes are positions.
     void as_panels(const Buffer<Number> &rows, Buffer<Number> &panels) const {
         const uint32_t *from = rows.words();
-        uint32_t *to = reinterpret_cast<uint32_t *>(panels.data);
+        uint32_t *to = panels.words();
         for (int64_t panel = 0; panel < time; panel += PANEL)
             for (int64_t t = 0; t < PANEL; t++)
                 for (int64_t k = 0; k < depth_words; k++)
                     to[panel * depth_words + k * PANEL + t] = from[(panel + t) * depth_words + k];
     }
 
-    // Words over positions, [time][depth]: lanes are channels.
-    void as_words(const Buffer<Number> &rows, Buffer<Number> &words) const {
-        interleave(rows.data, time, depth, reinterpret_cast<uint32_t *>(words.data));
-    }
-
-    // (n_rows, n) as words that hold one number of PER_WORD rows: (n_rows / PER_WORD, n).
-    static void interleave(const Number *rows, int64_t n_rows, int64_t n, uint32_t *words) {
-        for (int64_t r = 0; r < n_rows / PER_WORD; r++)
-            for (int64_t i = 0; i < n; i++)
-                if constexpr (PER_WORD == 1)
-                    words[r * n + i] = bits_of<uint32_t>(rows[r * n + i]);
-                else
-                    words[r * n + i] =
-                        rows[2 * r * n + i] | uint32_t(rows[(2 * r + 1) * n + i]) << 16;
+    // Words over positions, [time / PER_WORD][depth]: lanes are channels. float32 has them already.
+    const uint32_t *as_words(const Buffer<Number> &rows, Buffer<Number> &space) const {
+        if constexpr (PER_WORD == 2) {
+            uint32_t *words = space.words();
+            for (int64_t t = 0; t < time / 2; t++)
+                for (int64_t e = 0; e < depth; e++)
+                    words[t * depth + e] = rows.data[2 * t * depth + e] |
+                                           uint32_t(rows.data[(2 * t + 1) * depth + e]) << 16;
+            return words;
+        }
+        return rows.words();
     }
 
     // Stores lanes from channel e on of position t, if there are such.
@@ -116,32 +117,37 @@ struct Forward : Head<Type> {
     using Base = Head<Type>;
     using Base::D, Base::T, Base::depth, Base::depth_words, Base::shape, Base::time;
 
+    // Of a row of scores: rows that lie a power of two apart would push each other from the cache.
+    const int64_t stride = time + CHANNELS * 2;
     Buffer<Number> rows, queries, keys, values, weights;
     Buffer<float> scores;
+    const uint32_t *value_words = nullptr;
     Lanes totals[BLOCK];
 
     explicit Forward(const Shape &shape)
         : Base(shape), rows(time * depth), queries(time * depth), keys(time * depth),
-          values(time * depth), weights(BLOCK * time), scores(BLOCK * time) {}
+          values(time * depth), weights(BLOCK * stride), scores(BLOCK * stride) {}
 
     void run(const Number *qkv, Number *output, float *log_sums) {
         this->take(qkv, 0, 3, queries);
         this->take(qkv, 1, 3, rows);
         this->as_panels(rows, keys);
         this->take(qkv, 2, 3, rows);
-        this->as_words(rows, values);
+        value_words = this->as_words(rows, values);
         for (int64_t first = 0; first < T; first += BLOCK) block(first, output, log_sums);
     }
 
     // Queries from `first` on.
     void block(int64_t first, Number *output, float *log_sums) {
-        int64_t n_keys = shape.causal ? up(first + BLOCK, PANEL) * PANEL : time;
+        int64_t n_keys = shape.causal ? first + BLOCK : time;
+        float to_base_2 = this->scale * LOG2_E;
         for (int64_t panel = 0; panel < n_keys; panel += PANEL)
-            Type::product(keys.words() + panel * depth_words, PANEL, PANEL,
-                          queries.words() + first * depth_words, BLOCK, depth_words,
-                          [&](int64_t r, int64_t column, Lanes sums) {
-                              float *to = scores.data + r * n_keys + panel + column;
-                              *reinterpret_cast<Lanes *>(to) = sums * this->scale;
+            Type::product(keys.words() + panel * depth_words, PANEL, std::min(PANEL, n_keys - panel),
+                          queries.words() + first * depth_words, depth_words, BLOCK, depth_words,
+                          [&](int64_t r, int64_t column, Lanes one, Lanes other) {
+                              Lanes *to = reinterpret_cast<Lanes *>(scores.data + r * stride + panel + column);
+                              to[0] = one * to_base_2;
+                              to[stride / LANES] = other * to_base_2;
                           });
         for (int64_t r = 0; r < BLOCK; r++) {
             int64_t seen = shape.causal ? std::min(first + r + 1, T) : T;
@@ -149,16 +155,19 @@ struct Forward : Head<Type> {
             if (first + r < T)
                 log_sums[(this->row * shape.n_head + this->head) * T + first + r] = log_sum;
         }
-        Type::product(values.words(), depth, depth, weights.words(), BLOCK, n_keys / Base::PER_WORD,
-                      [&](int64_t r, int64_t e, Lanes sums) {
-                          this->put(sums * totals[r], first + r, e, 0, 1, output);
+        Type::product(value_words, depth, depth, weights.words(), stride / Base::PER_WORD, BLOCK,
+                      n_keys / Base::PER_WORD,
+                      [&](int64_t r, int64_t e, Lanes one, Lanes other) {
+                          this->put(one * totals[r], first + r, e, 0, 1, output);
+                          this->put(other * totals[r + 1], first + r + 1, e, 0, 1, output);
                       });
     }
 
-    // Weights of row r, whose division waits in `totals`; returns the logarithm of their sum.
+    // Weights of row r, whose division waits in `totals`; returns the logarithm (to base 2, as the
+    // scores are) of their sum.
     float softmax(int64_t r, int64_t seen, int64_t n_keys) {
-        float *x = scores.data + r * n_keys;
-        Number *w = weights.data + r * n_keys;
+        float *x = scores.data + r * stride;
+        Number *w = weights.data + r * stride;
         int64_t end = up(seen, LANES) * LANES;
         for (int64_t i = seen; i < end; i++) x[i] = -INFINITY;
         Lanes largest = load(x), total{};
@@ -166,14 +175,14 @@ struct Forward : Head<Type> {
             largest = load(x + i) > largest ? load(x + i) : largest;
         float top = max_of(largest);
         for (int64_t i = 0; i < end; i += LANES) {
-            Lanes weight = exponential(load(x + i) - top);
+            Lanes weight = power_of_2(load(x + i) - top);
             total += weight;
             store<Type>(weight, LANES, w + i);
         }
         std::memset(w + end, 0, (n_keys - end) * sizeof(Number));
         float sum = sum_of(total);
         totals[r] = Lanes{} + 1.0f / sum;
-        return top + std::log(sum);
+        return top + std::log2(sum);
     }
 };
 
@@ -184,113 +193,165 @@ struct Backward : Head<Type> {
     using Base::D, Base::E, Base::PER_WORD, Base::T;
     using Base::depth, Base::depth_words, Base::shape, Base::time;
 
+    // Queries at a time. In registers sums may go to memory often, so the weights of few queries stay
+    // in the fastest cache; by tiles they may not, so all queries are summed over at once.
+    const int64_t chunk = Type::by_tiles() ? time : PANEL;
     Buffer<Number> queries, keys, values, grads;  // (time, depth)
-    Buffer<Number> query_panels, query_words, grad_panels, grad_words, key_columns;
-    Buffer<Number> weights, d_scores, pairs;  // (BLOCK, queries)
-    Buffer<float> d_queries;                  // (depth, time)
+    Buffer<Number> query_panels, query_space, grad_panels, grad_space, key_columns;
+    Buffer<Number> weights, d_scores;         // (BLOCK, chunk)
+    Buffer<uint32_t> pairs;                   // d_scores as words that hold PER_WORD keys
+    Buffer<float> d_queries;                  // [time / 64][depth][64]
+    Buffer<float> d_keys, d_values;           // (BLOCK, depth)
     Buffer<float> log_sums, common;           // (time,)
+    const uint32_t *query_words = nullptr, *grad_words = nullptr;
     Lanes held[BLOCK * PANEL / LANES];
 
     explicit Backward(const Shape &shape)
         : Base(shape), queries(time * depth), keys(time * depth), values(time * depth),
-          grads(time * depth), query_panels(time * depth), query_words(time * depth),
-          grad_panels(time * depth), grad_words(time * depth), key_columns(time * depth),
-          weights(BLOCK * time), d_scores(BLOCK * time), pairs(BLOCK * time),
-          d_queries(depth * time), log_sums(time), common(time) {}
+          grads(time * depth), query_panels(time * depth), query_space(time * depth),
+          grad_panels(time * depth), grad_space(time * depth), key_columns(time * depth),
+          weights(BLOCK * chunk), d_scores(BLOCK * chunk), pairs(BLOCK * chunk),
+          d_queries(depth * time), d_keys(BLOCK * depth), d_values(BLOCK * depth), log_sums(time),
+          common(time) {}
 
     void run(const Number *grad, const Number *qkv, const Number *output, const float *sums,
              Number *d_qkv) {
+        this->take(output, 0, 1, queries);
+        this->take(grad, 0, 1, grads);
+        for (int64_t t = 0; t < time; t++) {
+            // 2^(x - infinity) is 0: what is only there to fill a panel weighs nothing.
+            log_sums.data[t] =
+                t < T ? sums[(this->row * shape.n_head + this->head) * T + t] : INFINITY;
+            common.data[t] = t < T ? shared_part(t) : 0.0f;
+        }
         this->take(qkv, 0, 3, queries);
         this->take(qkv, 1, 3, keys);
         this->take(qkv, 2, 3, values);
-        this->take(grad, 0, 1, grads);
         this->as_panels(queries, query_panels);
-        this->as_words(queries, query_words);
         this->as_panels(grads, grad_panels);
-        this->as_words(grads, grad_words);
+        query_words = this->as_words(queries, query_space);
+        grad_words = this->as_words(grads, grad_space);
         for (int64_t t = 0; t < time; t++)  // [time / BLOCK][depth][BLOCK]
             for (int64_t e = 0; e < depth; e++)
                 key_columns.data[t / BLOCK * BLOCK * depth + e * BLOCK + t % BLOCK] =
                     keys.data[t * depth + e];
         std::memset(d_queries.data, 0, depth * time * sizeof(float));
-        for (int64_t t = 0; t < time; t++) {
-            bool inside = t < T;
-            // e^(x - infinity) is 0: what is only there to fill a panel weighs nothing.
-            log_sums.data[t] =
-                inside ? sums[(this->row * shape.n_head + this->head) * T + t] : INFINITY;
-            common.data[t] = inside ? shared_part(t, output) : 0.0f;
-        }
         for (int64_t first = 0; first < T; first += BLOCK) block(first, d_qkv);
         for (int64_t t = 0; t < T; t += LANES) put_queries(t, d_qkv);
+    }
+
+    // The part of the softmax's gradient that all keys of query t share; `queries` holds outputs.
+    float shared_part(int64_t t) const {
+        Lanes sum{};
+        for (int64_t e = t * depth; e < (t + 1) * depth; e += LANES)
+            sum += Type::widened(queries.data + e) * Type::widened(grads.data + e);
+        return sum_of(sum);
     }
 
     // Gradients of LANES queries from t on, which lie across lanes until here.
     void put_queries(int64_t t, Number *d_qkv) {
         for (int64_t e = 0; e < depth; e += LANES) {
             alignas(64) float turned[LANES][LANES];
-            for (int64_t i = 0; i < LANES; i++)
-                for (int64_t j = 0; j < LANES; j++)
-                    turned[j][i] = d_queries.data[(e + i) * time + t + j];
+            for (int64_t i = 0; i < LANES; i++) {
+                Lanes channel = load(d_queries.data + of_panel(t, e + i));
+                for (int64_t j = 0; j < LANES; j++) turned[j][i] = channel[j];
+            }
             for (int64_t j = 0; j < LANES; j++)
-                this->put(load(turned[j]), t + j, e, 0, 3, d_qkv);
+                this->put(load(turned[j]) * this->scale, t + j, e, 0, 3, d_qkv);
         }
     }
 
-    // The part of the softmax's gradient that all keys of query t share.
-    float shared_part(int64_t t, const Number *output) const {
-        const Number *one = output + this->place(t, 0, 1), *other = grads.data + t * depth;
-        float sum = 0;
-        for (int64_t e = 0; e < E; e++) sum += Type::value(one[e]) * Type::value(other[e]);
-        return sum;
+    // Where channel e of position t stands among panels.
+    int64_t of_panel(int64_t t, int64_t e) const {
+        return t / PANEL * PANEL * depth + e * PANEL + t % PANEL;
     }
 
-    // Keys and values from `first` on; the queries that see them begin with a whole panel.
+    // Keys and values from `first` on, which the queries from there on see.
     void block(int64_t first, Number *d_qkv) {
-        int64_t begin = shape.causal ? first / PANEL * PANEL : 0, n = time - begin;
-        for (int64_t panel = begin; panel < time; panel += PANEL) {
-            hold_weights(first, panel, begin, n);
-            hold_d_scores(first, panel, begin, n);
+        std::memset(d_keys.data, 0, BLOCK * depth * sizeof(float));
+        std::memset(d_values.data, 0, BLOCK * depth * sizeof(float));
+        for (int64_t t = shape.causal ? first : 0, end; t < time; t = end) {
+            end = std::min(t / chunk * chunk + chunk, time);
+            part(first, t, end);
         }
-        Base::interleave(d_scores.data, BLOCK, n, reinterpret_cast<uint32_t *>(pairs.data));
-        Type::product(grad_words.words() + begin * depth_words, depth, depth, weights.words(), BLOCK,
-                      n / PER_WORD, [&](int64_t r, int64_t e, Lanes sums) {
-                          this->put(sums, first + r, e, 2, 3, d_qkv);
-                      });
-        Type::product(query_words.words() + begin * depth_words, depth, depth, d_scores.words(),
-                      BLOCK, n / PER_WORD, [&](int64_t r, int64_t e, Lanes sums) {
-                          this->put(sums, first + r, e, 1, 3, d_qkv);
-                      });
-        Type::product(pairs.words(), n, n, key_columns.words() + first * depth_words, depth,
-                      BLOCK / PER_WORD, [&](int64_t e, int64_t column, Lanes sums) {
-                          float *to = d_queries.data + e * time + begin + column;
-                          *reinterpret_cast<Lanes *>(to) += sums;
+        for (int64_t r = 0; r < BLOCK; r++)
+            for (int64_t e = 0; e < depth; e += LANES) {
+                this->put(load(d_keys.data + r * depth + e) * this->scale, first + r, e, 1, 3, d_qkv);
+                this->put(load(d_values.data + r * depth + e), first + r, e, 2, 3, d_qkv);
+            }
+    }
+
+    // What the queries from `begin` to before `end` add to the gradients.
+    void part(int64_t first, int64_t begin, int64_t end) {
+        for (int64_t t = begin, next; t < end; t = next) {
+            next = std::min(t / PANEL * PANEL + PANEL, end);
+            hold_weights(first, t, next - t, t - begin);
+            hold_d_scores(first, t, next - t, t - begin);
+        }
+        int64_t n_words = (end - begin) / PER_WORD, stride = chunk / PER_WORD;
+        add_rows(grad_words + begin / PER_WORD * depth, weights.words(), stride, n_words, d_values);
+        add_rows(query_words + begin / PER_WORD * depth, d_scores.words(), stride, n_words, d_keys);
+        const uint32_t *d_score_pairs = PER_WORD == 1 ? d_scores.words() : pairs.words();
+        Type::product(d_score_pairs, chunk, end - begin, key_columns.words() + first * depth_words,
+                      BLOCK / PER_WORD, depth, BLOCK / PER_WORD,
+                      [&](int64_t e, int64_t column, Lanes one, Lanes other) {
+                          Lanes *to = reinterpret_cast<Lanes *>(d_queries.data +
+                                                                of_panel(begin + column, e));
+                          to[0] += one;
+                          to[PANEL / LANES] += other;
                       });
     }
 
-    // Softmax weights of keys (rows) for one panel of queries (lanes).
-    void hold_weights(int64_t first, int64_t panel, int64_t begin, int64_t n) {
-        bool on_diagonal = shape.causal && panel < first + BLOCK;
-        Type::product(query_panels.words() + panel * depth_words, PANEL, PANEL,
-                      keys.words() + first * depth_words, BLOCK, depth_words,
-                      [&](int64_t r, int64_t column, Lanes sums) {
-                          int64_t t = panel + column;
-                          Lanes weight = exponential(sums * this->scale - load(&log_sums.data[t]));
-                          if (on_diagonal)
-                              weight = counted_from(t) < float(first + r) ? Lanes{} : weight;
-                          held[(r * PANEL + column) / LANES] = weight;
-                          store<Type>(weight, LANES, weights.data + r * n + t - begin);
+    // sums (BLOCK, depth) grow by x (BLOCK, words) times matrix (words, depth).
+    void add_rows(const uint32_t *matrix, const uint32_t *x, int64_t stride, int64_t n_words,
+                  Buffer<float> &sums) {
+        Type::product(matrix, depth, depth, x, stride, BLOCK, n_words,
+                      [&](int64_t r, int64_t e, Lanes one, Lanes other) {
+                          float *to = sums.data + r * depth + e;
+                          *reinterpret_cast<Lanes *>(to) += one;
+                          *reinterpret_cast<Lanes *>(to + depth) += other;
                       });
     }
 
-    // Gradients of their scores.
-    void hold_d_scores(int64_t first, int64_t panel, int64_t begin, int64_t n) {
-        Type::product(grad_panels.words() + panel * depth_words, PANEL, PANEL,
-                      values.words() + first * depth_words, BLOCK, depth_words,
-                      [&](int64_t r, int64_t column, Lanes sums) {
-                          int64_t t = panel + column;
-                          Lanes weight = held[(r * PANEL + column) / LANES];
-                          Lanes gradient = weight * (sums - load(&common.data[t])) * this->scale;
-                          store<Type>(gradient, LANES, d_scores.data + r * n + t - begin);
+    // Softmax weights of keys (rows) for n queries (lanes) of one panel, which go to column `at`.
+    void hold_weights(int64_t first, int64_t begin, int64_t n, int64_t at) {
+        bool on_diagonal = shape.causal && begin < first + BLOCK;
+        Lanes to_base_2 = Lanes{} + this->scale * LOG2_E;
+        Type::product(query_panels.words() + begin / PANEL * PANEL * depth_words + begin % PANEL,
+                      PANEL, n, keys.words() + first * depth_words, depth_words, BLOCK, depth_words,
+                      [&](int64_t r, int64_t column, Lanes one, Lanes other) {
+                          int64_t t = begin + column;
+                          Lanes minus = -load(&log_sums.data[t]);
+                          one = power_of_2(fused(one, to_base_2, minus));
+                          other = power_of_2(fused(other, to_base_2, minus));
+                          if (on_diagonal) {
+                              Lanes query = counted_from(t - first - r);
+                              one = query < 0.0f ? Lanes{} : one;
+                              other = query < 1.0f ? Lanes{} : other;
+                          }
+                          Lanes *to = held + (r * PANEL + column) / LANES;
+                          to[0] = one;
+                          to[PANEL / LANES] = other;
+                          store<Type>(one, LANES, weights.data + r * chunk + at + column);
+                          store<Type>(other, LANES, weights.data + (r + 1) * chunk + at + column);
+                      });
+    }
+
+    // Gradients of their scores, but for the scale.
+    void hold_d_scores(int64_t first, int64_t begin, int64_t n, int64_t at) {
+        Type::product(grad_panels.words() + begin / PANEL * PANEL * depth_words + begin % PANEL,
+                      PANEL, n, values.words() + first * depth_words, depth_words, BLOCK, depth_words,
+                      [&](int64_t r, int64_t column, Lanes one, Lanes other) {
+                          Lanes shared = load(&common.data[begin + column]);
+                          const Lanes *weight = held + (r * PANEL + column) / LANES;
+                          one = weight[0] * (one - shared);
+                          other = weight[PANEL / LANES] * (other - shared);
+                          Number *to = d_scores.data + r * chunk + at + column;
+                          store<Type>(one, LANES, to);
+                          store<Type>(other, LANES, to + chunk);
+                          if constexpr (PER_WORD == 2)
+                              Type::store_pairs(one, other,
+                                                pairs.data + r / 2 * chunk + at + column);
                       });
     }
 };

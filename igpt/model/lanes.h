@@ -119,6 +119,19 @@ Lanes exponential(Lanes x) {
     return below ? Lanes{} : result;
 }
 
+// 2^x to 2e-7 of its value, for x up to 127; 0 below -126.
+inline Lanes power_of_2(Lanes x) {
+    constexpr float MAGIC = 12582912.0f;  // 1.5 * 2^23: adding it leaves x, rounded, in the low bits
+    Lanes moved = x + MAGIC, f = x - (moved - MAGIC);  // f from -1/2 to 1/2
+    Lanes p = fused(f, Lanes{} + 1.54035304e-4f, Lanes{} + 1.33335581e-3f);
+    p = fused(f, p, Lanes{} + 9.61812911e-3f);
+    p = fused(f, p, Lanes{} + 5.55041087e-2f);
+    p = fused(f, p, Lanes{} + 2.40226507e-1f);
+    p = fused(f, p, Lanes{} + 6.93147181e-1f);
+    p = fused(f, p, Lanes{} + 1.0f);
+    return x < -126.0f ? Lanes{} : (Lanes)((Words)p + ((Words)moved << 23));
+}
+
 Lanes quick_gelu(Lanes x) { return x / (1.0f + exponential(x * -1.702f)); }
 
 float sum_of(Lanes x) {
