@@ -1,4 +1,4 @@
-"""The one exception for what a user can cause or cure, and two that end a run early."""
+"""The one exception for what a user can cause or cure, and what ends work early."""
 
 
 class UserError(Exception):
@@ -10,6 +10,18 @@ class UserError(Exception):
 
 class Diverged(UserError):
     """The loss of a run is no longer finite: a search goes on with a lower rate."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal that asks a program to end came, and nothing had to be saved.
+
+    Args:
+        signal_number: the exit status is 128 above it.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__()
+        self.signal_number = signal_number
 
 
 class Interrupted(Exception):

@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -203,6 +204,33 @@ def _settle(left: Path, place: Path, kind: Collection[str]) -> None:
             _discard(left, place, kind)
         else:
             left.rename(place)
+
+
+@contextlib.contextmanager
+def private_folder(prefix: str, *, base: Path | None = None) -> Iterator[Path]:
+    """A folder that only this user may read, for what this process needs while it lives.
+
+    It is removed at the end; what a process that was killed left is removed at the next start.
+
+    Args:
+        prefix: of its name.
+        base: where it stands; none: in the system's folder for temporary files.
+    """
+    base = base or Path(tempfile.gettempdir())
+    base.mkdir(parents=True, exist_ok=True)
+    for left in base.glob(f"{prefix}-*"):
+        with contextlib.suppress(OSError):
+            if left.stat().st_uid == os.getuid() and _is_abandoned(left):
+                _remove(left)
+    with _told(base):
+        folder = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=base))
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(handle)
+        yield folder
+    finally:
+        os.close(handle)
+        _remove(folder)
 
 
 # --- Files

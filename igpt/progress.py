@@ -1,5 +1,9 @@
-"""Progress of long work on standard error: a rich bar on a terminal, plain lines elsewhere."""
+"""Progress of long work on standard error: a rich bar on a terminal, plain lines elsewhere.
 
+What only watches never stops the work: a stream that cannot be written is left alone.
+"""
+
+import contextlib
 import os
 import sys
 import time
@@ -29,7 +33,7 @@ class Ticker:
         now_s = time.monotonic()
         if now_s - self._printed_s >= PLAIN_LINE_EVERY_S or done == total:
             self._printed_s = now_s
-            print(f"{self._label} {done}/{total} {text}".rstrip(), file=sys.stderr, flush=True)
+            _tell(f"{self._label} {done}/{total} {text}".rstrip())
 
 
 class Counter:
@@ -46,15 +50,29 @@ class Counter:
 
 def own_rank() -> int:
     """This process's number among those that `torchrun` started; 0 where it is alone."""
-    return int(os.environ.get("RANK", "0"))
+    rank = os.environ.get("RANK", "")
+    return int(rank) if rank.isdigit() else 0
+
+
+def _tell(line: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # full, closed, or of an old encoding
+        print(line, file=sys.stderr, flush=True)
+
+
+def _is_live() -> bool:
+    """Whether lines can be drawn anew; what FORCE_COLOR says of a file is not that."""
+    try:
+        is_terminal = sys.stderr.isatty()
+    except (AttributeError, ValueError):
+        return False
+    return is_terminal and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 @contextmanager
 def ticking(label: str, *, quiet: bool = False) -> Iterator[Ticker]:
     """A `Ticker` on standard error; `quiet` shows nothing, and so do ranks after the first."""
     quiet = quiet or own_rank() > 0
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
+    if quiet or not _is_live():
         yield Ticker(None, None, label) if not quiet else _Silent()
         return
     columns = (
@@ -63,6 +81,7 @@ def ticking(label: str, *, quiet: bool = False) -> Iterator[Ticker]:
         TextColumn("{task.completed}/{task.total} {task.fields[text]}"),
         TimeRemainingColumn(),
     )
+    console = Console(stderr=True, force_terminal=True)
     with Progress(*columns, console=console, transient=False) as progress:
         yield Ticker(progress, progress.add_task(label, total=None, text=""), label)
 
@@ -79,4 +98,4 @@ def say(text: str, *, from_any_rank: bool = False) -> None:
     """A line for the person at the terminal, on standard error; from the first rank only."""
     if own_rank() > 0 and not from_any_rank:
         return
-    print(text, file=sys.stderr, flush=True)
+    _tell(text)

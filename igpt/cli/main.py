@@ -19,6 +19,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from igpt import __version__
+from igpt.cli.terminal import leave, prepare_streams, stopped_by_signals, to_nowhere
 from igpt.errors import Diverged, Interrupted, UserError
 from igpt.system import keep_caches_together
 
@@ -67,7 +68,13 @@ SPIN_COUNT = "10000"
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Run one command and exit: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    """Run one command and exit: 0, 2 for what the user can mend, 128 + N after signal N."""
+    prepare_streams()
+    with stopped_by_signals():
+        leave(_status_of(argv))
+
+
+def _status_of(argv: list[str] | None) -> int:
     args = sys.argv[1:] if argv is None else argv
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
@@ -80,22 +87,19 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except UserError as error:
         if debug:
             raise
-        if isinstance(error, Diverged) and int(os.environ.get("RANK", "0")) > 0:
-            sys.exit(EXIT_USER_ERROR)  # all ranks see it, the first one says it
-        _fail(str(error))
+        return _failed(error)
     except Interrupted as stop:
         from igpt.progress import say
 
         say(f"igpt: {stop}")
-        sys.exit(128 + stop.signal_number)
-    except KeyboardInterrupt:
+        return 128 + stop.signal_number
+    except KeyboardInterrupt as stop:
         print("igpt: stopped", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        return 128 + getattr(stop, "signal_number", signal.SIGINT)
     except BrokenPipeError:
-        # The reader of a pipe went away; Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
-    sys.exit(0)
+        to_nowhere(1)  # the reader of a pipe went away
+        return 128 + signal.SIGPIPE
+    return 0
 
 
 def _show_warning(message: Warning | str, *_args: Any, **_kwargs: Any) -> None:
@@ -103,12 +107,14 @@ def _show_warning(message: Warning | str, *_args: Any, **_kwargs: Any) -> None:
     print(f"igpt: warning: {message}", file=sys.stderr)
 
 
-def _fail(message: str) -> NoReturn:
+def _failed(error: UserError) -> int:
     from igpt.progress import own_rank
 
-    rank = f"rank {own_rank()}: " if own_rank() > 0 else ""
-    print(f"igpt: error: {rank}{' '.join(message.split())}", file=sys.stderr)
-    sys.exit(EXIT_USER_ERROR)
+    # All ranks see a loss that is not finite; the first one says it.
+    if own_rank() == 0 or not isinstance(error, Diverged):
+        rank = f"rank {own_rank()}: " if own_rank() > 0 else ""
+        print(f"igpt: error: {rank}{' '.join(str(error).split())}", file=sys.stderr)
+    return EXIT_USER_ERROR
 
 
 def _run(args: list[str]) -> None:

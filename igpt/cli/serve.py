@@ -10,7 +10,9 @@ from igpt.errors import UserError
 MAX_PORT = 65535
 
 
-def serve(model: Model, *, host: str = "127.0.0.1", port: int = 7860) -> None:
+def serve(
+    model: Model, *, host: str = "127.0.0.1", port: int = 7860, names: tuple[str, ...] = ()
+) -> None:
     """A page to play with a model: complete, sample, see what surprises it.
 
     It needs no network and talks to none. Ctrl-C ends it.
@@ -19,6 +21,8 @@ def serve(model: Model, *, host: str = "127.0.0.1", port: int = 7860) -> None:
         model: a run, a model folder or a shipped name.
         host: address to listen on; the default can be reached from this machine alone.
         port: port to listen on.
+        names: further names that the page is asked for by, such as behind a proxy; by number, as
+            localhost and by this machine's own name it always answers.
     """
     if not 0 <= port <= MAX_PORT:
         raise UserError(f"--port is {port}: choose from 0 to {MAX_PORT}; 0 takes one that is free")
@@ -32,9 +36,11 @@ def serve(model: Model, *, host: str = "127.0.0.1", port: int = 7860) -> None:
     from igpt.progress import say
     from igpt.web.app import build
     from igpt.web.server import listen, serve_forever
+    from igpt.web.uploads import own_uploads
 
     compute.set_threads()
-    with listen(host, port) as listener:
-        page = build(load(model), name=Path(model).name)
-        say(f"serving on http://{host}:{listener.getsockname()[1]} - Ctrl-C ends it")
-        serve_forever(page, listener)
+    with listen(host, port) as listener, own_uploads() as uploads:
+        page = build(load(model), name=Path(model).name, uploads=uploads)
+        shown = f"[{host}]" if ":" in host else host
+        say(f"serving on http://{shown}:{listener.getsockname()[1]} - Ctrl-C ends it")
+        serve_forever(page, listener, uploads, names=names)

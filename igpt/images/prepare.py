@@ -199,11 +199,11 @@ def _prepare(
                 f"{source.name} gave no usable image: {in_words(writer.progress.reasons)}"
             )
         writer.finish(_facts(source, packing, valid_fraction, writer))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         writer.commit()
         raise Interrupted(
             f"stopped after {writer.progress.n_read} images: the same command goes on from there",
-            signal.SIGINT,
+            getattr(stop, "signal_number", signal.SIGINT),
         ) from None
     finally:
         writer.abandon()

@@ -1,7 +1,7 @@
 """The page: complete a picture, draw new ones, see what surprises the model, classify."""
 
-import html
 import importlib.resources
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,9 +25,9 @@ from igpt.web.answers import (
     samples,
     surprise_map,
 )
+from igpt.web.uploads import Uploads
 
 QUEUE_SIZE = 64
-UPLOADS_KEPT_S = 3600
 
 # Two photographs that come with scikit-learn; the first is there when the page opens.
 PHOTOGRAPHS = Path(str(importlib.resources.files("sklearn.datasets.images")))
@@ -48,32 +48,31 @@ CSS = """
 """
 
 
-def build(model: PixelModel, *, name: str) -> gr.Blocks:
+def build(model: PixelModel, *, name: str, uploads: Uploads) -> gr.Blocks:
     """The page of one model.
 
     Args:
         model: what it plays with.
         name: what the model is called there.
+        uploads: where the pictures lie that people give to it.
     """
-    page = gr.Blocks(
-        title=f"igpt · {name}",
-        analytics_enabled=False,
-        delete_cache=(UPLOADS_KEPT_S, UPLOADS_KEPT_S),
-    )
+    page = gr.Blocks(title=f"igpt · {name}", analytics_enabled=False)
     with page:
-        gr.Markdown(f"# {html.escape(name)}\n{_describe(model)}")
+        gr.Markdown(f"# {escaped(name)}\n{_describe(model)}")
+        gr.Markdown("Uploads are not kept: they are gone two minutes after they were last used.")
         with gr.Tab("Complete"):
-            _complete_tab(model)
+            _complete_tab(model, uploads)
         if model.network.objective == "ar":
             with gr.Tab("Sample"):
                 _sample_tab(model)
         with gr.Tab("Surprise"):
-            _picture_tab(partial(surprise_map, model), "Show surprise", "surprise")
+            _picture_tab(partial(surprise_map, model), "Show surprise", "surprise", uploads)
         if model.probe() is not None:
             with gr.Tab("Classify"):
-                _picture_tab(partial(class_of, model), "Classify", "classify")
+                _picture_tab(partial(class_of, model), "Classify", "classify", uploads)
     # One at a time, first come first served: two at once would each take twice as long.
     page.queue(default_concurrency_limit=1, max_size=QUEUE_SIZE)
+    uploads.keep()
     return page
 
 
@@ -87,11 +86,16 @@ def _describe(model: PixelModel) -> str:
     )
 
 
-def _complete_tab(model: PixelModel) -> None:
+def escaped(name: str) -> str:
+    """A name as text in Markdown, whatever signs it has."""
+    return re.sub(r"([\\`*_{}\[\]()#+\-.!|$~&<>])", lambda sign: f"&#{ord(sign[1])};", name)
+
+
+def _complete_tab(model: PixelModel, uploads: Uploads) -> None:
     side = model.image_size
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            upload = _upload()
+            upload = _upload(uploads)
             rows = gr.Slider(
                 1,
                 side,
@@ -162,18 +166,24 @@ def _sample_tab(model: PixelModel) -> None:
     stop.click(None, cancels=[drawing])
 
 
-def _picture_tab(answer: Callable[[str | None], str], button: str, api_name: str) -> None:
+def _picture_tab(
+    answer: Callable[[str | None], str], button: str, api_name: str, uploads: Uploads
+) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            upload = _upload()
+            upload = _upload(uploads)
             go = gr.Button(button, variant="primary", elem_id=api_name)
         with gr.Column(scale=3, min_width=280):
             result = gr.HTML(hint(f"{button} answers here."), elem_id=f"{api_name}-result")
     go.click(answering(answer), upload, result, api_name=api_name, concurrency_id="model")
 
 
-def _upload() -> gr.Image:
+def _upload(uploads: Uploads) -> gr.Image:
     """An upload whose bytes only `read_image` opens, with two photographs to pick from."""
+
+    def path_of(payload: ImageData | None) -> str | None:
+        return uploads.checked(None if payload is None else payload.path)
+
     upload = gr.Image(
         str(EXAMPLES[0]),
         type="filepath",
@@ -183,14 +193,9 @@ def _upload() -> gr.Image:
         height=220,
     )
     # Gradio would open the file itself, whatever its size and kind.
-    upload.preprocess = path_of  # type: ignore[method-assign]
+    upload.preprocess = answering(path_of)  # type: ignore[method-assign]
     gr.Examples([[str(path)] for path in EXAMPLES], upload, api_visibility="private")
     return upload
-
-
-def path_of(payload: ImageData | None) -> str | None:
-    """Where an upload lies; Gradio has checked that it is among the uploads."""
-    return None if payload is None else payload.path
 
 
 def _settings() -> tuple[gr.Slider, gr.Number]:

@@ -1,21 +1,21 @@
 """Serves the page on this machine; the browser may talk to it and to nothing else."""
 
+import logging
 import socket
-from collections.abc import Awaitable, Callable
+import sys
+import traceback
+from collections.abc import Collection
 
 import gradio as gr
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 
 from igpt.errors import UserError
 from igpt.web.app import CSS
+from igpt.web.gate import Gate
+from igpt.web.uploads import Uploads
 
 MAX_UPLOAD = "20mb"
-# Whatever the page's own code would fetch from elsewhere, fonts or scripts, the browser refuses.
-POLICY = (
-    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
-    "style-src 'self' 'unsafe-inline'; form-action 'self'; base-uri 'self'"
-)
 FONTS = ("system-ui", "sans-serif")
 FIXED_FONTS = ("ui-monospace", "monospace")
 
@@ -24,14 +24,20 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that is bound, so that a port in use is found before anything is loaded.
 
     Raises:
-        UserError: the address cannot be had.
+        UserError: the address cannot be had, or none is given: that would mean all of them.
     """
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    if not host.strip():
+        raise UserError(
+            "--host is empty: leave it out for this machine alone, or write 0.0.0.0 for everybody "
+            "in your network"
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
         listener.listen()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         listener.close()
         raise UserError(
             f"cannot serve on {host}:{port}: {error}: choose another with --port"
@@ -39,22 +45,12 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def application(page: gr.Blocks) -> FastAPI:
-    """The web application of a page."""
-    outer = FastAPI(openapi_url=None)
-
-    @outer.middleware("http")
-    async def keep_inside(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        response = await call_next(request)
-        response.headers["Content-Security-Policy"] = POLICY
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        return response
-
+def application(page: gr.Blocks, *, names: Collection[str] = ()) -> Gate:
+    """The web application of a page, behind the gate."""
+    # Gradio opens uploads only, but looks at nothing in a page that was never launched.
+    page.has_launched = True
     served: FastAPI = gr.mount_gradio_app(
-        outer,
+        FastAPI(openapi_url=None),
         page,
         path="",
         theme=gr.themes.Default(font=FONTS, font_mono=FIXED_FONTS),
@@ -66,10 +62,52 @@ def application(page: gr.Blocks) -> FastAPI:
         mcp_server=False,
         enable_monitoring=False,
     )
-    return served
+    return Gate(served, names=names)
 
 
-def serve_forever(page: gr.Blocks, listener: socket.socket) -> None:
-    """Serve until Ctrl-C."""
-    config = uvicorn.Config(application(page), log_level="warning", timeout_graceful_shutdown=2)
-    uvicorn.Server(config).run(sockets=[listener])
+def serve_forever(
+    page: gr.Blocks, listener: socket.socket, uploads: Uploads, *, names: Collection[str] = ()
+) -> None:
+    """Serve until Ctrl-C or another signal."""
+    _without_tracebacks()
+    config = uvicorn.Config(
+        application(page, names=names),
+        log_level="warning",
+        timeout_graceful_shutdown=2,
+        server_header=False,
+    )
+    with uploads.swept():
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _without_tracebacks() -> None:
+    """What a client sent wrong, or left unfinished when the page ends, is a line in the log."""
+
+    class Brief:
+        """`traceback`, as Gradio uses it."""
+
+        @staticmethod
+        def print_exc() -> None:
+            error = sys.exception()
+            print(f"igpt: refused: {type(error).__name__}: {_line(error)}", file=sys.stderr)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(traceback, name)
+
+    for module in ("queueing", "routes", "route_utils", "utils"):
+        vars(sys.modules[f"gradio.{module}"])["traceback"] = Brief()
+    logging.getLogger("uvicorn.error").addFilter(_shortened)
+
+
+def _shortened(record: logging.LogRecord) -> bool:
+    if record.exc_info and record.exc_info[1] is not None:
+        error = record.exc_info[1]
+        record.msg, record.args = f"{type(error).__name__}: {_line(error)}", ()
+        record.exc_info = record.exc_text = None
+    elif "Traceback" in str(record.msg):  # what was cut off when the server ended
+        return False
+    return True
+
+
+def _line(error: BaseException | None) -> str:
+    return " ".join(str(error).split())[:200]

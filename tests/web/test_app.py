@@ -16,11 +16,13 @@ from igpt.web.server import listen  # noqa: E402 - Gradio may not be there
 TABS = """
 import gradio
 import numpy as np
+from pathlib import Path
 from igpt.web.app import build
+from igpt.web.uploads import Uploads
 from tests.networks import pixel_model
 
 def tabs_of(model):
-    blocks = build(model, name="m").blocks.values()
+    blocks = build(model, name="m", uploads=Uploads(Path("nowhere"))).blocks.values()
     return " ".join(block.label for block in blocks if isinstance(block, gradio.Tab))
 
 model = pixel_model()

@@ -1,7 +1,12 @@
 """The page as a program sees it: many at once, clients that leave, uploads that are too much."""
 
+import io
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from igpt.web.canvas import Canvas
+from tests.networks import pixel_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("web")]
 
@@ -146,3 +153,75 @@ def test_uploads_that_are_too_large_are_refused(address):
 def test_the_browser_is_told_to_fetch_from_nowhere_else(address):
     with urllib.request.urlopen(address, timeout=10) as answer:
         assert answer.headers["Content-Security-Policy"].startswith("default-src 'self'")
+
+
+def uploaded(address, data):
+    """Where an upload of a picture lies."""
+    body = (
+        b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n'
+        b"Content-Type: image/png\r\n\r\n" + data + b"\r\n--b--\r\n"
+    )
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    request = urllib.request.Request(f"{address}/gradio_api/upload", body, headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)[0]
+
+
+def png(seed):
+    """A small picture's bytes."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", ["open", "surprise"])
+def test_every_address_that_takes_a_picture_opens_uploads_only(address, tmp_path, name):
+    """As a path, as an address, and without the mark by which Gradio finds files to check."""
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(png(1))
+    os.mkfifo(tmp_path / "pipe.png")
+    mark, rest = {"meta": {"_type": "gradio.FileData"}}, [8] if name == "open" else []
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        elsewhere.settimeout(0.5)
+        foreign = f"http://127.0.0.1:{elsewhere.getsockname()[1]}/a.png"
+        for path in (secret, tmp_path / "pipe.png", "/dev/zero", foreign):
+            for picture in ({"path": str(path), **mark}, {"path": str(path)}, str(path),
+                            {"path": str(path), "url": foreign, **mark}):  # fmt: skip
+                assert events(call(address, name, picture, *rest))[-1][0] == "error", picture
+        with pytest.raises(TimeoutError):
+            elsewhere.accept()
+    mine = uploaded(address, png(2))
+    assert events(call(address, name, {"path": mine, **mark}, *rest))[-1][0] == "complete"
+
+
+def test_no_address_answers_to_a_foreign_name_or_another_site(address):
+    with urllib.request.urlopen(f"{address}/gradio_api/info", timeout=10) as answer:
+        named = json.load(answer)["named_endpoints"]
+    assert {"/open", "/complete", "/sample", "/surprise"} <= set(named)
+    paths = [f"/gradio_api/call{name}" for name in named] + [f"/gradio_api/run{n}" for n in named]
+    for path in ("/", "/config", "/gradio_api/info", "/gradio_api/upload", *paths):
+        foreign = urllib.request.Request(address + path, b"{}", {"Host": "evil.example"})
+        assert status_of(foreign) == 421
+        other = urllib.request.Request(address + path, b"{}", {"Origin": "http://evil.example"})
+        assert status_of(other) == 403
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_in_the_middle_of_a_drawing_without_a_traceback(tmp_path, number):
+    folder = pixel_model(image_size=16).save(tmp_path / "tiny")
+    (tmp_path / "up").mkdir()
+    command = [sys.executable, "-m", "igpt", "serve", str(folder), "--port", "0"]
+    environment = {**os.environ, "GRADIO_TEMP_DIR": str(tmp_path / "up")}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    address = next(line for line in process.stderr if "serving on" in line).split()[2]
+    uploaded(address, png(3))
+    streams = [urllib.request.urlopen(call(address, "sample", 64, 1.0, s)) for s in range(4)]
+    streams[0].read(100)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    for stream in streams:
+        stream.close()
+    assert process.returncode == 128 + number
+    assert "Traceback" not in err
+    assert list((tmp_path / "up").iterdir()) == []
