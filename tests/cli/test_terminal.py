@@ -33,13 +33,15 @@ main.main(["x"])
 """
 
 
-def ended(code, *numbers, before=None):
+def ended(code, *numbers, before=None, again=False):
     """Status and remarks of a program that is sent signals one after another."""
     process = subprocess.Popen(
         [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, preexec_fn=before
     )
     assert process.stderr.readline() == "begun\n"
-    for number in numbers:
+    for i, number in enumerate(numbers):
+        if i and again:
+            assert process.stderr.readline() == "tidied\n"
         process.send_signal(number)
     _, err = process.communicate(timeout=30)
     return process.returncode, err
@@ -52,8 +54,8 @@ def test_each_signal_ends_a_command_tidily(number):
 
 @pytest.mark.parametrize("number", STOPPING)
 def test_a_second_one_ends_it_at_once_without_a_traceback(number):
-    stubborn = WAITING.replace('print("tidied"', 'time.sleep(60); print("tidied"')
-    status, err = ended(stubborn, number, number)
+    stubborn = WAITING.replace("main._run", "    " + "    time.sleep(60)\nmain._run")
+    status, err = ended(stubborn, number, number, again=True)
     assert status in (-number, 128 + number) and "Traceback" not in err
 
 
