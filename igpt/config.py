@@ -16,6 +16,7 @@ from igpt.errors import UserError
 SCHEMA_VERSION = 1
 
 Objective = Literal["ar", "bert"]
+Kernel = Literal["igpt", "torch"]
 Tokenizer = Literal["palette", "raw"]
 Pooling = Literal["mean", "bands"]
 """Of activations over positions: mean, the paper's; bands keeps where and how much they vary."""
@@ -132,6 +133,8 @@ class TrainConfig:
     """Type of the matrix products; auto: the faster one, measured on the spot. Weights are fp32."""
     compile: Literal["auto", "blocks", "off"] = "auto"
     """Compile each Transformer block; auto: where a compiler is found."""
+    attention: Literal["auto", "igpt", "torch"] = "auto"
+    """Attention on a CPU, by our C++ or by PyTorch; auto: the faster one, measured on the spot."""
     checkpoint_activations: bool = False
     """Recompute each block in the backward pass: less memory, about a third more time."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"

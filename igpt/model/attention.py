@@ -4,15 +4,22 @@ It takes queries, keys and values side by side as one linear map leaves them, so
 into another layout, and it is opaque to the compiler, which would keep T x T scores otherwise.
 """
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from igpt.config import Kernel
 from igpt.model import native
 
-# In float32, which tests hold to exact values, PyTorch's backward pass is up to twice as fast.
-FASTER_TYPE = torch.bfloat16
+TRIALS = 3
+# Longer sequences are judged by this many positions, which take half a second at most.
+TRIAL_TOKENS = 2048
+# Smaller work, in T x T x D, is not worth a choice; nor is a smaller gain, which might be chance.
+SMALL_WORK, SMALL_GAIN = 2**22, 1.1
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -20,14 +27,65 @@ def _is_built() -> bool:
     return native.library("attention") is not None
 
 
-def takes(qkv: Tensor) -> bool:
-    """Whether `attention` is the faster way for (B, T, 3 D) queries, keys and values."""
+def takes(qkv: Tensor, kernel: Kernel | None = None) -> bool:
+    """Whether `attention` is the way for (B, T, 3 D) queries, keys and values.
+
+    Args:
+        qkv: what it would be given.
+        kernel: as a run has chosen by measurement (`faster_kernel`); none: ours in bfloat16 and
+            PyTorch's in float32, so that what is not trained comes out the same on every machine.
+    """
     return (
         qkv.device.type == "cpu"
-        and qkv.dtype == FASTER_TYPE
+        and qkv.dtype in (torch.bfloat16, torch.float32)
+        and (kernel or usual_kernel(qkv.dtype)) == "igpt"
         and not torch.compiler.is_exporting()
         and _is_built()
     )
+
+
+def usual_kernel(dtype: torch.dtype) -> Kernel:
+    """The kernel where none was chosen."""
+    return "igpt" if dtype == torch.bfloat16 else "torch"
+
+
+def by_torch(qkv: Tensor, n_head: int, *, causal: bool) -> Tensor:
+    """`attention` by PyTorch's kernel, with the copies that it needs."""
+    B, T, width = qkv.shape
+    q, k, v = (part.transpose(1, 2) for part in qkv.view(B, T, 3, n_head, -1).unbind(2))
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return y.transpose(1, 2).reshape(B, T, width // 3)
+
+
+def faster_kernel(
+    shape: tuple[int, int, int], n_head: int, *, causal: bool, dtype: torch.dtype
+) -> Kernel:
+    """Which kernel is faster on this CPU, forward and backward, by a trial of less than a second.
+
+    Args:
+        shape: (B, T, D) of what is trained; at most two sequences are tried.
+        n_head: heads.
+        causal: whether a position sees itself and those before it, or all.
+        dtype: of the products.
+    """
+    if not _is_built():
+        return "torch"
+    usual = usual_kernel(dtype)
+    B, T, D = min(shape[0], 2), min(shape[1], TRIAL_TOKENS), shape[2]
+    if T * T * D < SMALL_WORK:
+        return usual
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(B, T, 3 * D, generator=generator).to(dtype).requires_grad_()
+    ways: dict[Kernel, Callable[..., Tensor]] = {"igpt": attention, "torch": by_torch}
+    spans: dict[Kernel, list[float]] = {name: [] for name in ways}
+    for _ in range(1 + TRIALS):  # the first warms up
+        for name, way in ways.items():
+            start_s = time.perf_counter()
+            output = way(qkv, n_head, causal=causal)
+            torch.autograd.grad(output, qkv, output.detach())
+            spans[name].append(time.perf_counter() - start_s)
+    fastest = min(ways, key=lambda name: min(spans[name]))
+    return fastest if SMALL_GAIN * min(spans[fastest]) < min(spans[usual]) else usual
 
 
 def attention(qkv: Tensor, n_head: int, *, causal: bool) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from igpt.config import ModelConfig, Objective
+from igpt.config import Kernel, ModelConfig, Objective
 from igpt.errors import UserError
 from igpt.model import attention
 from igpt.model.cache import KVCache, LayerCache
@@ -35,6 +35,7 @@ class Attention(nn.Module):
         super().__init__()
         self.n_head = n_head
         self.causal = causal
+        self.kernel: Kernel | None = None
         self.c_attn = nn.Linear(width, 3 * width, bias=bias)
         self.c_proj = nn.Linear(width, width, bias=bias)
 
@@ -42,7 +43,7 @@ class Attention(nn.Module):
         """(B, T, D) -> (B, T, D); with a cache, x is the next stretch of each sequence."""
         B, T, D = x.shape
         qkv = self.c_attn(x)  # (B, T, 3 D)
-        if cache is None and attention.takes(qkv):
+        if cache is None and attention.takes(qkv, self.kernel):
             return self.c_proj(attention.attention(qkv, self.n_head, causal=self.causal))  # type: ignore[no-any-return]
         parts = qkv.view(B, T, 3, self.n_head, D // self.n_head).unbind(2)
         q, k, v = (part.transpose(1, 2) for part in parts)  # each (B, H, T, E)
@@ -119,6 +120,11 @@ class GPT(nn.Module):
         self.head = nn.Linear(width, n_colors, bias=False)
         # Whatever the process's default type is: files hold float32, and so does compiled code.
         self.float()
+
+    def attend_by(self, kernel: Kernel | None) -> None:
+        """Use this kernel for attention over whole sequences; none: the usual one of the type."""
+        for block in self.h:
+            block.attn.kernel = kernel  # type: ignore[union-attr]
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:

@@ -36,7 +36,14 @@ THE_END = frozenset({"train.total_steps", "train.decay_fraction"})
 # These keep the run valid but not bit for bit the same.
 INEXACT_AT_RESUME = frozenset(
     f"train.{name}"
-    for name in ("micro_batch", "precision", "compile", "checkpoint_activations", "parallel")
+    for name in (
+        "micro_batch",
+        "precision",
+        "attention",
+        "compile",
+        "checkpoint_activations",
+        "parallel",
+    )
 )
 
 

@@ -18,6 +18,7 @@ from igpt.config import RunConfig
 from igpt.errors import UserError
 from igpt.files import read_json, write_json
 from igpt.images.packed.read import PackedSet
+from igpt.model.attention import faster_kernel
 from igpt.model.gpt import GPT
 from igpt.model.sizes import Shape, parameter_count
 from igpt.progress import say
@@ -170,6 +171,15 @@ def resolve(config: RunConfig, *, n_images: int, n_colors: int, tried: bool = Tr
             config, n_colors=n_colors, ranks=default_world().size, tried=tried
         )
         train = dataclasses.replace(train, micro_batch=micro_batch)
+    if tried and train.attention == "auto" and device.type == "cpu":
+        assert train.micro_batch != "auto"
+        kernel = faster_kernel(
+            (train.micro_batch, config.data.seq_len, config.model.n_embd),
+            config.model.n_head,
+            causal=train.objective == "ar",
+            dtype=dtype,
+        )
+        train = dataclasses.replace(train, attention=kernel)
     return dataclasses.replace(config, train=train)
 
 
@@ -244,6 +254,8 @@ def make_trainer(
     sharded = world.size > 1 and config.train.parallel == "fsdp"
     network = make_network(config, n_colors=tokenizer.n_colors, device="meta" if sharded else "cpu")
     network.checkpoint_activations = config.train.checkpoint_activations
+    # Runs of 0.1 stored no kernel: they had the usual one.
+    network.attend_by(None if config.train.attention == "auto" else config.train.attention)
     summed = compile_network(network) if config.train.compile == "blocks" else loss_sum
     if sharded:
         shard(network, dtype)

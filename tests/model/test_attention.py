@@ -1,4 +1,5 @@
 import copy
+import time
 
 import pytest
 import torch
@@ -88,6 +89,44 @@ def test_other_types_and_exports_take_the_plain_path():
     assert not attention.takes(qkv)
     assert not attention.takes(qkv.double())
     assert not attention.takes(qkv.bfloat16().to("meta"))
+    assert attention.takes(qkv, "igpt")
+    assert not attention.takes(qkv.bfloat16(), "torch")
+
+
+@needs_compiler
+@pytest.mark.parametrize("slow", ["igpt", "torch"])
+def test_the_kernel_that_is_faster_for_the_size_at_hand_is_chosen(monkeypatch, slow):
+    real = attention.attention
+    name = "attention" if slow == "igpt" else "by_torch"
+
+    def slowly(*args, **options):
+        time.sleep(0.1)
+        return real(*args, **options)
+
+    monkeypatch.setattr(attention, name, slowly)
+    found = attention.faster_kernel((2, 256, 64), 4, causal=True, dtype=torch.float32)
+    assert found != slow
+
+
+def test_small_work_and_machines_without_a_compiler_have_the_usual_kernel(monkeypatch):
+    size = {"n_head": 2, "causal": True, "dtype": torch.bfloat16}
+    if attention._is_built():
+        assert attention.faster_kernel((4, 16, 32), **size) == "igpt"
+    monkeypatch.setattr(attention, "_is_built", lambda: False)
+    assert attention.faster_kernel((4, 1024, 512), **size) == "torch"
+
+
+@needs_compiler
+def test_a_network_attends_by_the_kernel_it_is_told():
+    model = lively_gpt(seq_len=70)
+    tokens = random_tokens(model, 2)
+    usual = model(tokens)
+    model.attend_by("igpt")
+    other = model(tokens)
+    assert not torch.equal(usual, other)
+    torch.testing.assert_close(other, usual, atol=1e-4, rtol=0)
+    model.attend_by(None)
+    assert torch.equal(model(tokens), usual)
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of itself, and fails if that raises
