@@ -73,7 +73,9 @@ def our_step(
     """One training step by our own parts, as `train.loop` makes it; returns the loss."""
     device = tokens.device
     summed = compile_network(network) if can_compile(device) else loss_sum
-    update = Optimizer(network, TrainConfig(optimizer=optimizer, warmup_steps=1))
+    precision: Literal["fp32", "bf16"] = "fp32" if dtype == torch.float32 else "bf16"
+    settings = TrainConfig(optimizer=optimizer, precision=precision, warmup_steps=1)
+    update = Optimizer(network, settings)
 
     def step() -> float:
         with compute.autocast(device, dtype):

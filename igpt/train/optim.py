@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from igpt.config import TrainConfig
+from igpt.train.muon import Muon
 
 
 def warmup_steps_of(config: TrainConfig, n_images: int) -> int:
@@ -34,7 +35,7 @@ def lr_factor_at(step: int, config: TrainConfig, warmup_steps: int) -> float:
 # What each optimiser keeps of a parameter.
 _STATE: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
     torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
-    torch.optim.Muon: ("momentum_buffer",),
+    Muon: ("momentum_buffer",),
 }
 
 
@@ -59,8 +60,9 @@ class Optimizer:
         adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
         self._parts.append((adamw, config.lr))
         if by_muon:
-            muon = torch.optim.Muon(
+            muon = Muon(
                 matrices,
+                dtype=torch.float32 if config.precision == "fp32" else torch.bfloat16,
                 lr=config.muon_lr,
                 weight_decay=config.weight_decay,
                 adjust_lr_fn="match_rms_adamw",

@@ -5,6 +5,7 @@ import torch
 
 from igpt.config import TrainConfig
 from igpt.errors import UserError
+from igpt.train.muon import Muon, orthogonal
 from igpt.train.optim import Optimizer, clip_gradients, lr_factor_at, warmup_steps_of
 from tests.strategies import lively_gpt, random_tokens
 
@@ -59,6 +60,37 @@ def test_adamw_is_torchs_own_at_the_configured_rate():
         adamw.step()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("fp32", 0.02)])
+def test_muon_is_torchs_own_to_the_rounding_of_its_products(precision, tolerance):
+    shapes = [(12, 4), (4, 4), (4, 16), (12, 4), (4, 16)]
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator) for shape in shapes]
+    ours, theirs = ([torch.nn.Parameter(x.clone()) for x in start] for _ in range(2))
+    settings = {"lr": 0.1, "weight_decay": 0.3, "adjust_lr_fn": "match_rms_adamw"}
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    pair = Muon(ours, dtype=dtype, **settings), torch.optim.Muon(theirs, **settings)
+    for _ in range(3):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape, generator=generator)
+            b.grad = a.grad.clone()
+        for optimizer in pair:
+            optimizer.step()
+    for a, b, first in zip(ours, theirs, start, strict=True):
+        assert (a - first).norm() > 0.05
+        assert (a - b).norm() < tolerance * (a - first).norm()
+        momenta = (part.state[p]["momentum_buffer"] for part, p in zip(pair, (a, b), strict=True))
+        torch.testing.assert_close(*momenta)
+
+
+def test_orthogonal_matrices_have_singular_values_near_one():
+    matrices = torch.randn(3, 20, 8, generator=torch.Generator().manual_seed(0))
+    found = orthogonal(matrices, (3.4445, -4.775, 2.0315), n_steps=5, eps=1e-7)
+    values = torch.linalg.svdvals(found)
+    assert values.min() > 0.6 and values.max() < 1.3
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    assert ((found * (left @ right)).sum((1, 2)) > 0.9 * found.norm(dim=(1, 2)) * 8**0.5).all()
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
