@@ -6,6 +6,8 @@ are never looked at. Time is the process's own CPU time, so that a shared machin
 
     python records/ablate.py FACTOR SEED [FACTOR SEED ...]      (no arguments: the factors' names)
 
+The same command goes on where it was stopped: a trial whose line is there is not run again.
+
 A factor that ends in .npy is another palette; losses under different palettes do not compare.
 """
 
@@ -24,9 +26,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from variants import PooledStream, Stepper, Steps, ramped
 
 from igpt import compute, runs, streams
 from igpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from igpt.images.packed.read import PackedSet
 from igpt.images.prepare import open_data
 from igpt.model import gpt
 from igpt.model.gpt import GPT
@@ -35,7 +39,7 @@ from igpt.probe.protocol import Labelled, probe_layers
 from igpt.tokens.batches import BatchStream
 from igpt.tokens.palette import Palette
 from igpt.train.objectives import loss_sum
-from igpt.train.optim import Optimizer, clip_gradients, lr_factor_at
+from igpt.train.optim import clip_gradients, lr_factor_at
 
 RESULTS = Path(__file__).with_name("ablations.jsonl")
 IMAGES_SEEN = 4000
@@ -43,6 +47,8 @@ N_VALID = 500
 N_PROBED = 3000
 N_PROBE_VALID = 2000
 STRENGTHS = (1e-3, 1e-2, 1e-1)
+DTYPE = compute.choose_dtype("auto", torch.device("cpu"))
+"""Of the products: whichever is faster here. The two differ in loss by less than seeds do."""
 
 BASE = RunConfig(
     data=DataConfig(image_size=16, augment="flip"),
@@ -73,6 +79,18 @@ class Factor:
     """Changes the network before its weights are drawn into it."""
     ema: float = 0.0
     """Decay of a running mean of the weights that is judged in their place; 0: none."""
+    steps: Steps = dataclasses.field(default_factory=Steps)
+    """How the weights are updated."""
+    floor: float = 0.0
+    """The rate never falls below this share of its peak."""
+    sizes: tuple[int, ...] = ()
+    """Batch sizes one after another, each for an equal share of the images; none: one size."""
+    pool: int = 0
+    """Only the first so many training images are seen; 0: all."""
+    alternate: bool = False
+    """Of a pool: images are mirrored every other time, in place of by chance."""
+    probed: bool = True
+    """Whether features are probed, which costs as much as the training."""
 
 
 class NormedAttention(gpt.Attention):
@@ -188,6 +206,26 @@ FACTORS: dict[str, Factor] = {
     "muon-lr-double": Factor(train={"muon_lr": 16e-3}),
     "weight-decay": Factor(train={"weight_decay": 0.1}),
     "one-head": Factor(model={"n_head": 1}),
+    # Changes that the file format does not see (entry 6), judged by the loss alone.
+    "again": Factor(probed=False),
+    "qkv-parts": Factor(steps=Steps(split="parts"), probed=False),
+    "qkv-heads": Factor(steps=Steps(split="heads"), probed=False),
+    "embed-rate-x4": Factor(steps=Steps(rates={"wte": 4, "wpe": 4, "sos": 4}), probed=False),
+    "head-rate-third": Factor(steps=Steps(rates={"head": 1 / 3}), probed=False),
+    "head-rate-x3": Factor(steps=Steps(rates={"head": 3}), probed=False),
+    "gains-rate-x4": Factor(steps=Steps(rates={"h.": 4, "ln_f": 4}), probed=False),
+    "short-decay-again": Factor(train={"decay_fraction": 0.2}, probed=False),
+    "short-decay-ema": Factor(train={"decay_fraction": 0.2}, ema=0.97, probed=False),
+    "cautious-decay": Factor(steps=Steps(cautious_decay=1.0), probed=False),
+    "warm-momentum": Factor(steps=Steps(warm_momentum=True), probed=False),
+    "floor": Factor(floor=0.08, probed=False),
+    "batch-8-again": Factor(train={"batch_size": 8, "total_steps": IMAGES_SEEN // 8}, probed=False),
+    "batch-ramp": Factor(sizes=(8, 16, 32), probed=False),
+    "batch-ramp-4": Factor(sizes=(4, 8, 16), probed=False),
+    "normed-rows": Factor(steps=Steps(norm_rows=True), probed=False),
+    "pool-1000": Factor(pool=1000, probed=False),
+    "pool-1000-alternate": Factor(pool=1000, alternate=True, probed=False),
+    "pool-1000-cautious-decay": Factor(pool=1000, steps=Steps(cautious_decay=1.0), probed=False),
 }
 # The scaling curve: three sizes, each at three budgets.
 for _width, _depth, _heads in ((32, 3, 1), (64, 4, 2), (128, 5, 2)):
@@ -227,30 +265,73 @@ def make_proxy(factor: Factor, config: RunConfig) -> GPT:
     return network
 
 
-def train(network: GPT, config: RunConfig, stream: BatchStream, ema: float) -> tuple[GPT, float]:
+def train(
+    network: GPT, config: RunConfig, factor: Factor, tokens_at: Callable[[int], np.ndarray]
+) -> tuple[GPT, float]:
     """The trained network (or the running mean of its weights) and the CPU seconds it took."""
-    optimizer = Optimizer(network, config.train)
+    optimizer = Stepper(network, config.train, factor.steps)
     mean = [p.detach().clone() for p in network.parameters()]
     nats = torch.compile(loss_sum, dynamic=False)
+    total = config.train.total_steps
     start_s = time.process_time()
-    for step in range(config.train.total_steps):
+    for step in range(total):
         if step == 2:
             start_s = time.process_time()  # the first ones compile
-        tokens = torch.from_numpy(stream.at(step).tokens)
-        with compute.autocast(torch.device("cpu"), torch.bfloat16):
+        tokens = torch.from_numpy(tokens_at(step))
+        with compute.autocast(torch.device("cpu"), DTYPE):
             logits = network(tokens)
         (nats(logits, tokens, None) / tokens.numel()).backward()
         clip_gradients(network.parameters(), config.train.grad_clip_norm)
-        optimizer.step(lr_factor_at(step, config.train, config.train.warmup_steps or 0))
-        for held, parameter in zip(mean, network.parameters(), strict=True):
-            held.lerp_(parameter.detach(), 1 - ema)
+        rate = lr_factor_at(step, config.train, config.train.warmup_steps or 0)
+        optimizer.step(max(rate, factor.floor), step / total)
+        if factor.ema:
+            for held, parameter in zip(mean, network.parameters(), strict=True):
+                held.lerp_(parameter.detach(), 1 - factor.ema)
     span_s = time.process_time() - start_s
-    if ema:
+    if factor.ema:
         network = copy.deepcopy(network)
         with torch.no_grad():
             for held, parameter in zip(mean, network.parameters(), strict=True):
                 parameter.copy_(held)
     return network, span_s
+
+
+def stream_of(
+    factor: Factor, config: RunConfig, data: PackedSet, palette: Palette
+) -> tuple[RunConfig, Callable[[int], np.ndarray]]:
+    """The tokens (B, T) of each step, and the configuration with as many steps as there are."""
+    batch_size, seed = config.train.batch_size, config.seed
+    if factor.pool:
+        pooled = PooledStream(
+            data,
+            palette,
+            n=factor.pool,
+            batch_size=batch_size,
+            seed=seed,
+            alternate=factor.alternate,
+        )
+        return config, pooled.tokens_at
+    streams_of_size = {
+        size: BatchStream(
+            data.images("train"),
+            None,
+            palette,
+            batch_size=size,
+            seed=seed,
+            augment=config.data.augment,
+        )
+        for size in factor.sizes or (batch_size,)
+    }
+    if not factor.sizes:
+        return config, lambda step: streams_of_size[batch_size].at(step).tokens
+    plan = ramped(config.train.total_steps * batch_size, factor.sizes)
+    longer = dataclasses.replace(config.train, total_steps=len(plan))
+    # A smaller batch's step s begins after s of its own size: nothing seen comes again too soon.
+    firsts = [sum(plan[:step]) // size for step, size in enumerate(plan)]
+    return (
+        dataclasses.replace(config, train=longer),
+        lambda step: streams_of_size[plan[step]].at(firsts[step]).tokens,
+    )
 
 
 @torch.compiler.set_stance("force_eager")
@@ -260,7 +341,7 @@ def judge(network: GPT, tokens: np.ndarray, layers: bool) -> tuple[float, np.nda
     total, features = 0.0, []
     for start in range(0, len(tokens), 50):
         batch = torch.from_numpy(tokens[start : start + 50])
-        with compute.autocast(torch.device("cpu"), torch.bfloat16):
+        with compute.autocast(torch.device("cpu"), DTYPE):
             if layers:
                 chosen = range(len(network.h) + 1)
                 features.append(pooled_layers(network, batch, None, layers=chosen).numpy())
@@ -281,35 +362,37 @@ def run_trial(name: str, seed: int) -> dict[str, Any]:
     palette = (
         _palette(data) if config.data.palette is None else Palette.load(Path(config.data.palette))
     )
-    stream = BatchStream(
-        data.images("train"),
-        None,
-        palette,
-        batch_size=config.train.batch_size,
-        seed=seed,
-        augment=config.data.augment,
-    )
-    network, span_s = train(make_proxy(factor, config), config, stream, factor.ema)
+    config, tokens_at = stream_of(factor, config, data, palette)
+    network, span_s = train(make_proxy(factor, config), config, factor, tokens_at)
     valid = data.images("valid")
     nats, _ = judge(network, palette.encode(valid[:N_VALID]), layers=False)
-    parts = [
-        (data.images("train")[:N_PROBED], data.labels("train")[:N_PROBED]),
-        (valid[:N_PROBE_VALID], data.labels("valid")[:N_PROBE_VALID]),
-    ]
+    return {
+        "factor": name,
+        "seed": seed,
+        "images": sum(ramped(IMAGES_SEEN, factor.sizes))
+        if factor.sizes
+        else config.train.total_steps * config.train.batch_size,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "cpu_s": round(span_s, 1),
+        "valid_nats": round(nats, 4),
+        **(_probed(network, data, palette) if factor.probed else {}),
+        "dtype": str(DTYPE).removeprefix("torch."),
+    }
+
+
+def _probed(network: GPT, data: PackedSet, palette: Palette) -> dict[str, Any]:
+    """Accuracy of every layer's pooled features on validation images, and the best."""
     fitted, judged = (
-        Labelled(judge(network, palette.encode(images), layers=True)[1], labels)
-        for images, labels in parts
+        Labelled(
+            judge(network, palette.encode(data.images(split)[:n]), layers=True)[1],
+            data.labels(split)[:n],
+        )
+        for split, n in (("train", N_PROBED), ("valid", N_PROBE_VALID))
     )
     # What stands for test here is validation again: test is not looked at.
     layers = range(len(network.h) + 1)
     result, _, _ = probe_layers(fitted, judged, judged, layers=layers, strengths=STRENGTHS)
     return {
-        "factor": name,
-        "seed": seed,
-        "images": config.train.total_steps * config.train.batch_size,
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "cpu_s": round(span_s, 1),
-        "valid_nats": round(nats, 4),
         "probe_by_layer": [round(score.valid_accuracy, 4) for score in result.by_layer],
         "probe": round(result.valid_accuracy, 4),
     }
@@ -329,7 +412,11 @@ def main(arguments: list[str]) -> None:
         print("\n".join(FACTORS))
         return
     torch.set_num_threads(1)
+    lines = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
+    done = {(held["factor"], held["seed"]) for held in map(json.loads, lines)}
     for name, seed in zip(arguments[::2], arguments[1::2], strict=True):
+        if (name, int(seed)) in done:
+            continue
         line = {**run_trial(name, int(seed)), "date": time.strftime("%Y-%m-%d")}
         with RESULTS.open("a") as file:
             file.write(json.dumps(line) + "\n")
