@@ -27,7 +27,7 @@ from PIL import Image
 from igpt.images.packed.read import PackedSet
 from igpt.images.packed.write import STATE
 from igpt.images.prepare import open_data
-from igpt.images.sources.tar import read_members
+from igpt.images.sources.archive import read_files
 from igpt.progress import say, ticking
 
 IMAGE_SIZE = 32
@@ -63,9 +63,7 @@ def main() -> None:
 def pictures(photos: list[Path]) -> Iterator[Image.Image]:
     """CIFAR-10's images and those of the tars, mixed, without end."""
     cifar = open_data("cifar10", image_size=32).images("train")
-    spans = [
-        (path, m) for path in photos for m in read_members(path) if m.name.lower().endswith("g")
-    ]
+    spans = [(path, m) for path in photos for m in read_files(path) if m.name.lower().endswith("g")]
     for i in itertools.count():
         if spans and i % 4 == 0:
             path, member = spans[i // 4 % len(spans)]

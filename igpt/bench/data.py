@@ -29,8 +29,8 @@ from igpt.images.packed.format import is_packed
 from igpt.images.packed.read import PackedSet
 from igpt.images.packed.rows import Packing
 from igpt.images.prepare import open_data, prepare
+from igpt.images.sources.archive import read_files
 from igpt.images.sources.find import open_source
-from igpt.images.sources.tar import read_members
 from igpt.images.workers import n_workers
 from igpt.model.gpt import GPT
 from igpt.tokens.batches import BatchStream
@@ -299,7 +299,7 @@ def jpegs_of(tar: Path) -> list[bytes]:
     with tar.open("rb") as file:
         files = [
             os.pread(file.fileno(), member.size, member.start)
-            for member in read_members(tar)
+            for member in read_files(tar)
             if member.name.lower().endswith((".jpg", ".jpeg"))
         ]
     if not files:

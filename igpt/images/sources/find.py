@@ -8,6 +8,7 @@ from igpt.errors import UserError
 from igpt.images.packed.format import is_packed
 from igpt.images.packed.read import PackedSet
 from igpt.images.sources import (
+    archive,
     arrays,
     binaries,
     cifar,
@@ -30,7 +31,7 @@ NAMED: dict[str, Callable[[], Source]] = {
     "fashion-mnist": binaries.open_fashion_mnist,
     "digits": digits.open_digits,
 }
-KINDS = "a folder of images, or a .tar .csv .tsv .parquet .arrow .npz .npy file"
+KINDS = "a folder of images, or a .tar .tar.gz .tar.zst .csv .tsv .parquet .arrow .npz .npy file"
 # Sets whose folder is known by the names of its files.
 _FINDERS: tuple[Callable[[Path], Source | None], ...] = (
     imagenet.find_imagenet,
@@ -88,8 +89,10 @@ def _open_folder(folder: Path, *, unlabelled: bool) -> Source:
         if (source := find(folder)) is not None:
             return source
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    for suffixes in ((".tar",), columns.SUFFIXES):
-        if chosen := [path for path in files if path.suffix in suffixes]:
+    archives = [path for path in files if archive.is_archive_name(path.name)]
+    tables_of_images = [path for path in files if path.suffix in columns.SUFFIXES]
+    for chosen in (archives, tables_of_images):
+        if chosen:
             return _open_files(chosen, name=str(folder), unlabelled=unlabelled)
     return folders.open_folder(folder, unlabelled=unlabelled)
 
@@ -98,7 +101,7 @@ def _open_files(files: list[Path], *, name: str, unlabelled: bool) -> Source:
     suffixes = {path.suffix.lower() for path in files}
     if tokenised.token_files(files[0]):
         return tokenised.open_tokens(files)
-    if suffixes == {".tar"}:
+    if all(archive.is_archive_name(path.name) for path in files):
         return tar.open_tars(files, name=name, unlabelled=unlabelled)
     if suffixes <= set(columns.SUFFIXES):
         return columns.open_columns(files, name=name, unlabelled=unlabelled)
@@ -108,8 +111,8 @@ def _open_files(files: list[Path], *, name: str, unlabelled: bool) -> Source:
         return arrays.open_npz(files[0])
     if suffixes == {".npy"} and len(files) == 1:
         return arrays.open_npy(files[0])
-    if suffixes <= {".gz", ".tgz", ".zip", ".7z", ".bz2", ".xz", ".zst"}:
-        raise UserError(f"{name} is compressed: unpack it first, to a folder or a plain tar")
+    if suffixes <= {".gz", ".zip", ".7z", ".bz2", ".xz", ".zst"}:
+        raise UserError(f"{name} is compressed: unpack it first, to a folder or a tar")
     if suffixes <= image_suffixes():
         raise UserError(f"{name} is a single image: pass the folder that holds it")
     raise UserError(f"{name} is of a kind that is not read: pass {KINDS}")

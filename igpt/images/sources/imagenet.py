@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from igpt.errors import UserError
+from igpt.images.sources.archive import Entry, read_files
 from igpt.images.sources.names import is_image_name
 from igpt.images.sources.source import Block, BlockBuilder, Part, Source, Span
-from igpt.images.sources.tar import Member, read_members
 from igpt.images.splits import IMAGENET_VALID_FRACTION, TEST, TRAIN
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
@@ -34,7 +34,7 @@ def find_imagenet(folder: Path) -> Source | None:
     train = folder / TRAIN_TAR
     if not train.is_file():
         return None
-    inner = [member for member in read_members(train) if member.name.endswith(".tar")]
+    inner = [member for member in read_files(train) if member.name.endswith(".tar")]
     classes = sorted(Path(member.name).stem for member in inner)
     number = {wnid: i for i, wnid in enumerate(classes)}
     has_valid = (folder / VALID_TAR).is_file()
@@ -69,11 +69,11 @@ def find_imagenet(folder: Path) -> Source | None:
     )
 
 
-def _images(path: Path, inside: Member | None = None) -> Iterator[Member]:
+def _images(path: Path, inside: Entry | None = None) -> Iterator[Entry]:
     if inside is None:
-        members = read_members(path)
+        members = read_files(path)
     else:
-        members = read_members(path, start=inside.start, size=inside.size)
+        members = read_files(path, start=inside.start, size=inside.size)
     return (member for member in members if is_image_name(member.name))
 
 

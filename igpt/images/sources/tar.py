@@ -1,284 +1,445 @@
-"""Images in tar files, read in place: class folders, WebDataset shards, ImageNet's tar of tars."""
+"""Images in tar archives: class folders, WebDataset's samples, or neither; see `archive`.
 
-import os
+A label is in the `.cls` beside an image, or in its `.json`; which image it belongs to is said by
+the names: a sample's files share a key, the name up to its first dot. Where that would put several
+images under one key (`scan.001.png`, `scan.002.png`), the key goes up to the last dot, if images
+and labels agree on it; else every image of a sample is taken, and has the sample's label.
+"""
+
+import json
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from igpt.errors import UserError
-from igpt.images.rejects import EMPTY_CLASS
-from igpt.images.sources.layout import DUPLICATE, Duplicates, Layout, layout_of
-from igpt.images.sources.names import is_image_name
+from igpt.images.rejects import DEAD_LINK, EMPTY_CLASS
+from igpt.images.sources.archive import Archive, Entry, opened
+from igpt.images.sources.labels import Numbering, label_in, label_of, ordered, said_of_labels
+from igpt.images.sources.layout import DUPLICATE, Duplicates, Layout, key_of_name, layout_of
+from igpt.images.sources.names import Unread, counts, is_image_name
 from igpt.images.sources.source import MAX_LABEL, Block, BlockBuilder, Part, Source, Span
+from igpt.images.splits import file_codes, said_of_splits
 
-BLOCK = 512
+# Whether a key goes up to the last dot of a name, or to the first.
+_WAYS = (False, True)
 UNSAFE = "name leads out of the archive"
-CUT = "archive is cut off or damaged"
-NO_LABEL = "no label"
 NO_IMAGE = "label without an image"
-# Names and metadata are short; more is an attack on memory.
-_MAX_EXTENSION_BYTES = 2**20
-_FILE_KINDS, _FOLDER_KIND = (b"0", b"\0"), b"5"
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One entry of a tar file."""
-
-    name: str
-    start: int
-    """First byte of its content in the file."""
-    size: int
-    """Bytes of its content."""
-    is_folder: bool
-
-
-def read_members(path: Path, *, start: int = 0, size: int | None = None) -> Iterator[Member]:
-    """Files and folders of a plain tar, by its headers alone.
-
-    Our own reader because `tarfile` keeps every member in memory and takes five times as long.
-
-    Args:
-        path: the file.
-        start: where the tar begins in it (a tar inside a tar).
-        size: its length there; None: to the end.
-
-    Raises:
-        UserError: not a tar, cut off, or damaged.
-    """
-    try:
-        with path.open("rb") as file:
-            handle = file.fileno()
-            stop = os.fstat(handle).st_size if size is None else start + size
-            yield from _members(handle, start, stop)
-    except (OSError, ValueError, IndexError) as error:
-        raise UserError(f"{path}: {CUT}: fetch it again ({error})") from error
-
-
-def _members(handle: int, position: int, stop: int) -> Iterator[Member]:
-    renamed, resized, first = "", -1, True
-    while True:
-        header = os.pread(handle, BLOCK, position)
-        if header == bytes(BLOCK):
-            return
-        if len(header) < BLOCK or position + BLOCK > stop:
-            raise ValueError("it ends without an end mark")
-        _check_header(header, first=first)
-        first = False
-        kind, size = header[156:157], _number(header[124:136])
-        content = position + BLOCK
-        if kind in (b"L", b"x", b"g"):
-            if size > _MAX_EXTENSION_BYTES:
-                raise ValueError("its metadata is too long")
-            data = os.pread(handle, size, content)
-            if kind == b"L":
-                renamed = data.rstrip(b"\0").decode(errors="surrogateescape")
-            elif kind == b"x":
-                fields = _pax(data)
-                renamed = fields.get("path", renamed)
-                resized = int(fields.get("size", resized))
-        else:
-            size = size if resized < 0 else resized
-            if content + size > stop:
-                raise ValueError("its last file is not whole")
-            if kind in _FILE_KINDS or kind == _FOLDER_KIND:
-                yield Member(renamed or _name(header), content, size, kind == _FOLDER_KIND)
-            renamed, resized = "", -1
-        position = content + -(-size // BLOCK) * BLOCK
-
-
-def _check_header(header: bytes, *, first: bool) -> None:
-    stated = _number(header[148:156])
-    if stated != sum(header) - sum(header[148:156]) + 8 * ord(" "):
-        raise ValueError("it is not a tar" if first else "a header is damaged")
-
-
-def _number(field: bytes) -> int:
-    """Octal text, or base 256 for large files."""
-    if field[0] == 0x80:
-        return int.from_bytes(field[1:], "big")
-    value = int(field.strip(b" \0") or b"0", 8)
-    if value < 0:
-        raise ValueError("a size is negative")
-    return value
-
-
-def _name(header: bytes) -> str:
-    name = header[:100].rstrip(b"\0").split(b"\0")[0]
-    if header[257:262] == b"ustar" and header[345] and header[257:265] != b"ustar  \0":
-        name = header[345:500].split(b"\0")[0] + b"/" + name
-    return name.decode(errors="surrogateescape")
-
-
-def _pax(data: bytes) -> dict[str, str]:
-    """Records of the form `LENGTH KEY=VALUE\\n`."""
-    fields = {}
-    while data:
-        length = int(data.split(b" ", 1)[0])
-        if not 0 < length <= len(data):
-            raise ValueError("its metadata is damaged")
-        key, _, value = data[:length].split(b" ", 1)[1].rstrip(b"\n").partition(b"=")
-        fields[key.decode(errors="replace")] = value.decode(errors="surrogateescape")
-        data = data[length:]
-    return fields
-
-
-def is_unsafe(name: str) -> bool:
-    """Whether a member's name would lead out of the folder it is unpacked to."""
-    return name.startswith("/") or ".." in name.split("/")
-
-
-@dataclass(slots=True)
-class _Survey:
-    """What one pass over the headers of all tars found."""
-
-    counts: Counter[str]
-    duplicates: list[Duplicates]
-    has_labels: bool
-    cut: list[tuple[Path, int]]
-    """Damaged tars and how many images they showed."""
+NO_FILE = "a device, a pipe or a part of a file"
+LATER = "a link to nothing that came before it in a compressed archive"
+_LABEL_SUFFIXES = (".cls", ".json")
+_MAX_LABEL_BYTES = {".cls": 1_000, ".json": 2**20}
+# What links in a compressed archive may mean is kept, up to so many bytes.
+_MAX_KEPT_BYTES = 2**28
 
 
 def open_tars(paths: Sequence[Path], *, name: str, unlabelled: bool = False) -> Source:
-    """Images of one or many tars: WebDataset's `.cls` beside each image, class folders, or neither.
+    """Images of one or many tars, plain or compressed.
 
     A tar that is cut is left out as a whole where there are others, else refused.
 
     Args:
         paths: the tars, in order.
         name: of the source.
-        unlabelled: folders are no classes.
+        unlabelled: neither folders nor files are classes.
 
     Raises:
-        UserError: the only tar is damaged, or there are no images.
+        UserError: every tar is damaged, or there are no images.
     """
-    survey = _survey(paths)
+    survey = _Survey([], [])
+    for path in paths:
+        survey.add(path)
     if len(survey.cut) == len(paths):
-        raise UserError(f"{name}: {CUT}: fetch it again")
-    layout = layout_of(survey.counts, unlabelled=unlabelled or survey.has_labels)
+        raise UserError(survey.cut[0].reason)
+    labels = None if unlabelled else _labels_of(survey)
+    layout = layout_of(survey.folders(), unlabelled=unlabelled or labels is not None)
     if not layout.n_images:
-        raise UserError(f"{name} holds no images: check the path")
-    has_labels = survey.has_labels and not unlabelled
+        raise UserError(f"{name} holds no images{survey.seen()}: check the path")
+    codes = {} if layout.splits else file_codes([path.name for path in paths])
+    reader = _Reading(layout, labels, codes)
 
     def blocks(part: Part) -> Iterator[Block]:
-        chosen = list(zip(paths, survey.duplicates, strict=True))
-        shared = len(chosen) >= part.count
-        every = _blocks(
-            list(part.share(chosen)) if shared else chosen, survey.cut, layout, has_labels
-        )
+        tars = survey.tars
+        shared = len(tars) >= part.count
+        every = reader.blocks(list(part.share(tars)) if shared else tars)
         return every if shared else part.share(every)
 
     return Source(
         name=name,
         blocks=blocks,
-        classes=() if has_labels else layout.classes,
-        own_splits=layout.own_splits,
+        classes=labels.numbering.classes if labels else layout.classes,
+        own_splits=frozenset(codes.values()) or layout.own_splits,
         n_images=layout.n_images,
         valid_fraction=layout.valid_fraction,
+        decided=_decided(survey, layout, labels, codes),
     )
 
 
-def _survey(paths: Sequence[Path]) -> _Survey:
-    survey = _Survey(Counter(), [], False, [])
-    for path in paths:
-        counts: Counter[str] = Counter()
-        duplicates, has_labels = Duplicates(), False
+@dataclass(slots=True)
+class _Tar:
+    """What a pass over the entries of one tar found: some bytes an image."""
+
+    path: Path
+    folders: Counter[str] = field(default_factory=Counter)
+    """Images directly in each folder."""
+    duplicates: Duplicates = field(default_factory=Duplicates)
+    images: "dict[bool, array[int]]" = field(default_factory=lambda: {b: array("Q") for b in _WAYS})
+    """Key of each image's sample: up to the first dot, and up to the last."""
+    labels: "dict[str, dict[bool, array[int]]]" = field(
+        default_factory=lambda: {s: {b: array("Q") for b in _WAYS} for s in _LABEL_SUFFIXES}
+    )
+    """Key of each label's sample, by the ending of the file that it is in."""
+    values: "dict[str, array[int]]" = field(
+        default_factory=lambda: {s: array("l") for s in _LABEL_SUFFIXES}
+    )
+    """Number of each label among all that were seen, -1: none."""
+    links: dict[str, str] = field(default_factory=dict)
+    unread: Unread = field(default_factory=Unread)
+    has_end: bool = True
+    reason: str = ""
+    """Why it is left out as a whole."""
+
+    @property
+    def n_images(self) -> int:
+        """Images that it showed."""
+        return sum(self.folders.values())
+
+
+@dataclass(slots=True)
+class _Survey:
+    """What one pass over the entries of all tars found."""
+
+    tars: list[_Tar]
+    vocabulary: list[str]
+    """Every label, in the order in which it first came."""
+
+    @property
+    def cut(self) -> list[_Tar]:
+        """Those that are left out as a whole."""
+        return [tar for tar in self.tars if tar.reason]
+
+    def add(self, path: Path) -> None:
+        """Look through one more."""
+        tar, known = _Tar(path), len(self.vocabulary)
+        self.tars.append(tar)
+        number = {label: i for i, label in enumerate(self.vocabulary)}
         try:
-            for member in read_members(path):
-                if is_unsafe(member.name):
-                    continue
-                if member.is_folder:
-                    counts[_clean(member.name)] += 0
-                elif is_image_name(member.name):
-                    counts[_clean(member.name).rpartition("/")[0]] += 1
-                    duplicates.note(_clean(member.name))
-                has_labels |= member.name.endswith(".cls")
-        except UserError:
-            survey.cut.append((path, sum(counts.values())))
+            with opened(path) as archive:
+                for entry in archive:
+                    _note(tar, archive, entry, number)
+                tar.has_end = archive.has_end
+        except UserError as error:
+            tar.reason = str(error)
         else:
-            for folder, n in counts.items():  # adding Counters would drop the empty folders
-                survey.counts[folder] += n
-            survey.has_labels |= has_labels
-        duplicates.settle()
-        survey.duplicates.append(duplicates)
-    return survey
+            self.vocabulary += list(number)[known:]
+        if len(self.vocabulary) > MAX_LABEL + 1:
+            raise UserError(
+                f"{path} has more than {MAX_LABEL + 1} different labels, so they are no classes: "
+                "use --unlabelled"
+            )
+        tar.duplicates.settle()
+
+    def folders(self) -> Counter[str]:
+        """Images directly in each folder of all sound tars."""
+        total: Counter[str] = Counter()
+        for tar in self.tars:
+            for folder, n in () if tar.reason else tar.folders.items():
+                total[folder] += n  # adding Counters would drop the empty folders
+        return total
+
+    def seen(self) -> str:
+        """What else is in them, for the line that says that there are no images."""
+        lines = self.unread_lines()
+        return f"; {'; '.join(lines)}" if lines else ""
+
+    def unread_lines(self) -> tuple[str, ...]:
+        """What to say of files that are no images."""
+        return tuple(dict.fromkeys(line for tar in self.tars for line in tar.unread.lines()))
 
 
-def _clean(name: str) -> str:
+def _note(tar: _Tar, archive: Archive, entry: Entry, number: dict[str, int]) -> None:
+    name = clean(entry.name)
+    if is_unsafe(entry.name):
+        return
+    if entry.kind == "folder":
+        if counts(name):
+            tar.folders[name] += 0
+        return
+    if entry.kind == "link":
+        tar.links[f"{entry.archive}/{name}"] = f"{entry.archive}/{entry.target}"
+    suffix = name[-5:].lower() if name.lower().endswith(".json") else name[-4:].lower()
+    if is_image_name(name):
+        tar.folders[name.rpartition("/")[0]] += 1
+        tar.duplicates.note(f"{entry.archive}/{name}")
+        for last, keys in tar.images.items():
+            keys.append(_key(entry, name, last=last))
+    elif suffix in _LABEL_SUFFIXES and entry.kind == "file" and counts(name):
+        label = _read_label(archive, entry, suffix)
+        tar.values[suffix].append(-1 if label is None else number.setdefault(label, len(number)))
+        for last, keys in tar.labels[suffix].items():
+            keys.append(_key(entry, name, last=last))
+    else:
+        tar.unread.note(name)
+
+
+def _read_label(archive: Archive, entry: Entry, suffix: str) -> str | None:
+    """What a file says of its sample's class, if anything."""
+    if entry.size > _MAX_LABEL_BYTES[suffix]:
+        return None
+    data = archive.content(entry)
+    try:
+        if suffix == ".cls":
+            return label_of(data)
+        fields = json.loads(data)
+        return label_in(fields) if isinstance(fields, dict) else None
+    except (UserError, ValueError, RecursionError):
+        return None
+
+
+def _key(entry: Entry, name: str, *, last: bool) -> int:
+    folder, _, base = name.rpartition("/")
+    stem = base.rpartition(".")[0] if last else base.partition(".")[0]
+    return key_of_name(f"{entry.archive}/{folder}/{stem}")
+
+
+def clean(name: str) -> str:
+    """A name without what means nothing in it."""
     return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
-def _blocks(
-    tars: Sequence[tuple[Path, Duplicates]],
-    cut: Sequence[tuple[Path, int]],
-    layout: Layout,
-    has_labels: bool,
-) -> Iterator[Block]:
-    builder = BlockBuilder(labelled=has_labels or layout.classes is not None)
-    for folder in layout.empty:
-        builder.reject(folder, EMPTY_CLASS)
-    lost = dict(cut)
-    for path, duplicates in tars:
-        if path in lost:
-            for i in range(max(1, lost[path])):
-                builder.reject(f"{path.name}/{i}", CUT)
-            continue
-        duplicates.restart()
-        labelled = _labelled_images(path) if has_labels else _images(path)
-        for member, label in labelled:
-            name = _clean(member.name)
-            try:
-                if is_unsafe(member.name):
-                    raise UserError(UNSAFE)
-                if duplicates.is_repeated(name):
-                    raise UserError(DUPLICATE)
-                if isinstance(label, str):
-                    raise UserError(label)
-                code, own_label = layout.place(name)
-            except UserError as error:
-                builder.reject(f"{path.name}/{name}", str(error))
+def is_unsafe(name: str) -> bool:
+    """Whether an entry's name would lead out of the folder it is unpacked to."""
+    return name.startswith("/") or ".." in name.split("/")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Labels:
+    """Which label each sample of every tar has."""
+
+    suffix: str
+    last_dot: bool
+    several: int
+    """Samples of more than one image."""
+    numbering: Numbering
+    codes: dict[Path, tuple[np.ndarray, np.ndarray]]
+    """(n,) sorted keys of samples that have a label file, and (n,) numbers of classes."""
+    n_labelled: int
+    orphans: dict[Path, frozenset[int]]
+    """Keys of samples that have a label and no image."""
+
+    def of(self, path: Path, key: int) -> int:
+        """The class of a sample, -1: none."""
+        keys, codes = self.codes[path]
+        at = int(np.searchsorted(keys, np.uint64(key)))
+        return int(codes[at]) if at < len(keys) and int(keys[at]) == key else -1
+
+
+def _labels_of(survey: _Survey) -> _Labels | None:
+    """The labels, from `.cls` files where there are any, else from `.json`; None: no labels."""
+    tars = [tar for tar in survey.tars if not tar.reason]
+    for suffix in _LABEL_SUFFIXES:
+        used = {value for tar in tars for value in tar.values[suffix]} - {-1}
+        if used or (suffix == ".cls" and any(tar.values[suffix] for tar in tars)):
+            break
+    else:
+        return None
+    several = {last: sum(_repeats(tar.images[last]) for tar in tars) for last in _WAYS}
+    agree = all(
+        np.isin(_array(tar.labels[suffix][True]), _array(tar.images[True])).all() for tar in tars
+    )
+    last_dot = several[False] > 0 and several[True] == 0 and agree
+    numbering = Numbering(ordered(survey.vocabulary[value] for value in used))
+    number = np.full(len(survey.vocabulary) + 1, -1, np.int64)  # its last is of -1: none
+    for value in used:
+        number[value] = numbering.number(survey.vocabulary[value])
+    codes, orphans, n_labelled = {}, {}, 0
+    for tar in tars:
+        keys, first = np.unique(_array(tar.labels[suffix][last_dot]), return_index=True)
+        codes[tar.path] = keys, number[np.array(tar.values[suffix], np.int64)[first]]
+        images, labelled = _array(tar.images[last_dot]), keys[codes[tar.path][1] >= 0]
+        n_labelled += int(np.isin(images, labelled).sum())
+        orphans[tar.path] = frozenset(np.setdiff1d(labelled, images).tolist())
+    return _Labels(
+        suffix=suffix,
+        last_dot=last_dot,
+        several=several[last_dot],
+        numbering=numbering,
+        codes=codes,
+        n_labelled=n_labelled,
+        orphans=orphans,
+    )
+
+
+def _array(keys: "array[int]") -> np.ndarray:
+    return np.array(keys, np.uint64)
+
+
+def _repeats(keys: "array[int]") -> int:
+    return int((np.unique(_array(keys), return_counts=True)[1] > 1).sum())
+
+
+def _decided(
+    survey: _Survey, layout: Layout, labels: _Labels | None, codes: dict[str, int]
+) -> tuple[str, ...]:
+    lines = list(layout.decided) if labels is None else list(layout.decided[: bool(layout.splits)])
+    if codes:
+        by_code: Counter[int] = Counter()
+        for tar in survey.tars:
+            by_code[codes[tar.path.name]] += 0 if tar.reason else tar.n_images
+        lines.append(said_of_splits("the names of the archives", by_code))
+    if labels is not None:
+        which = "last" if labels.last_dot else "first"
+        where = f"{labels.suffix} files, by names up to the {which} dot"
+        lines.append(
+            said_of_labels(
+                where,
+                n_labelled=labels.n_labelled,
+                n_images=layout.n_images,
+                n_classes=len(labels.numbering.classes),
+            )
+        )
+        if labels.several:
+            lines.append(
+                f"{labels.several} samples hold several images: each is taken, with the label of "
+                "its sample"
+            )
+    lines += [
+        f"{tar.path.name} has no end mark: it may have been cut between two files"
+        for tar in survey.tars
+        if not tar.has_end and not tar.reason
+    ]
+    return (*lines, *survey.unread_lines())
+
+
+class _Reading:
+    """A pass over the images of tars that were surveyed."""
+
+    def __init__(self, layout: Layout, labels: _Labels | None, codes: dict[str, int]) -> None:
+        self._layout, self._labels, self._codes = layout, labels, codes
+
+    def blocks(self, tars: Sequence[_Tar]) -> Iterator[Block]:
+        """Their images, in order."""
+        is_labelled = self._labels is not None or self._layout.classes is not None
+        builder = BlockBuilder(labelled=is_labelled)
+        for folder in self._layout.empty:
+            builder.reject(folder, EMPTY_CLASS)
+        for tar in tars:
+            if tar.reason:
+                reason = tar.reason.removeprefix(f"{tar.path}: ").partition(": fetch it again")[0]
+                for i in range(max(1, tar.n_images)):
+                    builder.reject(f"{tar.path.name}/{i}", reason)
                 continue
-            span = Span(path, member.start, member.size)
-            key = f"{path.name}/{name}"
-            yield from builder.add(span, key, label if has_labels else own_label, code)
-    yield from builder.rest()
+            tar.duplicates.restart()
+            links = _Links(tar)
+            with opened(tar.path) as archive:
+                for entry in archive:
+                    links.pass_by(archive, entry)
+                    yield from self._image(builder, tar, archive, entry, links)
+        yield from builder.rest()
+
+    def _image(
+        self, builder: BlockBuilder, tar: _Tar, archive: Archive, entry: Entry, links: "_Links"
+    ) -> Iterator[Block]:
+        name = clean(entry.name)
+        joined = f"[{entry.archive + 1}]" if entry.archive else ""
+        key = f"{tar.path.name}{joined}/{name}"
+        if not is_image_name(name) or entry.kind == "folder":
+            if self._is_orphan(tar, entry, name):
+                builder.reject(key, NO_IMAGE)
+            return
+        try:
+            if is_unsafe(entry.name):
+                raise UserError(UNSAFE)
+            if tar.duplicates.is_repeated(f"{entry.archive}/{name}"):
+                raise UserError(DUPLICATE)
+            if entry.kind == "other":
+                raise UserError(NO_FILE)
+            code, label = self._layout.place(name)
+            if self._labels is not None:
+                last = self._labels.last_dot
+                label = self._labels.of(tar.path, _key(entry, name, last=last))
+            image = links.image(archive, entry)
+        except UserError as error:
+            builder.reject(key, str(error))
+            return
+        yield from builder.add(image, key, label, self._codes.get(tar.path.name, code))
+
+    def _is_orphan(self, tar: _Tar, entry: Entry, name: str) -> bool:
+        """Whether this is a label of a sample that has no image."""
+        labels = self._labels
+        if labels is None or not name.lower().endswith(labels.suffix) or not counts(name):
+            return False
+        return _key(entry, name, last=labels.last_dot) in labels.orphans[tar.path]
 
 
-def _images(path: Path) -> Iterator[tuple[Member, int]]:
-    for member in read_members(path):
-        if not member.is_folder and is_image_name(member.name):
-            yield member, -1
+class _Links:
+    """What the links of one tar mean, and the images behind them.
 
-
-def _labelled_images(path: Path) -> Iterator[tuple[Member, int | str]]:
-    """WebDataset's samples: files in a row with one name up to the first dot.
-
-    Yields the image and its class, or the reason why there is none.
+    Args:
+        tar: as it was surveyed.
     """
-    files = (member for member in read_members(path) if not member.is_folder)
-    for _, sample in groupby(files, key=_sample_key):
-        image = label = None
-        for member in sample:
-            if member.name.endswith(".cls"):
-                label = member
-            elif image is None and is_image_name(member.name):
-                image = member
-        if image is not None:
-            yield image, NO_LABEL if label is None else _read_label(path, label)
-        elif label is not None:
-            yield label, NO_IMAGE
+
+    def __init__(self, tar: _Tar) -> None:
+        self._meant = {name: _end_of(name, tar.links) for name in tar.links}
+        self._wanted = frozenset(target for target in self._meant.values() if target)
+        self._path = tar.path
+        self._found: dict[str, Entry] | None = None
+        self._kept: dict[str, bytes] = {}
+        self._n_kept = 0
+
+    def pass_by(self, archive: Archive, entry: Entry) -> None:
+        """Keep what a later link may mean, where there is no going back."""
+        if archive.is_plain or entry.kind != "file" or not self._wanted:
+            return
+        name = f"{entry.archive}/{clean(entry.name)}"
+        if name in self._wanted and self._n_kept + entry.size <= _MAX_KEPT_BYTES:
+            self._kept[name] = archive.content(entry)
+            self._n_kept += entry.size
+
+    def image(self, archive: Archive, entry: Entry) -> Span | bytes:
+        """The image that an entry is, or links to.
+
+        Raises:
+            UserError: there is none; the message is the reason alone.
+        """
+        name = f"{entry.archive}/{clean(entry.name)}"
+        if entry.kind == "link":
+            meant = self._meant.get(name, "")
+            if not archive.is_plain:
+                if meant not in self._kept:
+                    raise UserError(LATER)
+                return self._kept[meant]
+            target = self._targets().get(meant)
+            if target is None:
+                raise UserError(DEAD_LINK)
+            entry = target
+        elif not archive.is_plain and (
+            kept := self._kept.get(f"{entry.archive}/{clean(entry.name)}")
+        ):
+            return kept
+        if archive.is_plain and entry.pieces is None:
+            return Span(self._path, entry.start, entry.size)
+        return archive.content(entry)
+
+    def _targets(self) -> dict[str, Entry]:
+        """Every entry of a plain tar that a link means: another pass, where there are links."""
+        if self._found is None:
+            self._found = {}
+            with opened(self._path) as archive:
+                for entry in archive:
+                    name = f"{entry.archive}/{clean(entry.name)}"
+                    if name in self._wanted and entry.kind == "file":
+                        self._found.setdefault(name, entry)
+        return self._found
 
 
-def _sample_key(member: Member) -> str:
-    folder, _, name = member.name.rpartition("/")
-    return f"{folder}/{name.partition('.')[0]}"
-
-
-def _read_label(path: Path, member: Member) -> int | str:
-    with path.open("rb") as file:
-        text = os.pread(file.fileno(), min(member.size, 20), member.start).strip()
-    if text.isdigit() and int(text) <= MAX_LABEL:
-        return int(text)
-    return f"label is not a number from 0 to {MAX_LABEL}"
+def _end_of(name: str, links: dict[str, str]) -> str:
+    """What a link means at last; nothing where links go in a circle."""
+    for _ in range(40):
+        if name not in links:
+            return name
+        name = links[name]
+    return ""

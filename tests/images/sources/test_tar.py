@@ -1,7 +1,9 @@
+import gzip
 import io
 import random
 import tarfile
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igpt.errors import UserError
+from igpt.images.sources.archive import read_files
 from igpt.images.sources.source import Part
-from igpt.images.sources.tar import open_tars, read_members
+from igpt.images.sources.tar import LATER, open_tars
 from igpt.images.splits import TEST, TRAIN
 from tests.images.pictures import class_files, encoded, noise, tar_bytes
 from tests.images.sources.reading import Contents, read
@@ -25,18 +28,6 @@ def tar_at(path: Path, files: dict[str, bytes], **options: int) -> Path:
 
 def contents(path: Path, files: dict[str, bytes]) -> Contents:
     return read(open_tars([tar_at(path / "a.tar", files)], name="a.tar"))
-
-
-@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_members_are_those_that_tarfile_finds(tmp_path: Path, kind: int) -> None:
-    long = "/".join(["directory" * 8] * 3)
-    files = {"a/1.png": b"one", f"{long}.png"[-95:]: b"two" * 700, "c d/é.png": b""}
-    if kind != tarfile.USTAR_FORMAT:
-        files[f"{long}/{'name' * 40}.png"] = b"three"
-    path = tar_at(tmp_path / "a.tar", files, kind=kind)
-    with tarfile.open(path) as tar:
-        wanted = [(m.name, m.offset_data, m.size) for m in tar]
-    assert [(m.name, m.start, m.size) for m in read_members(path)] == wanted
 
 
 def test_class_folders_in_a_tar_are_classes(tmp_path: Path) -> None:
@@ -64,7 +55,7 @@ def shard(first: int, n: int = 4) -> dict[str, bytes]:
 def test_webdataset_shards_have_numbered_classes(tmp_path: Path) -> None:
     paths = [tar_at(tmp_path / f"{i}.tar", shard(4 * i)) for i in range(3)]
     source = open_tars(paths, name="shards")
-    assert source.classes == ()
+    assert source.classes == ("0", "1", "2")
     assert read(source).labels == [i % 3 for i in range(12)]
     assert source.n_images == 12
 
@@ -76,15 +67,105 @@ def test_parts_of_many_shards_read_their_own_alone(tmp_path: Path) -> None:
     assert counts == [12, 8]
 
 
-def test_a_sample_without_its_label_or_image_is_listed(tmp_path: Path) -> None:
+def test_an_image_without_a_label_is_an_image_and_a_label_without_one_is_listed(
+    tmp_path: Path,
+) -> None:
     files = shard(0, 1) | {"1.png": IMAGE, "2.cls": b"1", "3.png": IMAGE, "3.cls": b"cat"}
-    files |= {"4.png": IMAGE, "4.cls": b"99999999999"}
-    assert contents(tmp_path, files).rejects == {
-        "a.tar/1.png": "no label",
-        "a.tar/2.cls": "label without an image",
-        "a.tar/3.png": "label is not a number from 0 to 99999",
-        "a.tar/4.png": "label is not a number from 0 to 99999",
+    files |= {"4.png": IMAGE, "4.cls": b" -1\n"}
+    source = open_tars([tar_at(tmp_path / "a.tar", files)], name="a.tar")
+    assert source.classes == ("0", "1", "cat")
+    assert any("2 of 4 have none" in line for line in source.decided)
+    assert read(source).labels == [0, -1, 2, -1]
+    assert read(source).rejects == {"a.tar/2.cls": "label without an image"}
+
+
+def labelled(names: list[str], suffix: str = ".cls") -> dict[str, bytes]:
+    """An image under each name, and the number of its place as a label."""
+    files = {}
+    for i, name in enumerate(names):
+        label = str(i).encode() if suffix == ".cls" else f'{{"label": {i}}}'.encode()
+        files |= {f"{name}.png": encoded(noise(9, 9, i)), f"{name}{suffix}": label}
+    return files
+
+
+@pytest.mark.parametrize("suffix", [".cls", ".json"])
+@pytest.mark.parametrize(
+    "names", [["a", "b"], ["scan.1", "scan.2"], ["x.y/1", "x.y/2"], ["v1.0/a.b", "v1.0/a.c"]]
+)
+def test_every_image_has_its_own_label_whatever_dots_are_in_its_name(
+    tmp_path: Path, names: list[str], suffix: str
+) -> None:
+    files = labelled(names, suffix)
+    path = tar_at(tmp_path / "a.tar", files)
+    assert read(open_tars([path], name="a")).labels == [0, 1]
+    by_suffix = dict(sorted(files.items(), key=lambda item: item[0][::-1]))  # labels apart
+    path = tar_at(tmp_path / "b.tar", by_suffix)
+    assert sorted(read(open_tars([path], name="b")).labels) == [0, 1]
+
+
+def test_several_images_of_a_sample_are_all_taken_and_it_is_said(tmp_path: Path) -> None:
+    files = {}
+    for i in range(2):
+        files |= {f"{i}.{part}.png": encoded(noise(9, 9, i)) for part in ("left", "right")}
+        files |= {f"{i}.cls": str(i).encode()}
+    source = open_tars([tar_at(tmp_path / "a.tar", files)], name="a")
+    assert read(source).labels == [0, 0, 1, 1]
+    assert any("2 samples hold several images: each is taken" in line for line in source.decided)
+
+
+def test_archives_that_name_a_split_are_splits(tmp_path: Path) -> None:
+    names = ("set-train-0.tar", "set-train-1.tar", "set-test-0.tar")
+    paths = [tar_at(tmp_path / name, shard(4 * i)) for i, name in enumerate(names)]
+    source = open_tars(paths, name="shards")
+    assert source.own_splits == {TRAIN, TEST}
+    assert read(source).codes == [TRAIN] * 8 + [TEST] * 4
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_hidden_files_count_nowhere(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    files = {"a/1.png": IMAGE, "a/._1.png": b"x", "__MACOSX/a/1.png": b"x", "b/.x/1.png": b"x"}
+    (tmp_path / "a.tar").write_bytes(pack(tar_bytes(files | {"b/1.png": IMAGE})))
+    found = read(open_tars([tmp_path / "a.tar"], name="a"))
+    assert (found.labels, found.rejects) == ([0, 1], {})
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_links_are_the_images_that_they_mean(
+    tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode="w") as tar:
+        member = tarfile.TarInfo("blobs/x")
+        member.size = len(IMAGE)
+        tar.addfile(member, io.BytesIO(IMAGE))
+        for kind, name, target in (
+            (tarfile.LNKTYPE, "a/1.png", "blobs/x"),
+            (tarfile.SYMTYPE, "a/2.png", "../blobs/x"),
+            (tarfile.SYMTYPE, "b/3.png", "../a/1.png"),
+            (tarfile.SYMTYPE, "b/4.png", "/etc/passwd"),
+            (tarfile.SYMTYPE, "b/5.png", "5.png"),
+            (tarfile.FIFOTYPE, "b/6.png", ""),
+        ):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, target
+            tar.addfile(link)
+    (tmp_path / "a.tar").write_bytes(pack(held.getvalue()))
+    found = read(open_tars([tmp_path / "a.tar"], name="a"))
+    assert found.labels == [0, 0, 1]
+    assert (found.images == found.images[0]).all()
+    nothing = "a link to nothing" if pack is bytes else LATER
+    assert found.rejects == {
+        "a.tar/b/4.png": nothing,
+        "a.tar/b/5.png": nothing,
+        "a.tar/b/6.png": "a device, a pipe or a part of a file",
     }
+
+
+def test_equal_names_in_joined_archives_are_other_images(tmp_path: Path) -> None:
+    parts = [tar_bytes({"0.png": encoded(noise(9, 9, i)), "0.cls": b"%d" % i}) for i in range(2)]
+    (tmp_path / "a.tar").write_bytes(b"".join(parts))
+    found = read(open_tars([tmp_path / "a.tar"], name="a"))
+    assert (found.labels, found.rejects) == ([0, 1], {})
 
 
 def test_names_that_lead_out_are_listed_and_nothing_is_written(tmp_path: Path) -> None:
@@ -127,16 +208,6 @@ def test_a_cut_shard_among_others_is_left_out_whole(tmp_path: Path) -> None:
     assert all(name.startswith("1.tar/") for name in found.rejects)
 
 
-def test_links_and_devices_are_no_images(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE):
-            member = tarfile.TarInfo(f"a/{int(kind)}.png")
-            member.type, member.linkname = kind, "/etc/passwd"
-            tar.addfile(member)
-    with pytest.raises(UserError, match="holds no images"):
-        open_tars([tmp_path / "a.tar"], name="a.tar")
-
-
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 12))
 def test_a_spoilt_tar_is_read_or_one_line(seed: int, changes: int) -> None:
@@ -161,4 +232,4 @@ def test_a_negative_size_does_not_loop(tmp_path: Path) -> None:
     data[148:156] = f"{sum(data[:512]):06o}\0 ".encode()
     (tmp_path / "a.tar").write_bytes(data)
     with pytest.raises(UserError, match="damaged"):
-        list(read_members(tmp_path / "a.tar"))
+        list(read_files(tmp_path / "a.tar"))
