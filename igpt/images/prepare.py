@@ -25,6 +25,7 @@ from igpt.images.packed.read import PackedSet
 from igpt.images.packed.rows import Packed, Packing, pack_block
 from igpt.images.packed.write import SHARD_BYTES, PackWriter, check_target
 from igpt.images.rejects import MAX_BAD, check_max_bad, check_rejects, in_words, n_lost
+from igpt.images.sources import remote
 from igpt.images.sources.find import NAMED, files_of, open_source, unknown_data
 from igpt.images.sources.folders import walk_folders
 from igpt.images.sources.source import BLOCK_IMAGES, WHOLE, Block, Part, Source
@@ -96,6 +97,8 @@ def _cache_name(data: str, path: Path) -> str:
     """A name that changes when the files do: of a folder or file, with their sizes and times."""
     if data in NAMED:
         return data
+    if remote.is_remote(data):
+        return remote.mirror(data).key
     if path.is_dir():
         walk = walk_folders(path)
         files: Iterable[Path] = (path / inner / name for inner, names in walk for name in names)

@@ -20,6 +20,7 @@ from igpt.images.crop import (
 from igpt.images.decode import Decoded, check_not_own, decode_bytes
 from igpt.images.packed.originals import digest_of
 from igpt.images.resize import apply_maps
+from igpt.images.sources.remote import UnreachableError
 from igpt.images.sources.source import Block, Original, Span, absolute, read_span
 from igpt.images.splits import TRAIN
 from igpt.images.workers import alarm, limited
@@ -105,6 +106,8 @@ def pack_block(block: Block, packing: Packing) -> Packed:
                     original = _original(item, data, image, packing)
                 run.add(i, image, packing, block.keys[i])
                 originals += [original] * rows
+            except UnreachableError:
+                raise  # the image may be sound
             except UserError as error:
                 kept[i] = False
                 rejects.append((block.keys[i], str(error)))

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import IO, Literal, Protocol, cast
 
 from igpt.errors import UserError
-from igpt.images.rejects import check_pointer
-from igpt.images.sources.source import MAX_FILE_BYTES
+from igpt.images.rejects import MAX_FILE_BYTES, check_pointer
+from igpt.images.sources.remote import UnreachableError, present
 
 SUFFIXES = (
     *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz"),
@@ -321,7 +321,7 @@ def opened(path: Path, *, start: int = 0, size: int | None = None) -> Iterator[A
         UserError: it is no tar, cut off, or damaged; also while it is read.
     """
     try:
-        with path.open("rb") as raw:
+        with present(path).open("rb") as raw:
             head = raw.read(200)
             check_pointer(head)
             raw.seek(0)
@@ -331,6 +331,8 @@ def opened(path: Path, *, start: int = 0, size: int | None = None) -> Iterator[A
                 yield Archive(_InPlace(raw.fileno(), stop), start=start, is_plain=True)
             else:
                 yield Archive(_Stream(file, raw), start=0, is_plain=False)
+    except UnreachableError:
+        raise
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except _damage() as error:

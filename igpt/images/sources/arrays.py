@@ -1,5 +1,6 @@
 """Sets that are arrays already: `.npz` and `.npy` files, read a block at a time."""
 
+import math
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -75,6 +76,7 @@ def open_npy(path: Path) -> Source:
     with reading_arrays(path), path.open("rb") as file:
         shape = _image_header(file, str(path))
         start = file.tell()
+        _check_held(shape, path.stat().st_size - start, str(path))
 
     def opened() -> IO[bytes]:
         stream = path.open("rb")
@@ -90,6 +92,8 @@ def _npz_piece(
     with archive.open(f"{pair[0]}.npy") as file:
         shape = _image_header(file, f"{path}: {pair[0]}")
         start = file.tell()
+        held = archive.getinfo(f"{pair[0]}.npy").file_size - start
+        _check_held(shape, held, f"{path}: {pair[0]}")
     labels = None
     if has_labels:
         with archive.open(f"{pair[1]}.npy") as file:
@@ -124,9 +128,15 @@ def _image_header(file: IO[bytes], name: str) -> tuple[int, ...]:
     return shape
 
 
+def _check_held(shape: tuple[int, ...], n_bytes: int, name: str) -> None:
+    """Refuse a header that claims other pixels than follow it, or none."""
+    if min(shape) < 1 or math.prod(shape) > n_bytes:
+        raise UserError(f"{name} claims {shape} uint8, but holds {n_bytes} bytes: fetch it again")
+
+
 def _label_array(file: IO[bytes], n: int, name: str) -> np.ndarray:
     shape, dtype = _header(file)
-    count = int(np.prod(shape))
+    count = math.prod(shape)
     if dtype.kind not in "iu" or count != n or count * dtype.itemsize > _MAX_LABEL_BYTES:
         raise UserError(f"{name} holds {shape} {dtype}: save one whole number an image ({n})")
     labels = np.frombuffer(read_exactly(file, count * dtype.itemsize), dtype)

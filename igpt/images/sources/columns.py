@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from igpt.errors import UserError
+from igpt.images.sources.remote import present
 from igpt.images.sources.source import BLOCK_IMAGES, MAX_LABEL, Block, BlockBuilder, Part, Source
 from igpt.images.splits import TRAIN, split_codes
 
@@ -64,11 +65,24 @@ def open_columns(paths: list[Path], *, name: str, unlabelled: bool = False) -> S
     )
 
 
+def has_images(path: Path) -> bool:
+    """Whether a file has a column of encoded images, as tables of addresses have not."""
+    try:
+        with _reading(path):
+            _find_columns(_open(path)[0], str(path))
+    except ImportError:
+        return False
+    except UserError:
+        return False
+    return True
+
+
 def _open(path: Path) -> tuple[Any, int]:
     """Schema and number of rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    path = present(path)
     if path.suffix == ".parquet":
         file = pq.ParquetFile(path)
         return file.schema_arrow, file.metadata.num_rows
@@ -96,6 +110,7 @@ def _batches(path: Path, columns: list[str]) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    path = present(path)
     if path.suffix == ".parquet":
         yield from pq.ParquetFile(path).iter_batches(BLOCK_IMAGES, columns=columns)
         return

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from igpt.errors import UserError
@@ -17,10 +18,12 @@ from igpt.images.sources import (
     folders,
     imagenet,
     packed,
+    remote,
     tables,
     tar,
     tokenised,
 )
+from igpt.images.sources.names import counts, is_image_name
 from igpt.images.sources.names import suffixes as image_suffixes
 from igpt.images.sources.source import Source
 
@@ -54,8 +57,17 @@ def open_source(data: str, *, unlabelled: bool = False) -> Source:
     """
     if data in NAMED:
         return NAMED[data]()
-    path = Path(data).expanduser()
+    if remote.is_remote(data):
+        held = remote.mirror(data)
+        with remote.named(held):
+            source = _open_path(held.path, str(held.path), unlabelled=unlabelled)
+        return replace(source, name=held.name)
+    return _open_path(Path(data).expanduser(), data, unlabelled=unlabelled)
+
+
+def _open_path(path: Path, data: str, *, unlabelled: bool) -> Source:
     if is_packed(path):
+        remote.fetch_all(path)
         return packed.open_packed(PackedSet.open(path))
     if path.is_dir():
         return _open_folder(path, unlabelled=unlabelled)
@@ -81,20 +93,40 @@ def unknown_data(data: str) -> UserError:
     if near:
         return UserError(f"there is no data at {data}: did you mean {near[0]}?")
     names = ", ".join(NAMED)
-    return UserError(f"there is no data at {data}: names: {names}, or the path of {KINDS}")
+    hub = f", or hf:{data} for a data set of the Hub" if remote.may_be_hub(data) else ""
+    return UserError(f"there is no data at {data}: names: {names}, or the path of {KINDS}{hub}")
 
 
 def _open_folder(folder: Path, *, unlabelled: bool) -> Source:
-    for find in _FINDERS:
+    for find in () if remote.is_mirrored(folder) else _FINDERS:
         if (source := find(folder)) is not None:
             return source
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    archives = [path for path in files if archive.is_archive_name(path.name)]
-    tables_of_images = [path for path in files if path.suffix in columns.SUFFIXES]
-    for chosen in (archives, tables_of_images):
-        if chosen:
-            return _open_files(chosen, name=str(folder), unlabelled=unlabelled)
-    return folders.open_folder(folder, unlabelled=unlabelled)
+    archives, column_files, n_images = _inside(folder)
+    beside = f"{n_images} images beside them are not read: name their folder, or move them away"
+    if archives:
+        source = _open_files(archives, name=str(folder), unlabelled=unlabelled)
+    elif column_files and not (n_images and not columns.has_images(column_files[0])):
+        source = _open_files(column_files, name=str(folder), unlabelled=unlabelled)
+    else:
+        return folders.open_folder(folder, unlabelled=unlabelled)
+    return replace(source, decided=(*source.decided, *([beside] if n_images else [])))
+
+
+def _inside(folder: Path) -> tuple[list[Path], list[Path], int]:
+    """Archives and tables of a folder and all below it, and the number of its images.
+
+    A table of addresses stands beside images, as downloaders leave it, and means nothing then.
+    """
+    archives, column_files, n_images = [], [], 0
+    for inner, names in folders.walk_folders(folder):
+        for name in filter(counts, names):
+            if archive.is_archive_name(name):
+                archives.append(folder / inner / name)
+            elif name.endswith(columns.SUFFIXES):
+                column_files.append(folder / inner / name)
+            else:
+                n_images += is_image_name(name)
+    return archives, column_files, n_images
 
 
 def _open_files(files: list[Path], *, name: str, unlabelled: bool) -> Source:
@@ -105,6 +137,8 @@ def _open_files(files: list[Path], *, name: str, unlabelled: bool) -> Source:
         return tar.open_tars(files, name=name, unlabelled=unlabelled)
     if suffixes <= set(columns.SUFFIXES):
         return columns.open_columns(files, name=name, unlabelled=unlabelled)
+    for path in files:
+        remote.present(path)
     if len(files) == 1 and suffixes <= {".csv", ".tsv"}:
         return tables.open_table(files[0], unlabelled=unlabelled)
     if suffixes == {".npz"} and len(files) == 1:

@@ -10,6 +10,7 @@ import numpy as np
 
 from igpt.errors import UserError
 from igpt.images.rejects import read_bytes
+from igpt.images.sources.remote import present
 from igpt.images.splits import TRAIN, VALID_FRACTION
 
 # Images in a block: large enough that sending it costs nothing, small enough to lose when killed.
@@ -50,8 +51,9 @@ def read_span(span: Span) -> bytes:
 
     Raises:
         UserError: it cannot be read, is empty, or too large to be an image; the reason alone.
+        UnreachableError: it is elsewhere, and nobody answers.
     """
-    return read_bytes(span.path, span.start, span.size)
+    return read_bytes(present(span.path), span.start, span.size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

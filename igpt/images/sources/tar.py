@@ -21,6 +21,7 @@ from igpt.images.sources.archive import Archive, Entry, opened
 from igpt.images.sources.labels import Numbering, label_in, label_of, ordered, said_of_labels
 from igpt.images.sources.layout import DUPLICATE, Duplicates, Layout, key_of_name, layout_of
 from igpt.images.sources.names import Unread, counts, is_image_name
+from igpt.images.sources.remote import UnreachableError
 from igpt.images.sources.source import MAX_LABEL, Block, BlockBuilder, Part, Source, Span
 from igpt.images.splits import file_codes, said_of_splits
 
@@ -131,6 +132,8 @@ class _Survey:
                 for entry in archive:
                     _note(tar, archive, entry, number)
                 tar.has_end = archive.has_end
+        except UnreachableError:
+            raise
         except UserError as error:
             tar.reason = str(error)
         else:

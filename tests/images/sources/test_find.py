@@ -1,3 +1,4 @@
+import gzip
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from igpt.errors import UserError
 from igpt.images.sources.find import files_of, open_source
 from tests.images.pictures import class_files, encoded, noise, tar_bytes
+from tests.images.sources.reading import read
 
 
 def test_a_star_takes_several_files(tmp_path: Path) -> None:
@@ -19,7 +21,7 @@ def test_a_star_takes_several_files(tmp_path: Path) -> None:
     ("name", "reason"),
     [
         ("a.zip", "is compressed: unpack it first"),
-        ("a.tar.gz", "is compressed: unpack it first"),
+        ("a.tar.gz", "a.tar.gz: archive is cut off or damaged: fetch it again"),
         ("a.png", "is a single image: pass the folder"),
         ("a.xyz", "is of a kind that is not read: pass a folder of images"),
     ],
@@ -33,3 +35,32 @@ def test_other_files_say_what_to_do(tmp_path: Path, name: str, reason: str) -> N
 def test_an_unknown_name_offers_the_nearest() -> None:
     with pytest.raises(UserError, match="no data at digit: did you mean digits"):
         open_source("digit")
+
+
+def test_tables_of_addresses_beside_images_mean_nothing(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for shard in ("0", "1"):
+        (tmp_path / shard).mkdir()
+        (tmp_path / shard / "a.png").write_bytes(encoded(noise(9, 9)))
+        pq.write_table(
+            pa.table({"url": ["https://example.org/a.png"]}), f"{tmp_path}/{shard}.parquet"
+        )
+    assert len(read(open_source(str(tmp_path), unlabelled=True)).images) == 2
+
+
+def test_tables_of_images_below_are_found_and_what_lies_beside_is_said(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "data").mkdir()
+    rows = [{"bytes": encoded(noise(9, 9, i)), "path": None} for i in range(4)]
+    pq.write_table(pa.table({"image": rows}), f"{tmp_path}/data/train.parquet")
+    (tmp_path / "README.md").write_text("# toy")
+    (tmp_path / "preview.png").write_bytes(encoded(noise(9, 9)))
+    source = open_source(str(tmp_path))
+    assert len(read(source).images) == 4
+    assert any("1 images beside them are not read" in line for line in source.decided)
+
+
+def test_archives_below_are_found(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "0.tar.gz").write_bytes(gzip.compress(tar_bytes(class_files())))
+    assert len(read(open_source(str(tmp_path))).images) == 6
