@@ -27,9 +27,14 @@ from igpt.images.prepare import open_data
 from igpt.model.gpt import GPT
 from igpt.progress import say
 from igpt.recipes import recipe
-from igpt.train import loop, resume, setup
+from igpt.train import loop, run
+from igpt.train.feeding import Ingredient
+from igpt.train.folder import read_run
 from igpt.train.objectives import loss_sum
 from igpt.train.optim import Optimizer
+from igpt.train.saving import Saver
+from igpt.train.standing import tokenizer_of
+from igpt.train.trainer import make_trainer
 
 MODEL = ModelConfig(n_layer=12, n_head=8, n_embd=256)
 TOKENS = 8192
@@ -100,22 +105,28 @@ def stall() -> dict[str, Any]:
     data = open_data("cifar10", image_size=DataConfig().image_size // 2)
     with tempfile.TemporaryDirectory(dir=".") as place:
         folder = Path(place) / "run"
-        config = setup.create_run(config, data, folder)
-        tokenizer = setup.tokenizer_of_run(folder, config)
-        trainer = setup.make_trainer(config, data, folder, tokenizer=tokenizer)
-        step_s, save_s = [], []
+        sets = [Ingredient(packed=data, augment=config.data.augment)]
+        run.begin(folder, config, sets, command=" ".join(sys.argv))
+        config, facts = read_run(folder)
+        tokenizer = tokenizer_of(folder, config, facts)
+        trainer = make_trainer(config, data, folder, tokenizer=tokenizer)
+        saver = Saver(trainer)
+        step_s, save_s, write_s = [], [], []
         for batch in trainer.stream.prefetch(0, STEPS):
             start_s = time.perf_counter()
             loop.train_step(trainer, batch)
             step_s.append(time.perf_counter() - start_s)
         for _ in range(SAVES):
             start_s = time.perf_counter()
-            resume.save(trainer)
+            saver.save()
             save_s.append(time.perf_counter() - start_s)
+            saver.wait()
+            write_s.append(time.perf_counter() - start_s)
             trainer.step += 1
     return {
         "step_s": spread(step_s[STEPS // 3 :]),
         "save_s": spread(save_s),
+        "write_s": spread(write_s),
         "saves_a_step": statistics.median(save_s) / statistics.median(step_s[STEPS // 3 :]),
     }
 

@@ -4,10 +4,14 @@ The command line is parsed straight from these classes (`--train.lr` is `RunConf
 `config.json` in a run folder is `RunConfig.to_dict()`.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import math
 import types
 import typing
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -24,12 +28,38 @@ Augment = Literal["none", "flip", "cifar", "imagenet"]
 TrackerName = Literal["tensorboard", "wandb"]
 
 # Settings younger than the first runs: a config.json without one was made with its default.
-YOUNGER_KEYS = frozenset({"train.draw_every", "train.track", "train.zero_outputs"})
+YOUNGER_KEYS = frozenset(
+    {"train.attention", "train.draw_every", "train.track", "train.zero_outputs"}
+)
+
+
+_CHECKED = ContextVar("_CHECKED", default=True)
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """Let settings be any of their type inside: they are read before it is known whose they are."""
+    token = _CHECKED.set(False)
+    try:
+        yield
+    finally:
+        _CHECKED.reset(token)
 
 
 def _require(condition: bool, message: str) -> None:
-    if not condition:
+    if not condition and _CHECKED.get():
         raise UserError(message)
+
+
+def _require_numbers(part: str, settings: Any) -> None:
+    """Refuse infinity and NaN, which pass comparisons that a wrong number does not."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            _require(
+                not isinstance(number, float) or math.isfinite(number),
+                f"{part}.{field.name} is {value}: it must be a finite number",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +106,7 @@ class DataConfig:
     """Train on the validation images too (the paper's last step, after every choice is made)."""
 
     def __post_init__(self) -> None:
+        _require_numbers("data", self)
         _require(
             1 <= self.image_size <= 256,
             f"data.image_size is {self.image_size}: choose from 1 to 256 pixels",
@@ -128,7 +159,7 @@ class TrainConfig:
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """After warm-up: cosine to 0, constant with a linear fall to 0 over the last part, constant."""
     decay_fraction: float = 0.5
-    """linear: the last share of the run over which the rate falls to 0."""
+    """linear: the share of the steps after warm-up, at the end, over which the rate falls to 0."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Type of the matrix products; auto: the faster one, measured on the spot. Weights are fp32."""
     compile: Literal["auto", "blocks", "off"] = "auto"
@@ -159,6 +190,7 @@ class TrainConfig:
     """Where metrics and grids go besides the run folder: tensorboard, wandb (offline)."""
 
     def __post_init__(self) -> None:
+        _require_numbers("train", self)
         for name in ("total_steps", "batch_size", "log_every", "valid_every", "valid_images"):
             value = getattr(self, name)
             _require(value >= 1, f"train.{name} is {value}: it must be at least 1")

@@ -35,3 +35,7 @@ class Interrupted(Exception):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+
+
+class Elsewhere(UserError):
+    """Another rank has failed, and says why; this one only ends with it."""

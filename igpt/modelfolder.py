@@ -28,7 +28,9 @@ from igpt.tokens.palette import Palette
 from igpt.tokens.raw import RawTokens
 from igpt.tokens.tokenizer import Tokenizer
 from igpt.train import checkpoint
-from igpt.train.setup import read_run, tokenizer_of_run
+from igpt.train.folder import exported_step, read_run
+from igpt.train.standing import tokenizer_of
+from igpt.train.tensors import load_weights
 
 SCHEMA_VERSION = 1
 # Attention over the pixels of a larger image fits no machine.
@@ -160,6 +162,8 @@ def _own_config(network: GPT, facts: ModelFacts) -> dict[str, Any]:
 def read_newest(folder: Path, *, step: int | None = None) -> ModelParts:
     """The model of a run's newest intact checkpoint, or of the one after `step` updates.
 
+    Where all checkpoints were deleted, the model that the run exported stands for them.
+
     Raises:
         UserError: the run has none.
     """
@@ -167,18 +171,20 @@ def read_newest(folder: Path, *, step: int | None = None) -> ModelParts:
     path, rejected = checkpoint.newest(folder)
     if step is not None:
         path = checkpoint.folder_of(folder, step)
+    if path is None and not rejected and exported_step(folder):
+        return read_folder(folder / "model", read_json(folder / "model" / "config.json"))
     if path is None:
         reason = f" ({rejected[0]})" if rejected else ""
         raise UserError(f"{folder} has no usable checkpoint{reason}: train it with --resume")
-    held = checkpoint.load(path)
-    tokenizer = tokenizer_of_run(folder, config)
+    tokenizer = tokenizer_of(folder, config, facts)
+    held = checkpoint.load(path, checked=step is None)
     shape = Shape(
         n_colors=tokenizer.n_colors,
         seq_len=config.data.seq_len,
         objective=config.train.objective,
     )
     network = _network(config.model, shape, held.model, where=str(folder / "config.json"))
-    checkpoint.load_weights(network, held.model, where=str(path / "model.safetensors"))
+    load_weights(network, held.model, where=str(path / "model.safetensors"))
     trained = {
         **facts,
         "recipe": config.recipe,
@@ -234,7 +240,7 @@ def read_folder(path: Path, document: dict[str, Any]) -> ModelParts:
         tensors = from_imagegpt(tensors, bias=network.config.bias)
     is_raw = facts.tokens == "raw"
     tokenizer: Tokenizer = RawTokens() if is_raw else read_palette(path, n_colors=network.n_colors)
-    checkpoint.load_weights(network, tensors, where=str(path / "model.safetensors"))
+    load_weights(network, tensors, where=str(path / "model.safetensors"))
     return ModelParts(network, tokenizer, facts)
 
 

@@ -327,13 +327,14 @@ def _layer_number(layer: int | str, network: GPT) -> int:
     return layer
 
 
-def load(source: str | Path) -> PixelModel:
+def load(source: str | Path, *, device: str | torch.device | None = None) -> PixelModel:
     """A model by name: a shipped one, a run, a model folder, a foreign checkpoint or a Hub id.
 
     Args:
         source: the name of a model that ships (`cifar10-small`); a path to a run, a model folder,
             a transformers folder or a TensorFlow checkpoint of the authors' (folder, prefix or any
             of its files); or `owner/name` on the Hub.
+        device: where its weights go; none: the first accelerator, else the CPU.
 
     Raises:
         UserError: there is nothing of the kind, or a file in it is missing or damaged.
@@ -341,8 +342,9 @@ def load(source: str | Path) -> PixelModel:
     from igpt.interop.openai import find_checkpoint, read_openai
 
     prefix = find_checkpoint(str(source))
-    model = _load_folder(_folder_of(source)) if prefix is None else read_openai(prefix)
-    model.network.to(compute.default_device())
+    device = device or compute.default_device()
+    model = _load_folder(_folder_of(source), device) if prefix is None else read_openai(prefix)
+    model.network.to(device)
     return model
 
 
@@ -362,12 +364,12 @@ def _folder_of(source: str | Path) -> Path:
     return fetch(str(source))
 
 
-def _load_folder(path: Path) -> PixelModel:
+def _load_folder(path: Path, device: str | torch.device) -> PixelModel:
     document = read_json(path / "config.json") if (path / "config.json").is_file() else None
     if not isinstance(document, dict):
         raise UserError(f"{path} holds no model (config.json is missing): check the path")
     if "facts" in document:
-        return load_run(path)
+        return load_run(path, device=device)
     if _is_from_transformers(document):
         from igpt.interop.transformers import read_transformers
 
@@ -383,10 +385,12 @@ def _is_from_transformers(document: dict[str, Any]) -> bool:
     return document.get("model_type") == "imagegpt" and not ours
 
 
-def load_run(folder: Path, *, step: int | None = None) -> PixelModel:
+def load_run(
+    folder: Path, *, step: int | None = None, device: str | torch.device | None = None
+) -> PixelModel:
     """The model of a run's newest intact checkpoint, or of the one after `step` updates."""
     parts = read_newest(folder, step=step)
-    parts.network.to(compute.default_device())
+    parts.network.to(device or compute.default_device())
     return PixelModel(parts.network, parts.tokenizer, parts.facts, folder=folder / "model")
 
 

@@ -27,7 +27,6 @@ from keeping import measured, read_figures
 from igpt import compute, shipped
 from igpt.cli.evaluate import measure_likelihood
 from igpt.cli.opening import open_for
-from igpt.cli.pretrain import train_run
 from igpt.config import RunConfig
 from igpt.evaluate.likelihood import token_surprise
 from igpt.files import write_json, writing_folder
@@ -43,7 +42,8 @@ from igpt.recipes import recipe
 from igpt.shipped import write_shipped
 from igpt.tokens.palette import Palette
 from igpt.train.checkpoint import all_steps
-from igpt.train.setup import read_run
+from igpt.train.folder import read_run
+from igpt.train.run import train_run
 
 RESULTS = Path(__file__).with_name("shipped.json")
 METRICS = Path(__file__).with_name("run-metrics.jsonl")
@@ -229,7 +229,7 @@ def repalette(folder: Path, palette: Palette, out: Path, steps: int) -> None:
         with writing_folder(start) as part:
             write_folder(part, parts)
     config = read_run(out)[0] if (out / "config.json").is_file() else going_on(model, steps)
-    train_run("cifar10", out, config, resume=True, init_from=str(start))
+    train_run("cifar10", out, config, command=" ".join(sys.argv), resume=True, init_from=str(start))
     trained = load_run(out)
     data = open_for(model, "cifar10")
     extra = {"palette": palette.digest, "steps": steps, "images": steps * config.train.batch_size}

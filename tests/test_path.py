@@ -20,8 +20,8 @@ MAIN_PATH = [
 ]
 
 
-def test_main_path_has_at_most_2200_lines():
-    assert sum(len((PACKAGE / f"{p}.py").read_text().splitlines()) for p in MAIN_PATH) <= 2200
+def test_main_path_has_at_most_2250_lines():
+    assert sum(len((PACKAGE / f"{p}.py").read_text().splitlines()) for p in MAIN_PATH) <= 2250
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ import time
 import pytest
 
 from igpt import compute
-from igpt.train import checkpoint, resume, setup
+from igpt.train import checkpoint, run
+from igpt.train.standing import standing
 from tests.full_disk import digests
 from tests.train import killing
+from tests.train.making import TINY, opened
 from tests.train.test_checkpoint import damage
-from tests.train.test_loop import TINY
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +46,7 @@ def test_row_1_killed_fifty_times_and_resumed_the_weights_are_the_same_bits(
     digits, tmp_path, capsys
 ):
     long = config(total_steps=STEPS, checkpoint_every=7, log_every=50, valid_every=500)
-    killing.train(tmp_path / "whole", long, digits)
+    killing.train(tmp_path / "whole", long, "digits")
     context, rng = killing.forks(), random.Random(0)
     kills = attempts = 0
     while kills < N_KILLS:
@@ -55,14 +56,14 @@ def test_row_1_killed_fifty_times_and_resumed_the_weights_are_the_same_bits(
             0.6 * rng.random(),
             tmp_path / "broken",
             long,
-            digits,
+            "digits",
             from_start=rng.random() < 0.5,
         )
         attempts += 1
         assert attempts < 2 * N_KILLS
     reached = killing.newest_step(tmp_path / "broken")
     assert 0 < reached < STEPS
-    killing.train(tmp_path / "broken", long, digits)
+    killing.train(tmp_path / "broken", long, "digits")
     whole = killing.final_weights(tmp_path / "whole", STEPS)
     assert killing.final_weights(tmp_path / "broken", STEPS) == whole
     printed(
@@ -85,13 +86,13 @@ def test_row_1_of_the_compiled_path_in_bfloat16(digits, tmp_path, capsys, monkey
         compile="blocks",
     )
     context, rng, end_s = killing.forks(), random.Random(2), time.monotonic() + COMPILED_S
-    killing.train_in_child(context, tmp_path / "whole", default, digits)
+    killing.train_in_child(context, tmp_path / "whole", default, "digits")
     kills = 0
     while kills < N_COMPILED_KILLS and time.monotonic() < end_s:
-        kills += killing.killed_after(context, rng.random(), tmp_path / "broken", default, digits)
+        kills += killing.killed_after(context, rng.random(), tmp_path / "broken", default, "digits")
     reached = killing.newest_step(tmp_path / "broken")
     assert kills > 0 and 0 < reached < COMPILED_STEPS
-    killing.train_in_child(context, tmp_path / "broken", default, digits)
+    killing.train_in_child(context, tmp_path / "broken", default, "digits")
     whole = killing.final_weights(tmp_path / "whole", COMPILED_STEPS)
     assert killing.final_weights(tmp_path / "broken", COMPILED_STEPS) == whole
     printed(
@@ -103,12 +104,9 @@ def test_row_1_of_the_compiled_path_in_bfloat16(digits, tmp_path, capsys, monkey
 
 def test_row_2_every_one_of_200_damages_is_detected(digits, tmp_path, capsys):
     folder = tmp_path / "run"
-    killing.train(folder, config(), digits)
+    killing.train(folder, config(), "digits")
     (_, newest), (step, earlier), *_ = checkpoint.all_steps(folder)
-    stored, _ = setup.read_run(folder)
-    trainer = setup.make_trainer(
-        stored, digits, folder, tokenizer=setup.tokenizer_of_run(folder, stored)
-    )
+    trainer = opened(digits, folder)
     shutil.copytree(newest, tmp_path / "kept")
     rng, detected = random.Random(1), 0
     names = sorted(path.name for path in newest.iterdir())
@@ -116,14 +114,14 @@ def test_row_2_every_one_of_200_damages_is_detected(digits, tmp_path, capsys):
         name = names[number % len(names)]
         damage(newest / name, rng.choice(["cut", "flip"]), rng)
         capsys.readouterr()
-        resume.resume(trainer)
-        said = capsys.readouterr().err
+        at = standing(folder, trainer.config)
+        run.go_back(trainer, at)
         assert trainer.step == step
-        assert f"passed over {newest}: {name} is damaged" in said
+        assert f"passed over {newest}: {name} is damaged" in at.damaged[0]
         detected += 1
         shutil.rmtree(newest)
         shutil.copytree(tmp_path / "kept", newest)
-    resume.resume(trainer)
+    run.go_back(trainer, standing(folder, trainer.config))
     assert trainer.step > step
     assert earlier.exists()
     printed(
@@ -144,7 +142,7 @@ def test_row_3_a_disk_that_fills_up_at_any_page_leaves_what_was_there(
     digits, tmp_path, capsys, kind
 ):
     if kind == "report":
-        killing.train(tmp_path / "run", config(), digits)
+        killing.train(tmp_path / "run", config(), "digits")
     command = ["unshare", "-rm", sys.executable, "-m", "tests.full_disk", kind, str(tmp_path)]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr

@@ -43,15 +43,18 @@ def demo(*, train: bool = False, resume: bool = False, out: str | None = None) -
 
 def _train_and_show(folder: Path, *, resume: bool) -> None:
     """Data, palette, training, samples, completions, probe, report."""
-    from igpt.cli.pretrain import train_run
+    from igpt import compute
     from igpt.evaluate.report import write_report
     from igpt.pixelmodel import load
+    from igpt.train.run import train_run
 
+    compute.set_threads()
     start_s = time.monotonic()
     with _stage("data"):
         data, config = _data_and_config(folder)
     with _stage("training"):
-        result = train_run(data, folder, config, resume=resume)
+        command = f"igpt demo --train --out {folder}"
+        result = train_run(data, folder, config, command=command, resume=resume)
     model = load(folder)
     packed = _open(data, config)
     stages: dict[str, Callable[[PixelModel, PackedSet, Path], Any]] = {
@@ -66,7 +69,7 @@ def _train_and_show(folder: Path, *, resume: bool) -> None:
                 stage(model, packed, folder)
     page = write_report(folder)
     minutes = (time.monotonic() - start_s) / 60
-    _print_summary(folder, result["step"], minutes)
+    _print_summary(folder, result.step, minutes)
     print(f"report  {page}")
 
 
@@ -89,7 +92,7 @@ def _data_and_config(folder: Path) -> tuple[str, RunConfig]:
         config, data=DataConfig(image_size=DIGITS_SIZE, n_colors=17, augment="none")
     )
     if (folder / "config.json").is_file():
-        from igpt.train.setup import read_run
+        from igpt.train.folder import read_run
 
         stored, _ = read_run(folder)
         return ("digits" if stored.data.image_size == DIGITS_SIZE else "cifar10"), stored

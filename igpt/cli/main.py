@@ -16,11 +16,12 @@ import time
 import warnings
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 from igpt import __version__
 from igpt.cli.terminal import leave, prepare_streams, stopped_by_signals, to_nowhere
-from igpt.errors import Diverged, Interrupted, UserError
+from igpt.errors import Diverged, Elsewhere, Interrupted, UserError
 from igpt.system import keep_caches_together
 
 # Command: what it does. Each is the function of its name in `igpt.cli.<name>`.
@@ -111,7 +112,7 @@ def _failed(error: UserError) -> int:
     from igpt.progress import own_rank
 
     # All ranks see a loss that is not finite; the first one says it.
-    if own_rank() == 0 or not isinstance(error, Diverged):
+    if own_rank() == 0 or not isinstance(error, Diverged | Elsewhere):
         rank = f"rank {own_rank()}: " if own_rank() > 0 else ""
         print(f"igpt: error: {rank}{' '.join(str(error).split())}", file=sys.stderr)
     return EXIT_USER_ERROR
@@ -215,9 +216,51 @@ def parse(function: Callable[..., None], args: list[str], *, prog: str) -> Calla
     # Options that no recipe sets need only be turned away from their default.
     markers: tuple[Any, ...] = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
     if "config" in inspect.signature(function).parameters:
-        from igpt.cli.starting import starting_config
+        bound, markers = _with_settings(function, bound, args, prog), ()
+    call, unknown = _parsed(bound, args, prog, markers)
+    if unknown:
+        raise UserError(_unknown_argument(bound, unknown[0], prog, markers))
+    return call
 
-        bound, markers = functools.partial(bound, config=starting_config(args)), ()
+
+def _with_settings(
+    function: Callable[..., None], bound: Callable[..., Any], args: list[str], prog: str
+) -> Callable[..., Any]:
+    """The command with the settings that its options are laid over.
+
+    They are read once to know which RUN and recipe they are of, then anew over its settings.
+    """
+    from igpt.config import RunConfig, unchecked
+    from igpt.train.folder import starting_config
+
+    words = [word for word in args if word not in ("-h", "--help")]
+    try:
+        with unchecked():
+            first = functools.partial(bound, config=RunConfig())
+            call, _ = _parsed(first, words, prog, ())
+    except UserError:
+        if len(words) == len(args):
+            raise
+        return functools.partial(bound, config=RunConfig())  # only help is wanted
+    given = inspect.signature(function).bind(*call.args, **call.keywords).arguments
+    config = starting_config(
+        Path(given["run"]).expanduser(),
+        resume=given["resume"],
+        recipe=given["config"].recipe,
+    )
+    return functools.partial(bound, config=config)
+
+
+def _parsed(
+    bound: Callable[..., Any], args: list[str], prog: str, markers: tuple[Any, ...]
+) -> tuple["functools.partial[None]", list[str]]:
+    """What tyro makes of the arguments, and those that it does not know.
+
+    Raises:
+        UserError: an argument is missing, or of a wrong kind.
+    """
+    import tyro
+
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -228,9 +271,7 @@ def parse(function: Callable[..., None], args: list[str], *, prog: str) -> Calla
         if stop.code:
             raise UserError(f"{_in_one_line(complaint.getvalue())}: see {prog} --help") from None
         raise
-    if unknown:
-        raise UserError(_unknown_argument(bound, unknown[0], prog, markers))
-    return call  # type: ignore[no-any-return]
+    return call, unknown
 
 
 def _deferred(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:

@@ -13,8 +13,7 @@ from igpt.evaluate import page
 from igpt.evaluate.charts import Chart, Series
 from igpt.evaluate.papertables import lowdata_sheet
 from igpt.evaluate.record import read_records
-from igpt.train.setup import read_run
-from igpt.train.tracking import read_metrics
+from igpt.train.folder import read_metrics, read_run
 
 Runs = Mapping[str, Sequence[Path]]
 

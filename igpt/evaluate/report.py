@@ -11,8 +11,7 @@ from igpt.evaluate.page import percent
 from igpt.evaluate.record import read_records
 from igpt.evaluate.sheets import save_sheet
 from igpt.model.sizes import Shape, parameter_count
-from igpt.train.setup import read_run
-from igpt.train.tracking import read_metrics
+from igpt.train.folder import read_metrics, read_run
 
 OWN_NAME = "this run"
 

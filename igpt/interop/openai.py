@@ -17,7 +17,7 @@ from igpt.model.sizes import Shape, check_held
 from igpt.modelfolder import ModelFacts, described_config
 from igpt.pixelmodel import PixelModel
 from igpt.tokens.palette import Palette
-from igpt.train.checkpoint import load_weights
+from igpt.train.tensors import load_weights
 
 _BLOCK = re.compile(r"h(\d+)/(ln_1/g|ln_2/g|attn/[qkvc]_proj|mlp/c_fc/w|mlp/c_proj/w)")
 # Adam's moments and the counters of training: two thirds of the released files.

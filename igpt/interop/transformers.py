@@ -30,7 +30,7 @@ from igpt.modelfolder import (
     write_tensors,
 )
 from igpt.pixelmodel import PixelModel
-from igpt.train.checkpoint import load_weights
+from igpt.train.tensors import load_weights
 
 # What a config.json may leave out, as transformers 5.23 fills it in.
 SHAPE = {"vocab_size": 513, "n_positions": 1024, "n_embd": 512, "n_layer": 24, "n_head": 8}

@@ -1,30 +1,32 @@
 """Checkpoints that are whole or absent: safetensors and JSON under a hashed manifest.
 
-A checkpoint is a folder `step-0001000/` with `model.safetensors`, `optimizer.safetensors`,
-`state.json` and `manifest.json`, which holds the sha256 of each and of itself. The folder is filled
-beside its place and renamed into it, so a kill at any moment leaves the earlier ones as they were.
+A checkpoint is a folder `step-0001000/` with `model.safetensors`, `optimizer.safetensors`, other
+tensors that a kind of run keeps, `state.json` and `manifest.json`, which holds the sha256 of each
+and of itself. The folder is filled beside its place and renamed into it, so a kill at any moment
+leaves the earlier ones as they were.
 `igpt.train.sharded` writes networks that are cut up over ranks, as one safetensors file a rank.
 """
 
 import hashlib
 import json
 import re
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from igpt.errors import UserError
 from igpt.files import read_json, settle_below, sha256_of, writing_folder
+from igpt.train.tensors import write_tensors
 
 SCHEMA_VERSION = 1
 KIND = ("*.safetensors", "*.json")
 _STEP_FOLDER = re.compile(r"step-(\d{7,})")
+_MAIN_FILES = ("model.safetensors", "optimizer.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class Checkpoint:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
+    kept: dict[str, dict[str, Tensor]]
+    """Other tensors, by the name of their file."""
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -49,18 +53,29 @@ def save(
     model: Mapping[str, Tensor],
     optimizer: Mapping[str, Tensor],
     state: Mapping[str, Any],
+    kept: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
     """Write a checkpoint folder; it appears whole or not at all.
+
+    Args:
+        path: of the folder.
+        model: weights by name.
+        optimizer: its state by name.
+        state: of state.json.
+        kept: other tensors; each set is a file of its name.
 
     Raises:
         UserError: the disk is full or not writable; earlier checkpoints are untouched.
     """
+    parts = {"model": model, "optimizer": optimizer, **(kept or {})}
     with writing_folder(path, kind=KIND) as part:
-        # The system's own `open` is used, as safetensors hides the reason of a failed write.
-        (part / "model.safetensors").write_bytes(safetensors.torch.save(_plain(model)))
-        (part / "optimizer.safetensors").write_bytes(safetensors.torch.save(_plain(optimizer)))
-        (part / "state.json").write_text(json.dumps(dict(state), indent=2) + "\n")
-        write_manifest(part)
+        digests = {}
+        for name, tensors in parts.items():
+            file = f"{name}.safetensors"
+            digests[file] = write_tensors(part / file, tensors)
+        (part / "state.json").write_bytes((json.dumps(dict(state), indent=2) + "\n").encode())
+        digests["state.json"] = sha256_of(part / "state.json")
+        (part / "manifest.json").write_bytes(_manifest_bytes(dict(sorted(digests.items()))))
 
 
 def write_manifest(folder: Path) -> None:
@@ -69,29 +84,40 @@ def write_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_bytes(_manifest_bytes(digests))
 
 
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
 def _manifest_bytes(digests: Mapping[str, str]) -> bytes:
     content = {"schema_version": SCHEMA_VERSION, "sha256": dict(digests)}
-    own = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return (json.dumps({**content, "own_sha256": own}, indent=2) + "\n").encode()
+    document = {**content, "own_sha256": _own_digest(content)}
+    return (json.dumps(document, indent=2) + "\n").encode()
+
+
+def _own_digest(content: Mapping[str, Any]) -> str:
+    others = {key: value for key, value in content.items() if key != "own_sha256"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 def fault_of(path: Path) -> str | None:
-    """Why the checkpoint at `path` may not be used; none where it is intact."""
+    """Why the checkpoint at `path` may not be used; none where it is intact.
+
+    Raises:
+        UserError: a newer igpt wrote it, so that this one cannot tell.
+    """
     manifest = path / "manifest.json"
     if not manifest.is_file():
         return "manifest.json is missing"
     try:
-        digests = json.loads(manifest.read_bytes())["sha256"]
-        intact = manifest.read_bytes() == _manifest_bytes(digests)
+        content = json.loads(manifest.read_bytes())
+        version, digests = content["schema_version"], content["sha256"]
+        names = sorted(digests)
     except (ValueError, KeyError, TypeError, AttributeError):
-        intact = False
-    if not intact:
         return "manifest.json is damaged"
-    for name in sorted(digests):
+    if version != SCHEMA_VERSION and _own_digest(content) == content.get("own_sha256"):
+        raise UserError(
+            f"{path} has schema version {version}, this igpt reads {SCHEMA_VERSION}: "
+            "use the igpt version that wrote it"
+        )
+    if manifest.read_bytes() != _manifest_bytes(digests):
+        return "manifest.json is damaged"
+    for name in names:
         if not (path / name).is_file():
             return f"{name} is missing"
         if sha256_of(path / name) != digests[name]:
@@ -99,29 +125,42 @@ def fault_of(path: Path) -> str | None:
     return None
 
 
-def load(path: Path) -> Checkpoint:
-    """The checkpoint at `path`, after its hashes were checked.
+def load(path: Path, *, checked: bool = False) -> Checkpoint:
+    """The checkpoint at `path`.
+
+    Args:
+        path: of the folder.
+        checked: its hashes were compared just now.
 
     Raises:
         UserError: a file is missing or damaged.
     """
-    if fault := fault_of(path):
+    fault = None if checked else fault_of(path)
+    if fault:
         raise UserError(f"checkpoint {path} cannot be used: {fault}")
     state = read_json(path / "state.json")
     try:
         model, optimizer = _read_whole(path)
+        others = path.glob("*.safetensors") if _is_of_one_rank(path) else ()
+        kept = {
+            file.stem: safetensors.torch.load_file(file)
+            for file in others
+            if file.name not in _MAIN_FILES
+        }
     except SafetensorError as error:
         raise UserError(f"checkpoint {path} cannot be used: {error}") from error
-    return Checkpoint(path, int(state["step"]), model, optimizer, state)
+    return Checkpoint(path, int(state["step"]), model, optimizer, state, kept)
+
+
+def _is_of_one_rank(path: Path) -> bool:
+    return all((path / name).is_file() for name in _MAIN_FILES)
 
 
 def _read_whole(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Weights and optimiser state, put together where ranks wrote a part each."""
-    if (path / "model.safetensors").is_file():
-        return (
-            safetensors.torch.load_file(path / "model.safetensors"),
-            safetensors.torch.load_file(path / "optimizer.safetensors"),
-        )
+    if _is_of_one_rank(path):
+        model, optimizer = (safetensors.torch.load_file(path / name) for name in _MAIN_FILES)
+        return model, optimizer
     from igpt.train import sharded  # rarely needed, and slow to import
 
     tensors = sharded.read(path, {}, with_optimizer=True)
@@ -139,11 +178,18 @@ def all_steps(run: Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
-def newest(run: Path) -> tuple[Path | None, list[str]]:
-    """The newest intact checkpoint, and a line for each newer one that was passed over."""
+def newest(run: Path, *, before: int | None = None) -> tuple[Path | None, list[str]]:
+    """The newest intact checkpoint, and a line for each newer one that was passed over.
+
+    Args:
+        run: its folder.
+        before: look at steps up to this one only.
+    """
     settle_below(run / "checkpoints", kind=KIND)
     rejected: list[str] = []
-    for _, path in all_steps(run):
+    for step, path in all_steps(run):
+        if before is not None and step > before:
+            continue
         fault = fault_of(path)
         if fault is None:
             return path, rejected
@@ -151,54 +197,6 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
     return None, rejected
 
 
-def prune(run: Path, *, keep_last: int, keep_at: tuple[int, ...]) -> None:
-    """Delete old checkpoints: all but the newest `keep_last` and those at steps `keep_at`."""
-    for step, path in all_steps(run)[keep_last:]:
-        if step not in keep_at:
-            shutil.rmtree(path, ignore_errors=True)
-
-
 def step_of(path: Path) -> int:
     """The updates made before the checkpoint at `path`, as its name says."""
     return int(path.name.removeprefix("step-"))
-
-
-def check_weights(network: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
-    """Account for every one of the named weights.
-
-    Raises:
-        UserError: a tensor is missing, extra or of another shape, by name.
-    """
-    own = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    check_tensors(own, tensors, where=where)
-
-
-def check_tensors(
-    shapes: Mapping[str, Sequence[int]], tensors: Mapping[str, Tensor], *, where: str
-) -> None:
-    """Account for every tensor, of weights or of an optimiser's state.
-
-    Raises:
-        UserError: a tensor is missing, extra or of another shape, by name.
-    """
-    for name in shapes:
-        if name not in tensors:
-            raise UserError(f"{where}: tensor {name} is missing: use a matching file or config")
-    for name, value in tensors.items():
-        if name not in shapes:
-            raise UserError(f"{where}: tensor {name} is not part of this network")
-        if tuple(value.shape) != tuple(shapes[name]):
-            raise UserError(
-                f"{where}: tensor {name} is {tuple(value.shape)}, "
-                f"this network has {tuple(shapes[name])}: check the model settings"
-            )
-
-
-def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
-    """Copy named weights into a network, every one accounted for.
-
-    Raises:
-        UserError: a tensor is missing, extra or of another shape, by name.
-    """
-    check_weights(network, tensors, where=where)
-    network.load_state_dict(dict(tensors))

@@ -6,10 +6,11 @@ part of every weight, gradient and moment, and a block is whole only while it co
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -18,8 +19,10 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from igpt.errors import Elsewhere, UserError
 from igpt.model.gpt import GPT
 
+T = TypeVar("T")
 # `Watch` ends a job that stalls; the collectives themselves wait as long as rank 0 prepares data.
 COLLECTIVE_TIMEOUT = timedelta(days=2)
 
@@ -70,12 +73,23 @@ class World:
         dist.broadcast(values, 0)
         return int(values)
 
+    def told(self, find: Callable[[], T]) -> T:
+        """What `find` returns on rank 0, on every rank; they end with it where it fails."""
+        if self.size == 1:
+            return find()
+        found: list[T | None] = [None]
+        with self.first_alone():
+            if self.is_first:
+                found = [find()]
+        dist.broadcast_object_list(found, 0)
+        return cast(T, found[0])
+
     @contextmanager
     def first_alone(self) -> Iterator[None]:
         """Run the block on rank 0 first, then on the others; they end with it where it fails."""
         if not self.is_first:
             if self.from_first(0):
-                raise SystemExit(2)
+                raise Elsewhere("the first rank ended: see its message")
             yield
             return
         try:
@@ -87,22 +101,43 @@ class World:
 
 
 def is_launched() -> bool:
-    """Whether `torchrun` started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether `torchrun` started this process as one of several.
+
+    Raises:
+        UserError: the variables that say so are not all there, or are no numbers.
+    """
+    numbers = {}
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
+        value = os.environ.get(name)
+        if value is not None and not value.isdigit():
+            raise UserError(f"{name} is {value!r}, not a number: unset it, or start with torchrun")
+        numbers[name] = value
+    if int(numbers["WORLD_SIZE"] or 1) <= 1:
+        return False
+    missing = [name for name, value in numbers.items() if value is None]
+    if missing or "MASTER_ADDR" not in os.environ:
+        raise UserError(
+            f"WORLD_SIZE is {numbers['WORLD_SIZE']}, but {(missing or ['MASTER_ADDR'])[0]} is not "
+            "set: start with torchrun, or unset WORLD_SIZE for a single process"
+        )
+    return True
 
 
 def default_world() -> World:
     """The world of this process, joined already or alone."""
-    if dist.is_initialized():
+    if dist.is_available() and dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size())
     return World()
 
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """The world that `torchrun` made, joined for the time of the block; else this process alone."""
-    if not is_launched():
-        yield World()
+    """The world that `torchrun` made, joined for the time of the block; else this process alone.
+
+    Where the process is part of a world already, that one is used and left as it is.
+    """
+    if dist.is_initialized() or not is_launched():
+        yield default_world()
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

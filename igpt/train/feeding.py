@@ -12,6 +12,7 @@ from igpt.config import Augment, RunConfig
 from igpt.errors import UserError
 from igpt.images.live import LiveImages, open_live
 from igpt.images.packed.read import PackedImages, PackedSet
+from igpt.images.prepare import open_data
 from igpt.images.workers import n_workers
 from igpt.progress import say
 from igpt.tokens.batches import BatchStream, Source
@@ -19,6 +20,9 @@ from igpt.tokens.mixture import Mixture
 from igpt.tokens.palette import Palette
 from igpt.tokens.stored import stored_tokens
 from igpt.tokens.tokenizer import ImageArray, Tokenizer
+
+Mixed = tuple[float, Augment, str]
+"""Weight, random changes and DATA of a set that is mixed in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +38,41 @@ class Ingredient:
     """What the command line calls DATA; none: the packed set's folder."""
 
     def facts(self) -> dict[str, Any]:
-        """What must be the same when a run is resumed."""
-        return {"digest": self.packed.digest, "weight": self.weight, "augment": self.augment}
+        """What must be the same when a run is resumed, and where it was found."""
+        own = {"digest": self.packed.digest, "weight": self.weight, "augment": self.augment}
+        return {**own, "data": self.data or str(self.packed.folder)}
 
 
-def parse_mix(text: str) -> tuple[float, Augment, str]:
+def open_sets(data: str, mixed: Sequence[Mixed], config: RunConfig) -> list[Ingredient]:
+    """DATA and what is mixed in, prepared where needed.
+
+    Args:
+        data: what the command line calls DATA.
+        mixed: weight, augmentation and DATA of each further set.
+        config: of the run.
+
+    Raises:
+        UserError: one cannot be read, has another validation share, or no image to train on.
+    """
+    sets = []
+    for weight, augment, name in ((1.0, config.data.augment, data), *mixed):
+        packed = open_data(
+            name,
+            image_size=config.data.image_size,
+            seed=config.seed,
+            valid_fraction=config.data.valid_fraction,
+        )
+        sets.append(Ingredient(packed=packed, augment=augment, weight=weight, data=name))
+    asked, held = config.data.valid_fraction, sets[0].packed.valid_fraction
+    if asked is not None and asked != held:
+        raise UserError(
+            f"{data} was prepared with a validation share of {held}, not {asked}: drop "
+            "--data.valid-fraction, or prepare it again with --valid-fraction"
+        )
+    return sets
+
+
+def parse_mix(text: str) -> Mixed:
     """`0.5:none:web.tar` is half as many images as DATA has, from web.tar, left as they are.
 
     Raises:

@@ -2,9 +2,11 @@
 
 The batch of step s is a pure function of (seed, s), and the loss is a sum divided once, so that a
 run is the same however it is interrupted, and nearly the same however it is cut over devices.
+What is done besides training (trackers, pictures, a probe) is passed in as plain functions.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,16 +16,14 @@ from igpt.errors import Diverged, Interrupted
 from igpt.progress import Ticker
 from igpt.tokens.batches import Batch
 from igpt.tokens.masks import bert_masks
-from igpt.train import checkpoint
 from igpt.train.distributed import sharing
-from igpt.train.meter import Meter
+from igpt.train.log import Meter, Tracker
 from igpt.train.objectives import loss_count
-from igpt.train.optim import clip_gradients, lr_factor_at
-from igpt.train.resume import save
-from igpt.train.stopping import stopping_softly
-from igpt.train.trackers import tracking
-from igpt.train.trainer import Trainer
-from igpt.train.validate import validation_nats
+from igpt.train.optim import clip_gradients, level_steps, lr_factor_at
+from igpt.train.saving import Saver
+from igpt.train.stopping import naming_the_newest, remedy, stopping_softly
+from igpt.train.trainer import Look, Trainer
+from igpt.train.validate import validated
 from igpt.train.watch import Watch
 
 
@@ -76,57 +76,85 @@ def train_step(trainer: Trainer, batch: Batch) -> tuple[float, float]:
     """
     train = trainer.config.train
     trainer.began = trainer.step + 1
-    loss = loss_of(trainer, batch)
+    loss = (trainer.loss_of or loss_of)(trainer, batch)
     norm = clip_gradients(trainer.network.parameters(), train.grad_clip_norm)
     loss_nats, grad_norm = float(loss), float(norm)
     if not (math.isfinite(loss_nats) and math.isfinite(grad_norm)):
-        raise Diverged(_not_finite(trainer, batch, loss_nats, grad_norm))
+        raise Diverged(
+            f"loss {loss_nats} and gradient norm {grad_norm} at step {trainer.step + 1} "
+            f"(images {', '.join(map(str, batch.ids[:8]))}, ...) are not finite"
+            f"{remedy(trainer)}"
+        )
     trainer.optimizer.step(lr_factor_at(trainer.step, train, trainer.warmup_steps))
     trainer.step += 1
     return loss_nats, grad_norm
 
 
-def _not_finite(trainer: Trainer, batch: Batch, loss_nats: float, grad_norm: float) -> str:
-    good, _ = checkpoint.newest(trainer.folder)
-    return (
-        f"loss {loss_nats} and gradient norm {grad_norm} at step {trainer.step + 1} "
-        f"(images {', '.join(map(str, batch.ids[:8]))}, ...) are not finite; last good checkpoint: "
-        f"{good or 'none'}: lower --train.lr, or --resume with another --seed"
-    )
+def run_steps(
+    trainer: Trainer,
+    ticker: Ticker,
+    *,
+    trackers: Sequence[Tracker] = (),
+    looks: Sequence[Look] = (),
+) -> None:
+    """Train from the trainer's step to the last one; log, save, validate and look when due.
 
-
-def run_steps(trainer: Trainer, ticker: Ticker) -> None:
-    """Train from the trainer's step to the last one, logging, validating and saving when due.
+    Args:
+        trainer: of the run.
+        ticker: shows the progress.
+        trackers: are told every figure and picture.
+        looks: what else is done now and then.
 
     Raises:
         Interrupted: a signal asked to stop; a checkpoint of the last whole step was written.
         Diverged: the loss is not finite.
         UserError: a file cannot be written, or a rank is lost.
     """
-    train = trainer.config.train
+    train, saver = trainer.config.train, Saver(trainer)
+    meter = Meter(trainer, trackers)
     slots = trainer.world.slots(train.batch_size)
-    batches = trainer.stream.prefetch(trainer.step, train.total_steps, slots)
+    total, kept_for_good = train.total_steps, {*train.checkpoint_at}
+    kept_for_good.add(level_steps(train, trainer.warmup_steps))
     # Watched inside, so that the signals torchrun sends when a rank is lost do not cut it short.
-    with stopping_softly(trainer), Watch(trainer), tracking(trainer) as trackers:
-        meter = Meter(trainer, trackers)
-        for batch in batches:
+    with stopping_softly(trainer, saver), Watch(trainer), naming_the_newest(trainer, saver):
+        if trainer.owes_validation:
+            _validate(trainer, meter)
+        if trainer.is_done:
+            return
+        for batch in trainer.stream.prefetch(trainer.step, total, slots):
             loss_nats, grad_norm = train_step(trainer, batch)
-            step, total = trainer.step, train.total_steps
+            step = trainer.step
             meter.add(loss_nats, grad_norm)
             if is_due(step, every=train.log_every, total=total):
                 ticker.update(step, total, meter.log())
-            if is_due(step, every=train.valid_every, total=total):
-                meter.log_validation(validation_nats(trainer))
-            if train.draw_every and is_due(step, every=train.draw_every, total=total):
-                meter.log_pictures()
-            stopped = trainer.world.largest(trainer.stop_signal or 0)
-            if (
-                stopped
-                or step in train.checkpoint_at
-                or is_due(step, every=train.checkpoint_every, total=total)
-            ):
-                save(trainer)
+            validates = is_due(step, every=train.valid_every, total=total)
+            if stopped := trainer.world.largest(trainer.stop_signal or 0):
+                trainer.owes_validation = validates
+                saver.save()
+                saver.wait()
+                raise Interrupted(
+                    f"stopped after step {step}, which is saved: go on with --resume", stopped
+                )
+            if validates:
+                _validate(trainer, meter)
+            saves = is_due(step, every=train.checkpoint_every, total=total)
+            if saves or step in kept_for_good or trainer.is_done:
+                saver.save()
                 meter.restart_clock()
-            if stopped and step < total:
-                message = f"stopped after step {step}, which is saved: go on with --resume"
-                raise Interrupted(message, stopped)
+            for look in looks:
+                if is_due(step, every=look.every, total=total):
+                    _look(trainer, meter, look)
+            if trainer.is_done:
+                break
+        saver.wait()
+
+
+def _validate(trainer: Trainer, meter: Meter) -> None:
+    meter.write_figures(validated(trainer))
+    trainer.owes_validation = False
+
+
+def _look(trainer: Trainer, meter: Meter, look: Look) -> None:
+    trainer.draws = True
+    meter.write_figures(look.take())
+    trainer.draws = False

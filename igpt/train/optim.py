@@ -1,6 +1,7 @@
 """The optimiser and its learning rate (paper §3.4)."""
 
 import math
+import sys
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -30,6 +31,23 @@ def lr_factor_at(step: int, config: TrainConfig, warmup_steps: int) -> float:
     if config.schedule == "linear":
         return min(1.0, (1 - done) / config.decay_fraction)
     return 1.0
+
+
+def level_steps(config: TrainConfig, warmup_steps: int) -> int:
+    """How many of the first updates do not depend on where the run ends.
+
+    They would be the same in a longer run, which can therefore go on from there. Under `linear`
+    these are the updates until the rate falls, under `constant` all of them, under `cosine` none.
+    """
+    if config.schedule == "constant":
+        return sys.maxsize
+    if config.schedule == "cosine":
+        return 0
+    rest = config.total_steps - warmup_steps
+    steps = warmup_steps + math.ceil((1 - config.decay_fraction) * rest) + 1
+    while steps > warmup_steps and lr_factor_at(steps - 1, config, warmup_steps) < 1:
+        steps -= 1
+    return min(steps, config.total_steps)
 
 
 # What each optimiser keeps of a parameter.
@@ -98,7 +116,7 @@ class Optimizer:
             UserError: a tensor is missing, extra or of another shape, by name.
         """
         # `benchmarks/gpu.sh` trains where safetensors, which checkpoints need, is not installed.
-        from igpt.train.checkpoint import check_tensors
+        from igpt.train.tensors import check_tensors
 
         check_tensors(self._shapes(), tensors, where=where)
         by_parameter: dict[str, dict[str, Tensor]] = {}

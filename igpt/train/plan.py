@@ -6,7 +6,7 @@ from igpt import compute
 from igpt.config import RunConfig
 from igpt.model.sizes import Shape, activation_bytes, parameter_count, train_flops
 from igpt.train.memory import STATE_BYTES
-from igpt.train.setup import resolve
+from igpt.train.settings import resolve
 
 # Of the matrix rate: what training reaches with small and with large networks.
 SHARES_OF_RATE = (0.1, 0.5)

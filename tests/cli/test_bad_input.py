@@ -17,7 +17,7 @@ from igpt.errors import UserError
 from igpt.images.packed.read import PackedSet
 from igpt.images.sources.find import KINDS, NAMED
 from igpt.images.sources.names import suffixes
-from igpt.train import setup
+from igpt.train.folder import read_run
 
 SMALL = """--data.image-size 8 --data.n-colors 8 --model.n-layer 1 --model.n-head 1 --model.n-embd 8
     --train.total-steps 2 --train.batch-size 2 --train.compile off --train.precision fp32""".split()
@@ -151,7 +151,7 @@ def test_an_unknown_key_in_a_runs_config_is_named(place, capsys):
     assert status == 2
     assert line.startswith("igpt: error: run/config.json: unknown key 'train.learning_rate': ")
     with pytest.raises(UserError, match="unknown key"):
-        setup.read_run(place / "run")
+        read_run(place / "run")
 
 
 @pytest.mark.parametrize(

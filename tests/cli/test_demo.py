@@ -7,7 +7,7 @@ from igpt.cli.demo import demo
 from igpt.config import ModelConfig
 from igpt.errors import UserError
 from igpt.recipes import recipe
-from igpt.train.tracking import read_metrics
+from igpt.train.folder import read_metrics
 
 
 @pytest.fixture

@@ -78,7 +78,10 @@ def test_options_that_no_recipe_sets_can_only_be_turned_from_their_default(capsy
             ["pretrain", "a", "b", "--recipe", "demoo"],
             "there is no recipe 'demoo': did you mean demo?",
         ),
-        (["pretrain", "a", "b", "--recipe"], "--recipe needs a name"),
+        (
+            ["pretrain", "a", "b", "--recipe"],
+            "Missing value for argument '--recipe'. Expected 1 values: see igpt pretrain --help",
+        ),
         (
             ["serve", "cifar10-small", "--port", "70000"],
             "--port is 70000: choose from 0 to 65535; 0 takes one that is free",

@@ -6,26 +6,15 @@ import time
 from pathlib import Path
 
 from igpt.errors import UserError
-from igpt.progress import Ticker
-from igpt.train import checkpoint, loop, resume, setup
-
-QUIET = Ticker(None, None, "")
+from igpt.train import checkpoint, run
 
 
-def train(folder, config, data):
+def train(folder, config, data, **options):
     """Start or resume the run in `folder` and train it to its end."""
-    exists = (folder / "config.json").exists()
-    if not exists:
-        setup.create_run(config, data, folder)
-    config, _ = setup.read_run(folder)
-    tokenizer = setup.tokenizer_of_run(folder, config)
-    trainer = setup.make_trainer(config, data, folder, tokenizer=tokenizer)
-    if exists:
-        resume.resume(trainer)
-    loop.run_steps(trainer, QUIET)
+    run.train_run(data, folder, config, command="test", resume=True, **options)
 
 
-def train_in_silence(folder, config, data, threads):
+def train_in_silence(folder, config, data, threads, options):
     """`train` in a child that prints nothing."""
     import torch
 
@@ -33,7 +22,7 @@ def train_in_silence(folder, config, data, threads):
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
-    train(folder, config, data)
+    train(folder, config, data, **options)
 
 
 def forks():
@@ -43,14 +32,14 @@ def forks():
     return context
 
 
-def killed_after(context, wait_s, folder, config, data, *, from_start=False, threads=1):
+def killed_after(context, wait_s, folder, config, data, *, from_start=False, threads=1, **options):
     """Train in a child and kill it `wait_s` after its first checkpoint, or after its start.
 
     Returns:
         Whether it still ran then.
     """
     before = newest_step(folder)
-    child = context.Process(target=train_in_silence, args=(folder, config, data, threads))
+    child = context.Process(target=train_in_silence, args=(folder, config, data, threads, options))
     child.start()
     deadline_s = time.monotonic() + 300
     while not from_start and child.is_alive() and newest_step(folder) <= before:
@@ -62,9 +51,9 @@ def killed_after(context, wait_s, folder, config, data, *, from_start=False, thr
     return child.exitcode == -9
 
 
-def train_in_child(context, folder, config, data, *, threads=1):
+def train_in_child(context, folder, config, data, *, threads=1, **options):
     """Train to the end as a child that is killed does, from the same server."""
-    child = context.Process(target=train_in_silence, args=(folder, config, data, threads))
+    child = context.Process(target=train_in_silence, args=(folder, config, data, threads, options))
     child.start()
     child.join()
     assert child.exitcode == 0

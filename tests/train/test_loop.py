@@ -7,49 +7,15 @@ import threading
 import pytest
 import torch
 
-from igpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from igpt.errors import Interrupted, UserError
-from igpt.progress import Ticker
-from igpt.train import checkpoint, loop, resume, setup
+from igpt.train import checkpoint, loop, run, settings
+from igpt.train.feeding import Ingredient
+from igpt.train.folder import read_metrics, read_run
+from igpt.train.optim import lr_factor_at
+from igpt.train.saving import Saver, save
 from igpt.train.stopping import stopping_softly
-from igpt.train.tracking import read_metrics
 from tests.train import killing
-
-TINY = RunConfig(
-    data=DataConfig(image_size=8, n_colors=17),
-    model=ModelConfig(n_layer=2, n_head=2, n_embd=16),
-    train=TrainConfig(
-        total_steps=8,
-        batch_size=6,
-        lr=0.01,
-        warmup_steps=2,
-        log_every=2,
-        valid_every=4,
-        valid_images=20,
-        checkpoint_every=3,
-        precision="fp32",
-        compile="off",
-    ),
-)
-QUIET = Ticker(None, None, "")
-
-
-def tiny(**train):
-    return dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, **train))
-
-
-def start(config, data, folder):
-    config = setup.create_run(config, data, folder)
-    tokenizer = setup.tokenizer_of_run(folder, config)
-    return setup.make_trainer(config, data, folder, tokenizer=tokenizer)
-
-
-def resumed(data, folder):
-    config, _ = setup.read_run(folder)
-    tokenizer = setup.tokenizer_of_run(folder, config)
-    trainer = setup.make_trainer(config, data, folder, tokenizer=tokenizer)
-    resume.resume(trainer)
-    return trainer
+from tests.train.making import TINY, resumed, start, take_steps, tiny
 
 
 def weights(trainer):
@@ -69,15 +35,15 @@ def test_a_run_resumed_at_any_step_ends_with_the_same_bits(
 ):
     config = tiny(objective=objective, optimizer=optimizer)
     whole = start(config, digits, tmp_path / "whole")
-    loop.run_steps(whole, QUIET)
+    take_steps(whole)
 
     broken = start(config, digits, tmp_path / "broken")
     for batch in broken.stream.prefetch(0, stop_at):
         loop.train_step(broken, batch)
-    resume.save(broken)
+    save(broken)
     again = resumed(digits, tmp_path / "broken")
     assert again.step == stop_at
-    loop.run_steps(again, QUIET)
+    take_steps(again)
     assert_same(weights(whole), weights(again))
 
 
@@ -96,7 +62,7 @@ def test_micro_batches_change_the_gradient_by_rounding_only(digits, tmp_path, ob
 
 def test_loss_falls_and_metrics_hold_what_they_promise(digits, tmp_path):
     trainer = start(tiny(total_steps=30), digits, tmp_path / "run")
-    loop.run_steps(trainer, QUIET)
+    take_steps(trainer)
     lines = read_metrics(tmp_path / "run")
     logged = [line for line in lines if "loss_nats" in line]
     valid = [line["valid_nats"] for line in lines if "valid_nats" in line]
@@ -113,26 +79,62 @@ def test_bf16_is_for_products_only(digits, tmp_path):
     trainer.network.h[0].mlp.c_fc.register_forward_hook(lambda *args: seen.append(args[2].dtype))
     before = loop.loss_of(trainer, trainer.stream.at(0))
     trainer.network.zero_grad()
-    loop.run_steps(trainer, QUIET)
+    take_steps(trainer)
     assert set(seen) == {torch.bfloat16}
     assert before.dtype == torch.float32
     state = [*trainer.network.state_dict().values(), *trainer.optimizer.tensors().values()]
     assert {tensor.dtype for tensor in state} == {torch.float32}
 
 
-def test_a_second_signal_ends_at_once_and_the_handlers_are_put_back(digits, tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
+STOPS = [getattr(signal, f"SIG{name}") for name in ("INT", "TERM", "HUP", "USR1", "USR2")]
+
+
+def test_a_second_ctrl_c_ends_at_once_and_the_handlers_are_put_back(digits, tmp_path):
+    before = [signal.getsignal(number) for number in STOPS]
     trainer = start(tiny(), digits, tmp_path / "run")
-    with pytest.raises(KeyboardInterrupt), stopping_softly(trainer):
-        signal.raise_signal(signal.SIGTERM)
-        assert trainer.stop_signal == signal.SIGTERM
-        signal.raise_signal(signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(KeyboardInterrupt), stopping_softly(trainer, Saver(trainer)):
+        signal.raise_signal(signal.SIGINT)
+        assert trainer.stop_signal == signal.SIGINT
+        signal.raise_signal(signal.SIGINT)
+    assert [signal.getsignal(number) for number in STOPS] == before
+
+
+@pytest.mark.parametrize("number", STOPS[1:])
+def test_other_signals_ask_to_stop_however_often_they_come(digits, tmp_path, number):
+    trainer = start(tiny(), digits, tmp_path / "run")
+    with stopping_softly(trainer, Saver(trainer)):
+        for _ in range(3):
+            signal.raise_signal(number)
+    assert trainer.stop_signal == number
+
+
+def test_a_signal_that_is_ignored_or_used_otherwise_stays_so(digits, tmp_path):
+    trainer, seen = start(tiny(), digits, tmp_path / "run"), []
+    before = (
+        signal.signal(signal.SIGHUP, signal.SIG_IGN),
+        signal.signal(signal.SIGUSR1, lambda *_: seen.append(1)),
+    )
+    try:
+        with stopping_softly(trainer, Saver(trainer)):
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGHUP, before[0])
+        signal.signal(signal.SIGUSR1, before[1])
+    assert (trainer.stop_signal, seen) == (None, [1])
+
+
+def test_a_run_in_another_thread_takes_no_signal(digits, tmp_path):
+    trainer = start(tiny(), digits, tmp_path / "run")
+    thread = threading.Thread(target=take_steps, args=(trainer,))
+    thread.start()
+    thread.join()
+    assert trainer.step == 8
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_batch_and_last_good_checkpoint(digits, tmp_path):
     trainer = start(tiny(), digits, tmp_path / "run")
-    loop.run_steps(trainer, QUIET)
+    take_steps(trainer)
     trainer.step = 6
     before = weights(trainer)
     with torch.no_grad():
@@ -149,7 +151,7 @@ def test_a_signal_saves_the_step_and_says_how_to_go_on(digits, tmp_path, number)
     trainer = start(tiny(total_steps=100_000, checkpoint_every=10**6), digits, tmp_path / "run")
     threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
     with pytest.raises(Interrupted, match="is saved: go on with --resume") as stop:
-        loop.run_steps(trainer, QUIET)
+        take_steps(trainer)
     assert stop.value.signal_number == number
     path, _ = checkpoint.newest(tmp_path / "run")
     assert path == checkpoint.folder_of(tmp_path / "run", trainer.step)
@@ -171,7 +173,7 @@ def test_ctrl_c_that_breaks_the_compiler_too_still_ends_in_one_line(
 
     monkeypatch.setattr(loop, "train_step", broken_step)
     with pytest.raises(Interrupted) as stop:
-        loop.run_steps(trainer, QUIET)
+        take_steps(trainer)
     assert stop.value.signal_number == signal.SIGINT
     path, _ = checkpoint.newest(tmp_path / "run")
     if step:
@@ -190,12 +192,12 @@ def test_a_step_that_fails_without_a_signal_is_not_hidden(digits, tmp_path, monk
 
     monkeypatch.setattr(loop, "train_step", broken_step)
     with pytest.raises(RuntimeError, match="a mistake of ours"):
-        loop.run_steps(trainer, QUIET)
+        take_steps(trainer)
 
 
 def test_metrics_after_the_checkpoint_are_dropped_at_resume(digits, tmp_path):
     trainer = start(tiny(), digits, tmp_path / "run")
-    loop.run_steps(trainer, QUIET)
+    take_steps(trainer)
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "loss_nats": 1}\n{"ste')
     resumed(digits, tmp_path / "run")
@@ -205,47 +207,71 @@ def test_metrics_after_the_checkpoint_are_dropped_at_resume(digits, tmp_path):
 def test_a_folder_that_holds_something_is_left_alone(digits, tmp_path):
     start(TINY, digits, tmp_path / "run")
     with pytest.raises(UserError, match="already holds a run: add --resume to go on with it"):
-        setup.create_run(TINY, digits, tmp_path / "run")
+        start(TINY, digits, tmp_path / "run")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match=r"is not empty \(thesis.txt, ...\): choose another folder"):
-        setup.create_run(TINY, digits, tmp_path / "other")
+        start(TINY, digits, tmp_path / "other")
 
 
 def test_resume_names_and_refuses_what_would_make_it_another_run():
     changed = dataclasses.replace(tiny(lr=0.5, batch_size=7), seed=3)
     with pytest.raises(UserError) as refusal:
-        resume.check_resumable(TINY, changed, step=4)
+        settings.taken_up(TINY, changed)
     for text in ("seed 0 -> 3", "train.batch_size 6 -> 7", "train.lr 0.01 -> 0.5"):
         assert text in str(refusal.value)
-    resume.check_resumable(TINY, tiny(log_every=1, checkpoint_every=2, keep_last=5), step=4)
+    free = tiny(log_every=1, checkpoint_every=2, keep_last=5)
+    assert settings.taken_up(TINY, free) == free
 
 
 def test_resume_warns_where_bits_may_differ(capsys):
-    resume.check_resumable(tiny(micro_batch=6), tiny(micro_batch=3), step=4)
+    settings.taken_up(tiny(micro_batch=6), tiny(micro_batch=3))
     assert "warning: train.micro_batch 6 -> 3: the weights will not be" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("step", [0, 2, 6])
-def test_the_end_may_move_while_the_rate_is_level(step):
-    long = tiny(schedule="linear", total_steps=40, decay_fraction=0.5)
-    resume.check_resumable(
-        long, tiny(schedule="linear", total_steps=10, decay_fraction=0.5), step=step
+def test_auto_and_none_at_resume_mean_what_is_stored(capsys):
+    stored = tiny(micro_batch=3, precision="bf16", compile="off", parallel="ddp", warmup_steps=2)
+    asked = tiny(
+        micro_batch="auto", precision="auto", compile="auto", parallel="auto", warmup_steps=None
     )
+    assert settings.taken_up(stored, asked) == stored
+    assert capsys.readouterr().err == ""
+
+
+def test_steps_kept_for_good_stay_promised():
+    found = settings.taken_up(tiny(checkpoint_at=(2, 3)), tiny(checkpoint_at=(10, 2)))
+    assert found.train.checkpoint_at == (2, 3, 10)
+
+
+@pytest.mark.parametrize("step", [0, 2, 6])
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+def test_the_end_may_move_while_the_rate_is_level(step, schedule):
+    stored, asked = (tiny(schedule=schedule, total_steps=n).train for n in (40, 10))
+    assert settings.last_common_step(stored, asked, step=step) == step
+
+
+@pytest.mark.parametrize(("total", "step", "back_to"), [(12, 7, 6), (12, 8, 6), (9, 8, 6)])
+def test_a_longer_end_goes_back_to_before_the_rate_fell(total, step, back_to):
+    stored, asked = (tiny(schedule="linear", total_steps=n).train for n in (8, total))
+    assert lr_factor_at(back_to - 1, stored, 2) == 1 > lr_factor_at(back_to, stored, 2)
+    assert settings.last_common_step(stored, asked, step=step) == back_to
 
 
 @pytest.mark.parametrize(
-    ("stored", "asked", "step"),
+    ("schedule", "before", "after", "step", "said"),
     [
-        ({"schedule": "linear", "total_steps": 8}, {"schedule": "linear", "total_steps": 12}, 7),
-        ({"schedule": "linear", "total_steps": 40}, {"schedule": "linear", "total_steps": 8}, 7),
-        ({"schedule": "linear", "total_steps": 40}, {"schedule": "linear", "total_steps": 4}, 6),
-        ({"schedule": "cosine", "total_steps": 8}, {"schedule": "cosine", "total_steps": 12}, 1),
+        ("linear", 40, 8, 7, "--resume cannot change train.total_steps 40 -> 8: drop it"),
+        ("linear", 40, 4, 6, "--resume cannot change train.total_steps 40 -> 4: drop it"),
+        ("constant", 40, 4, 6, "--resume cannot change train.total_steps 40 -> 4: drop it"),
+        ("cosine", 8, 12, 1, "under train.schedule cosine every step depends on the last one; "),
     ],
 )
-def test_the_end_may_not_move_once_the_rate_has_felt_it(stored, asked, step):
-    with pytest.raises(UserError, match="--resume cannot change train"):
-        resume.check_resumable(tiny(**stored), tiny(**asked), step=step)
+def test_the_end_may_not_move_where_steps_were_made_for_another(
+    schedule, before, after, step, said
+):
+    stored, asked = (tiny(schedule=schedule, total_steps=n).train for n in (before, after))
+    with pytest.raises(UserError, match=said):
+        settings.last_common_step(stored, asked, step=step)
 
 
 def test_output_projections_start_at_zero_only_where_asked(digits, tmp_path):
@@ -257,13 +283,9 @@ def test_output_projections_start_at_zero_only_where_asked(digits, tmp_path):
 
 
 def test_auto_settings_are_resolved_and_stored(digits, tmp_path):
-    config = setup.create_run(
-        tiny(precision="auto", compile="auto", micro_batch="auto", warmup_steps=None),
-        digits,
-        tmp_path / "run",
-    )
-    stored, facts = setup.read_run(tmp_path / "run")
-    assert stored == config
+    asked = tiny(precision="auto", compile="auto", micro_batch="auto", warmup_steps=None)
+    run.begin(tmp_path / "run", asked, [Ingredient(packed=digits, augment="none")], command="test")
+    config, facts = read_run(tmp_path / "run")
     assert config.train.precision in ("fp32", "bf16")
     assert config.train.micro_batch == 6
     assert config.train.warmup_steps == 1
@@ -272,19 +294,19 @@ def test_auto_settings_are_resolved_and_stored(digits, tmp_path):
 
 def test_micro_batch_shrinks_to_the_memory_at_hand(monkeypatch):
     monkeypatch.setattr("igpt.compute.free_memory_bytes", lambda device: 40_000_000)
-    config = setup.resolve(tiny(batch_size=128), n_images=1000, n_colors=17)
+    config = settings.resolve(tiny(batch_size=128), n_images=1000, n_colors=17)
     assert 1 <= config.train.micro_batch < 128
 
 
 def test_killed_at_random_moments_and_resumed_the_weights_are_bit_identical(digits, tmp_path):
     """TARGETS, Reliability row 1, quick form: 4 kills; the 50 are in test_soak."""
     config = tiny(total_steps=400, checkpoint_every=5, log_every=50, valid_every=200)
-    killing.train(tmp_path / "whole", config, digits)
+    killing.train(tmp_path / "whole", config, "digits")
     context, rng = killing.forks(), random.Random(0)
     for _ in range(4):
         wait_s = 0.3 * rng.random()
-        assert killing.killed_after(context, wait_s, tmp_path / "broken", config, digits)
+        assert killing.killed_after(context, wait_s, tmp_path / "broken", config, "digits")
     assert 0 < killing.newest_step(tmp_path / "broken") < 400
-    killing.train(tmp_path / "broken", config, digits)
+    killing.train(tmp_path / "broken", config, "digits")
     whole = killing.final_weights(tmp_path / "whole", 400)
     assert killing.final_weights(tmp_path / "broken", 400) == whole

@@ -5,18 +5,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from igpt.cli.pretrain import train_run
 from igpt.errors import UserError
-from igpt.train import loop, resume, trackers
-from igpt.train.meter import countdown
-from igpt.train.tracking import read_metrics
-from tests.train.test_loop import QUIET, resumed, start, tiny
+from igpt.train import log, loop
+from igpt.train.folder import read_metrics
+from igpt.train.log import countdown
+from igpt.train.saving import save
+from igpt.train.trainer import Look
+from tests.train.making import resumed, start, take_steps, tiny, trained
+
+DRAWS = Look(8, lambda: {"samples": np.zeros((4, 5, 3), np.uint8)})
 
 
 def test_grids_are_drawn_when_due_and_do_not_change_the_run(digits, tmp_path):
-    plain = train_run("digits", tmp_path / "plain", tiny())
-    drawn = train_run("digits", tmp_path / "drawn", tiny(draw_every=5))
-    assert drawn["valid_nats"] == plain["valid_nats"]
+    plain = trained(tiny(), tmp_path / "plain")
+    drawn = trained(tiny(draw_every=5), tmp_path / "drawn")
+    assert drawn.valid_nats == plain.valid_nats
     found = {path.name for path in (tmp_path / "drawn" / "pictures" / "training").iterdir()}
     assert found == {
         "samples-0000005.png",
@@ -30,21 +33,18 @@ def test_grids_are_drawn_when_due_and_do_not_change_the_run(digits, tmp_path):
 
 
 def test_bert_draws_completions_only(digits, tmp_path):
-    train_run("digits", tmp_path / "run", tiny(objective="bert", draw_every=8, total_steps=8))
+    trained(tiny(objective="bert", draw_every=8, total_steps=8), tmp_path / "run")
     (picture,) = (tmp_path / "run" / "pictures" / "training").iterdir()
     assert picture.name == "completions-0000008.png"
 
 
 def test_tensorboard_holds_the_figures_and_pictures_and_goes_on_after_resuming(digits, tmp_path):
     accumulation = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    trainer = start(tiny(track=("tensorboard",), draw_every=4), digits, tmp_path / "run")
-    trainer.draw = lambda: {"samples": np.zeros((4, 5, 3), np.uint8)}
+    trainer = start(tiny(track=("tensorboard",)), digits, tmp_path / "run")
     for batch in trainer.stream.prefetch(0, 4):
         loop.train_step(trainer, batch)
-    resume.save(trainer)
-    again = resumed(digits, tmp_path / "run")
-    again.draw = trainer.draw
-    loop.run_steps(again, QUIET)
+    save(trainer)
+    take_steps(resumed(digits, tmp_path / "run"), looks=[DRAWS])
     events = accumulation.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     logged = {line["step"]: line for line in read_metrics(tmp_path / "run") if "lr" in line}
@@ -55,9 +55,9 @@ def test_tensorboard_holds_the_figures_and_pictures_and_goes_on_after_resuming(d
 
 
 def test_a_tracker_that_is_not_installed_is_named_before_any_work(monkeypatch, tmp_path):
-    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    monkeypatch.setattr(log, "find_spec", lambda name: None)
     with pytest.raises(UserError) as refusal:
-        train_run("digits", tmp_path / "run", tiny(track=("wandb",)))
+        trained(tiny(track=("wandb",)), tmp_path / "run")
     assert str(refusal.value) == (
         "train.track wandb needs the package wandb: pip install 'igpt[tracking]'"
     )
@@ -70,9 +70,7 @@ def test_wandb_writes_below_the_run_and_needs_no_network(digits, tmp_path, monke
     pytest.importorskip("wandb")
     for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "elsewhere"))
-    trainer = start(tiny(track=("wandb",), draw_every=8), digits, tmp_path / "run")
-    trainer.draw = lambda: {"samples": np.zeros((4, 5, 3), np.uint8)}
-    loop.run_steps(trainer, QUIET)
+    take_steps(start(tiny(track=("wandb",)), digits, tmp_path / "run"), looks=[DRAWS])
     (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     (log,) = folder.glob("run-*.wandb")
     deadline_s = time.monotonic() + 30  # its own process writes on after `finish`
@@ -92,7 +90,7 @@ def test_time_left_reads_as_a_person_says_it(span_s, text):
 
 def test_time_left_falls_to_nothing(digits, tmp_path):
     trainer = start(dataclasses.replace(tiny()), digits, tmp_path / "run")
-    loop.run_steps(trainer, QUIET)
+    take_steps(trainer)
     left = [line["left_s"] for line in read_metrics(tmp_path / "run") if "left_s" in line]
     assert left[0] > 0
     assert left[-1] == 0
