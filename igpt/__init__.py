@@ -8,21 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from igpt import sklearn as sklearn
+    from igpt.errors import Interrupted as Interrupted
     from igpt.errors import UserError as UserError
     from igpt.pixelmodel import PixelModel as PixelModel
     from igpt.pixelmodel import load as load
     from igpt.tokens.palette import Palette as Palette
+    from igpt.train.run import Run as Run
+    from igpt.train.run import pretrain as pretrain
 
 __version__ = "0.1.0"
 
 _HOME_OF = {
+    "Interrupted": "igpt.errors",
     "UserError": "igpt.errors",
     "Palette": "igpt.tokens.palette",
     "PixelModel": "igpt.pixelmodel",
+    "Run": "igpt.train.run",
     "load": "igpt.pixelmodel",
+    "pretrain": "igpt.train.run",
 }
 
-__all__ = ["Palette", "PixelModel", "UserError", "load"]
+__all__ = ["Interrupted", "Palette", "PixelModel", "Run", "UserError", "load", "pretrain"]
 
 
 def __getattr__(name: str) -> Any:

@@ -367,7 +367,9 @@ def _restore(kind: Any, value: Any, *, where: str, path: str) -> Any:
         return float(value)
     if kind in (int, str, bool, types.NoneType) and type(value) is kind:
         return value
-    raise UserError(f"{where}: {path} is {value!r}, which is not what this setting takes")
+    raise UserError(
+        f"{where}: {path.rstrip('.')} is {value!r}, which is not what this setting takes"
+    )
 
 
 def _restore_dataclass(kind: Any, values: Any, *, where: str, path: str) -> Any:

@@ -7,13 +7,26 @@ import contextlib
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 PLAIN_LINE_EVERY_S = 10.0
+_IS_QUIET = ContextVar("_IS_QUIET", default=False)
+
+
+@contextmanager
+def quietly(quiet: bool = True) -> Iterator[None]:
+    """Print nothing inside, for callers in Python; what begins with `warning:` is a warning."""
+    token = _IS_QUIET.set(quiet)
+    try:
+        yield
+    finally:
+        _IS_QUIET.reset(token)
 
 
 class Ticker:
@@ -71,7 +84,7 @@ def _is_live() -> bool:
 @contextmanager
 def ticking(label: str, *, quiet: bool = False) -> Iterator[Ticker]:
     """A `Ticker` on standard error; `quiet` shows nothing, and so do ranks after the first."""
-    quiet = quiet or own_rank() > 0
+    quiet = quiet or own_rank() > 0 or _IS_QUIET.get()
     if quiet or not _is_live():
         yield Ticker(None, None, label) if not quiet else _Silent()
         return
@@ -97,5 +110,9 @@ class _Silent(Ticker):
 def say(text: str, *, from_any_rank: bool = False) -> None:
     """A line for the person at the terminal, on standard error; from the first rank only."""
     if own_rank() > 0 and not from_any_rank:
+        return
+    if _IS_QUIET.get():
+        if text.startswith("warning: "):
+            warnings.warn(text.removeprefix("warning: "), stacklevel=2)
         return
     _tell(text)

@@ -7,6 +7,7 @@ but RUN decides how a resumed run goes on.
 """
 
 import dataclasses
+import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -26,12 +27,12 @@ from igpt.images.packed.read import PackedSet
 from igpt.modelfolder import ModelFacts
 from igpt.pixelmodel import PixelModel, export_run, load
 from igpt.probe.features import weights_digest
-from igpt.progress import say, ticking
+from igpt.progress import quietly, say, ticking
 from igpt.tokens.palette import Palette
 from igpt.tokens.raw import RawTokens
 from igpt.tokens.tokenizer import Tokenizer
 from igpt.train import checkpoint
-from igpt.train.distributed import World, default_world
+from igpt.train.distributed import World, default_world, joined
 from igpt.train.feeding import (
     Ingredient,
     Mixed,
@@ -48,6 +49,7 @@ from igpt.train.folder import (
     is_run,
     read_metrics,
     read_run,
+    starting_config,
     write_run,
 )
 from igpt.train.log import Tracker, check_trackers, drop_metrics_after, tracking
@@ -96,6 +98,111 @@ class Start:
     digest: str
     trained: Mapping[str, Any]
     """The facts of the model that they are of."""
+
+
+def pretrain(
+    data: str | Path,
+    folder: str | Path,
+    /,
+    *,
+    recipe: str | None = None,
+    config: RunConfig | None = None,
+    mix: Sequence[str] = (),
+    workers: int = 0,
+    resume: bool = False,
+    init_from: str | Path | None = None,
+    progress: Callable[[Mapping[str, Any]], object] | None = None,
+    verbose: bool = False,
+    **settings: Any,
+) -> Run:
+    """Train a model on images without labels, as `igpt pretrain` does (paper §3.4).
+
+    Nothing is printed unless asked for. In the main thread Ctrl-C and SIGTERM save the step at hand
+    and raise `Interrupted`; the handlers are put back. Under torchrun every rank calls this.
+
+    Args:
+        data: a name (cifar10), a packed set, a folder of images, a tar, a parquet or csv file.
+        folder: of the run; must be new unless `resume`.
+        recipe: named settings to begin with.
+        config: all settings, in place of a recipe.
+        mix: WEIGHT:AUGMENT:DATA of further images.
+        workers: processes that decode images anew under augment imagenet; 0: one a core.
+        resume: go on with the run that is there, with its settings; where there is none, start it.
+        init_from: a run or model folder whose weights and palette to start from.
+        progress: is called with each line of metrics.jsonl as it is written.
+        verbose: say on standard error what the command says.
+        settings: single ones, named as the options are: `seed=1, train={"lr": 1e-3}`.
+
+    Raises:
+        UserError: the folder, the data or a setting does not allow it.
+        Interrupted: a signal stopped it after a checkpoint.
+    """
+    if not str(folder):
+        raise UserError("the folder of the run is '': give it a name")
+    place = Path(folder).expanduser()
+    base = config or starting_config(place, resume=resume, recipe=recipe)
+    asked = {name: value for name, value in (("recipe", recipe), *settings.items()) if value}
+    words = "".join(f", {name}={value!r}" for name, value in asked.items())
+    with quietly(not verbose), joined():
+        return train_run(
+            str(data),
+            place,
+            overlaid(base, settings),
+            command=f"igpt.pretrain({str(data)!r}, {str(folder)!r}{words})",
+            mix=mix,
+            workers=workers,
+            resume=resume,
+            init_from=None if init_from is None else str(init_from),
+            trackers=[] if progress is None else [_Told(progress)],
+        )
+
+
+class _Told:
+    """A tracker that hands each line of figures to a function."""
+
+    def __init__(self, function: Callable[[Mapping[str, Any]], object]) -> None:
+        self._function = function
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Hand it on."""
+        self._function(line)
+
+    def show(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Pictures lie in the run's folder."""
+
+    def close(self) -> None:
+        """Nothing waits."""
+
+
+def overlaid(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """A configuration with single settings in place of its own.
+
+    Args:
+        config: to begin with.
+        settings: by name; those of a part as a mapping, or with dots: `{"train.lr": 1e-3}`.
+
+    Raises:
+        UserError: one is unknown, or does not take such a value.
+    """
+    values = json.loads(json.dumps(config.to_dict()))  # tuples as lists, as from a file
+    for name, value in settings.items():
+        _lay(values, name.split("."), value)
+    return RunConfig.from_dict(values, where="settings")
+
+
+def _lay(values: dict[str, Any], names: list[str], value: Any) -> None:
+    first, *rest = names
+    below = values.get(first)
+    if rest or (isinstance(value, Mapping) and isinstance(below, dict)):
+        inner = {".".join(rest): value} if rest else value
+        part = below if isinstance(below, dict) else values.setdefault(first, {})
+        for name, item in inner.items():
+            _lay(part, name.split("."), item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        values[first] = dataclasses.asdict(value)
+    else:
+        value = value.item() if isinstance(value, np.generic) else value
+        values[first] = list(value) if isinstance(value, tuple) else value
 
 
 def train_run(

@@ -15,6 +15,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from igpt.errors import UserError
 from igpt.progress import say
+from igpt.train.distributed import COLLECTIVE_TIMEOUT
 from igpt.train.trainer import Trainer
 
 LOST_AFTER_S = 3.0
@@ -87,10 +88,11 @@ class Watch:
         return f"igpt/watch/{attempt}/{self._trainer.folder.name}/{rank}"
 
     def _run(self) -> None:
-        number = 0
+        number, woke_s = 0, time.monotonic()
         try:
             while not self._done.wait(self._every_s):
                 number += 1
+                woke_s = self._forget_pause(woke_s)
                 moves = number if self._trainer.draws else self._trainer.moves
                 report = f"{number} {self._trainer.began} {moves}"
                 self._store.set(self._key(self._world.rank), report)
@@ -100,6 +102,20 @@ class Watch:
             self._store.set(self._key(self._world.rank), _DONE)
         except dist.DistError:
             _end("torchrun is gone: the job ends; go on with --resume")
+
+    def _forget_pause(self, woke_s: float) -> float:
+        """Count no silence while this process itself, or torchrun, was suspended; the time now.
+
+        Args:
+            woke_s: when this was last called.
+        """
+        now_s = time.monotonic()
+        pause_s = now_s - woke_s - self._every_s
+        if pause_s > LOST_AFTER_S:
+            # The others may wake a little later.
+            self._heard_s = [now_s] * self._world.size
+            self._moved_s = now_s
+        return now_s
 
     def _listen(self) -> None:
         now_s = time.monotonic()
@@ -147,7 +163,8 @@ class Watch:
 def _store() -> TCPStore:
     """Another connection to torchrun's store, as each one serves one thread at a time."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return TCPStore(host, port, is_master=False)
+    # A torchrun that is suspended answers when it goes on; one that is gone, at once by an error.
+    return TCPStore(host, port, is_master=False, timeout=COLLECTIVE_TIMEOUT)
 
 
 def _named(ranks: list[int]) -> str:
