@@ -24,6 +24,9 @@ Kernel = Literal["igpt", "torch"]
 Tokenizer = Literal["palette", "raw"]
 Pooling = Literal["mean", "bands"]
 """Of activations over positions: mean, the paper's; bands keeps where and how much they vary."""
+N_BANDS = 4
+N_POOLED: dict[Pooling, int] = {"mean": 1, "bands": N_BANDS + 1}
+"""Numbers that a channel gives."""
 Augment = Literal["none", "flip", "cifar", "imagenet"]
 TrackerName = Literal["tensorboard", "wandb"]
 

@@ -5,6 +5,8 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from igpt import compute, shipped
-from igpt.config import Pooling, SampleConfig
+from igpt.config import N_POOLED, Pooling, SampleConfig
 from igpt.errors import UserError
 from igpt.files import read_json, writing_folder
 from igpt.images.taking import Images, as_squares
@@ -35,11 +37,41 @@ if TYPE_CHECKING:
     from igpt.probe.saved import SavedProbe
 
 
+@dataclass(frozen=True, slots=True)
+class FeatureChoice:
+    """Which of a model's features are meant."""
+
+    layer: int
+    """0 to L."""
+    pooling: Pooling
+    """Over positions."""
+    normalised: bool
+    """The paper's, or the raw residual stream."""
+    n_embd: int
+    """Channels D of the model."""
+
+    def __post_init__(self) -> None:
+        if self.pooling not in N_POOLED:
+            raise UserError(
+                f"pooling {self.pooling!r} does not exist: choose from {', '.join(N_POOLED)}"
+            )
+
+    @property
+    def width(self) -> int:
+        """Numbers of a vector."""
+        return self.n_embd * N_POOLED[self.pooling]
+
+
+# Models of before 0.2 know the name of their set only.
+_SMALL_SETS_PX = {"cifar10": 32, "cifar100": 32, "digits": 32, "fashion-mnist": 28, "stl10": 96}
+
+
 class PixelModel:
     """A pixel Transformer with its palette: features, likelihood, samples, completions.
 
-    `images` is one `(H, W, 3)` or many `(N, H, W, 3)` uint8 arrays, PIL images or paths; another
-    size than the model's is cut to its centre square and area-resized.
+    `images` is one or many: paths, bytes, open files, PIL images, arrays or tensors
+    (`igpt.images.taking`); another size than the model's is cut to its centre square and reduced as
+    `igpt prepare` does.
 
     Args:
         network: the Transformer.
@@ -72,6 +104,13 @@ class PixelModel:
         return self.facts.image_size
 
     @property
+    def source_px(self) -> int:
+        """Shorter side of the largest image that it was trained on, in pixels; 0: not known."""
+        told = self.facts.trained.get("source_px")
+        name = str(self.facts.trained.get("data", "")).split(" ")[0]
+        return int(told or _SMALL_SETS_PX.get(name, 0))
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.network.parameters()).device
@@ -82,7 +121,7 @@ class PixelModel:
         Raises:
             UserError: an image cannot be read or has another shape or type.
         """
-        return as_squares(images, self.image_size)
+        return as_squares(images, self.image_size, source_px=self.source_px)
 
     def encode(self, images: Images) -> NDArray[np.int64]:
         """Tokens of images: (N, T) int64."""
@@ -103,38 +142,61 @@ class PixelModel:
         images: Images,
         layer: int | str = "best",
         *,
-        normalised: bool = True,
-        pooling: Pooling = "mean",
+        normalised: bool | None = None,
+        pooling: Pooling | None = None,
     ) -> np.ndarray:
         """Pooled activations of one layer (paper §2.4).
 
         Args:
             images: any images.
             layer: 0 to L; "best" is the saved probe's, or the middle one where none is saved.
-            normalised: the paper's features; otherwise the raw residual stream.
-            pooling: over positions; bands gives five numbers a channel (`features.banded`).
+            normalised: the paper's features; otherwise the raw residual stream; none: as `pooling`.
+            pooling: over positions; bands gives five numbers a channel (`features.banded`); none:
+                the saved probe's where `layer` is "best", else mean.
 
         Returns:
             (N, D) float32, bands: 5 D.
         """
         from igpt.probe.features import extract_features
 
-        chosen = self.best_layer() if layer == "best" else _layer_number(layer, self.network)
+        chosen = self.feature_choice(layer, pooling, normalised=normalised)
         found = extract_features(
             self.network.in_float32(),
             self.encode(images),
-            layers=[chosen],
-            normalised=normalised,
-            pooling=pooling,
+            layers=[chosen.layer],
+            normalised=chosen.normalised,
+            pooling=chosen.pooling,
             mask_prob=self.facts.mask_prob,
             keep=False,
         )
         return cast(np.ndarray, found[0])
 
+    def feature_choice(
+        self,
+        layer: int | str = "best",
+        pooling: Pooling | None = None,
+        *,
+        normalised: bool | None = None,
+    ) -> "FeatureChoice":
+        """Which features are meant; args are those of `features`.
+
+        Raises:
+            UserError: there is no such layer or pooling.
+        """
+        probe = self.probe() if layer == "best" else None
+        if layer != "best":
+            chosen = _layer_number(layer, self.network)
+        else:  # the middle one where no probe is saved (paper §4.1)
+            chosen = self.network.config.n_layer // 2 if probe is None else probe.layer
+        if pooling is None:
+            pooling = "mean" if probe is None else probe.pooling
+        if normalised is None:
+            normalised = True if probe is None else probe.normalised
+        return FeatureChoice(chosen, pooling, normalised, self.network.config.n_embd)
+
     def best_layer(self) -> int:
         """The saved probe's layer; where none is saved, the middle one (paper §4.1)."""
-        probe = self.probe()
-        return self.network.config.n_layer // 2 if probe is None else probe.layer
+        return self.feature_choice().layer
 
     def probe(self) -> "SavedProbe | None":
         """The probe saved with this model, else the class head it was loaded with, if any.
@@ -322,9 +384,10 @@ class PixelModel:
 
 def _layer_number(layer: int | str, network: GPT) -> int:
     n_layer = network.config.n_layer
-    if not isinstance(layer, int) or not 0 <= layer <= n_layer:
+    is_number = isinstance(layer, Integral) and not isinstance(layer, bool)
+    if not is_number or not 0 <= int(layer) <= n_layer:
         raise UserError(f"layer {layer!r} does not exist: choose 0 to {n_layer}, or 'best'")
-    return layer
+    return int(layer)
 
 
 def load(source: str | Path, *, device: str | torch.device | None = None) -> PixelModel:

@@ -1,9 +1,11 @@
 """scikit-learn estimators: a model's features as a transformer, and a few-label classifier.
 
-X is a sequence of images: paths, PIL images or (H, W, 3) uint8 arrays; one (N, H, W, 3) uint8
-array; or images of the model's size as rows, `images.reshape(N, -1)`. An estimator holds the name
-of its model, never the weights, so it is cloned, pickled and sent to workers in no time; the name
-must mean the same model wherever it is used.
+X is images, one a sample: a list of paths, PIL images or arrays; an array (N, H, W), (N, H, W, C)
+or (N, C, H, W) of levels or floats (`igpt.images.levels`); a column of paths, or a table of one
+column, as a `ColumnTransformer` hands it on; or images of the model's size as rows,
+`images.reshape(N, -1)`. An estimator holds the name of its model, never the weights, so it is
+cloned, pickled and sent to workers in no time; the name must mean the same model wherever it is
+used.
 """
 
 from collections.abc import Sequence
@@ -23,8 +25,10 @@ from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
 
+from igpt.config import Pooling
 from igpt.errors import UserError
-from igpt.images.taking import Images
+from igpt.images.levels import images_of
+from igpt.images.taking import Images, each_image
 from igpt.pixelmodel import PixelModel, load
 from igpt.probe.fewlabel import choose_inside
 from igpt.probe.protocol import Labelled, fit_standardised, log_softmax
@@ -35,31 +39,44 @@ __all__ = ["IGPTClassifier", "IGPTFeatures"]
 class _OnFeatures(BaseEstimator):  # type: ignore[misc]
     """What both share: the model by its name, and how X becomes features of one layer."""
 
-    def __init__(self, model: str | Path, *, layer: int | str = "best") -> None:
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        layer: int | str = "best",
+        pooling: Pooling | None = None,
+    ) -> None:
         self.model = model
         self.layer = layer
+        self.pooling = pooling
 
-    def _fit_features(self, X: Any) -> np.ndarray:
-        """Take the model and the layer as they are now; features of X, (N, D) float32."""
+    def _fit_choice(self, X: Any) -> Images:
+        """Take the model, the layer and the pooling as they are now; the images of X."""
         images = self._images(X, reset=True)
         model = _opened(self.model)
-        self.layer_ = model.best_layer() if self.layer == "best" else self.layer
+        choice = model.feature_choice(self.layer, self.pooling)
+        self.layer_, self.pooling_ = choice.layer, choice.pooling
+        self._normalised = choice.normalised
         self.model_digest_ = model.digest()
-        self._n_features_out = model.network.config.n_embd
-        return model.features(images, self.layer_)
+        self._n_features_out = choice.width
+        return images
 
     def _features(self, X: Any) -> np.ndarray:
         """Features of X by the fitted model and layer, (N, D) float32."""
         check_is_fitted(self, "model_digest_")
-        images = self._images(X, reset=False)
         model = _opened(self.model)
         if model.digest() != self.model_digest_:
             raise UserError(f"{self.model} is another model than the one fitted on: fit again")
-        return model.features(images, self.layer_)
+        return self._features_of(self._images(X, reset=False))
+
+    def _features_of(self, images: Images) -> np.ndarray:
+        return _opened(self.model).features(
+            images, self.layer_, normalised=self._normalised, pooling=self.pooling_
+        )
 
     def _images(self, X: Any, *, reset: bool) -> Images:
-        if (is_array := isinstance(X, np.ndarray) and X.ndim == 4) or _holds_images(X):
-            return cast(Images, X if is_array else list(X))
+        if _holds_images(X):
+            return images_of(X) if isinstance(X, np.ndarray) and X.ndim > 2 else list(each_image(X))
         rows = validate_data(self, X, reset=reset)
         return self._as_pictures(rows)
 
@@ -83,9 +100,12 @@ class IGPTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _OnFeature
     Args:
         model: a run, a model folder, a shipped name or a Hub id.
         layer: from 0 to L; "best": the saved probe's, or the middle one where none is saved.
+        pooling: over positions: mean, the paper's, or bands (five numbers a channel); none: the
+            saved probe's where `layer` is "best", else mean.
 
     Attributes:
         layer_: the layer taken.
+        pooling_: the pooling taken.
         model_digest_: of the model that was fitted on; another one is refused afterwards.
     """
 
@@ -96,7 +116,7 @@ class IGPTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _OnFeature
             UserError: there is no such model or layer, or X holds no images.
         """
         del y
-        self._fit_features(X)
+        self._fit_choice(X)
         return self
 
     def __sklearn_tags__(self) -> Tags:
@@ -108,7 +128,7 @@ class IGPTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _OnFeature
     def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
         """The same as `fit` and then `transform`, in one pass."""
         del y
-        return self._fit_features(X)
+        return self._features_of(self._fit_choice(X))
 
     def transform(self, X: Any) -> np.ndarray:
         """Features of images: (N, D) float32.
@@ -125,6 +145,8 @@ class IGPTClassifier(ClassifierMixin, _OnFeatures):  # type: ignore[misc]
     Args:
         model: a run, a model folder, a shipped name or a Hub id.
         layer: from 0 to L; "best": the saved probe's, or the middle one where none is saved.
+        pooling: over positions: mean, the paper's, or bands (five numbers a channel); none: the
+            saved probe's where `layer` is "best", else mean.
         C: inverse of the L2 strength on standardised features, as scikit-learn's; none: chosen by
             cross-validation on the images fitted on.
 
@@ -134,13 +156,19 @@ class IGPTClassifier(ClassifierMixin, _OnFeatures):  # type: ignore[misc]
         intercept_: (C,) float32.
         C_: the strength used.
         layer_: the layer taken.
+        pooling_: the pooling taken.
         model_digest_: of the model that was fitted on; another one is refused afterwards.
     """
 
     def __init__(
-        self, model: str | Path, *, layer: int | str = "best", C: float | None = None
+        self,
+        model: str | Path,
+        *,
+        layer: int | str = "best",
+        pooling: Pooling | None = None,
+        C: float | None = None,
     ) -> None:
-        super().__init__(model, layer=layer)
+        super().__init__(model, layer=layer, pooling=pooling)
         self.C = C
 
     def fit(self, X: Any, y: Any) -> Self:
@@ -149,7 +177,7 @@ class IGPTClassifier(ClassifierMixin, _OnFeatures):  # type: ignore[misc]
         Raises:
             UserError: there is no such model or layer, or an image cannot be read.
         """
-        features = self._fit_features(X)
+        features = self._features_of(self._fit_choice(X))
         if y is None:
             raise ValueError("requires y to be passed, but the target y is None")
         y = check_array(column_or_1d(y, warn=True), ensure_2d=False, dtype=None, input_name="y")
@@ -187,15 +215,25 @@ class IGPTClassifier(ClassifierMixin, _OnFeatures):  # type: ignore[misc]
 
 
 def _holds_images(X: Any) -> bool:
-    """Whether X is a sequence of single images: paths, pictures or arrays of pixels."""
-    if isinstance(X, str | Path | Image.Image):
+    """Whether X is images and not rows of numbers.
+
+    Raises:
+        UserError: it is one image.
+    """
+    is_file = isinstance(X, str | Path | bytes | Image.Image)
+    if is_file or (isinstance(X, np.ndarray) and X.ndim == 3 and X.shape[2] == 3):
         raise UserError("X is a single image: pass a list of images")
+    if isinstance(X, np.ndarray) and X.ndim > 2:
+        return True
+    if hasattr(X, "toarray"):  # sparse: scikit-learn says what it needs
+        return False
+    held = X.to_numpy() if hasattr(X, "to_numpy") else X
     try:
-        first = X[0] if isinstance(X, Sequence) else np.asarray(X, dtype=object).reshape(-1)[0]
+        first = held[0] if isinstance(held, Sequence) else np.asarray(held, object).reshape(-1)[0]
     except (IndexError, TypeError, ValueError, KeyError):
         return False
-    is_pixels = isinstance(first, np.ndarray) and first.ndim == 3
-    return is_pixels or isinstance(first, str | Path | Image.Image)
+    is_pixels = getattr(first, "ndim", 0) >= 2
+    return is_pixels or isinstance(first, str | Path | bytes | Image.Image)
 
 
 def _opened(model: str | Path) -> PixelModel:

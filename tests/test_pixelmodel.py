@@ -1,4 +1,5 @@
 import json
+import types
 
 import numpy as np
 import pytest
@@ -63,10 +64,26 @@ def test_completions_keep_what_is_given(model, pictures):
         model.complete(pictures, keep=np.ones((3, 4), bool))
 
 
-@pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3))])
-def test_arrays_of_other_kinds_are_refused(model, image):
-    with pytest.raises(UserError, match=r"pass \(H, W, 3\) uint8 arrays, PIL images or paths"):
-        model.encode([image])
+def test_grey_and_float_arrays_are_images_too(model, pictures):
+    grey = pictures[..., :1].repeat(3, axis=3)
+    assert np.array_equal(model.encode(grey[0, ..., 0]), model.encode(grey[0]))
+    assert np.array_equal(model.encode(pictures / 255), model.encode(pictures))
+    with pytest.raises(UserError, match="are no images: give"):
+        model.encode([np.zeros((5, 5, 7))])
+
+
+def test_best_features_are_those_that_the_saved_probe_reads(model, pictures, tmp_path):
+    assert model.feature_choice().pooling == "mean"
+    model.classifier = types.SimpleNamespace(layer=1, pooling="bands", normalised=False)
+    choice = model.feature_choice()
+    assert (choice.layer, choice.pooling, choice.normalised) == (1, "bands", False)
+    best = model.features(pictures)
+    assert best.shape == (len(pictures), choice.width)
+    same = model.features(pictures, layer=1, pooling="bands", normalised=False)
+    assert np.array_equal(best, same)
+    assert model.feature_choice(layer=np.int64(1)).pooling == "mean"
+    with pytest.raises(UserError, match="pooling 'max' does not exist: choose from mean, bands"):
+        model.features(pictures, pooling="max")
 
 
 def test_no_images_and_no_probe_are_said_plainly(model, pictures):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.base import clone
+from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -65,6 +66,47 @@ def labelled():
     y = np.array(["dark", "light"]).repeat(12)
     order = rng.permutation(24)
     return np.concatenate([dark, light]).astype(np.uint8)[order], y[order]
+
+
+def test_fitting_features_computes_none(labelled, monkeypatch):
+    features = IGPTFeatures("model")
+    monkeypatch.setattr("igpt.pixelmodel.PixelModel.features", None)
+    features.fit(labelled[0])
+    assert features.layer_ == 1
+    assert len(features.get_feature_names_out()) == 16
+
+
+@pytest.mark.parametrize("pooling", [None, "mean", "bands"])
+def test_pooling_is_a_parameter(labelled, pooling):
+    width = 80 if pooling == "bands" else 16
+    features = IGPTFeatures("model", pooling=pooling).fit(labelled[0])
+    assert features.transform(labelled[0][:3]).shape == (3, width)
+    assert len(features.get_feature_names_out()) == width
+    classifier = IGPTClassifier("model", pooling=pooling, C=1.0).fit(*labelled)
+    assert classifier.coef_.shape[1] == width
+
+
+def test_columns_of_paths_and_tables_of_one_are_images(labelled, tmp_path):
+    pd = pytest.importorskip("pandas")
+    paths = []
+    for i, image in enumerate(labelled[0][:4]):
+        paths.append(str(tmp_path / f"{i}.png"))
+        Image.fromarray(image).save(paths[-1])
+    table = pd.DataFrame({"path": paths, "taken": range(4)})
+    want = IGPTFeatures("model").fit_transform(labelled[0][:4])
+    for X in (paths, np.array(paths, object)[:, None], table["path"], table[["path"]]):
+        np.testing.assert_array_equal(IGPTFeatures("model").fit_transform(X), want)
+    both = ColumnTransformer(
+        [("image", IGPTFeatures("model"), ["path"]), ("rest", "passthrough", ["taken"])]
+    )
+    assert both.fit_transform(table).shape == (4, 17)
+
+
+def test_grey_arrays_and_floats_are_images(labelled):
+    grey = labelled[0][..., 0]
+    want = IGPTFeatures("model").fit_transform(np.repeat(grey[..., None], 3, 3))
+    for X in (grey, grey[..., None], grey / 255):
+        np.testing.assert_array_equal(IGPTFeatures("model").fit_transform(X), want)
 
 
 def test_features_are_the_models(labelled, folder):
@@ -166,12 +208,12 @@ def test_another_model_under_the_name_is_refused(labelled, tmp_path):
         (np.full((2, 48), 256), r"X has rows that are no levels"),
         ("cat.png", r"X is a single image: pass a list of images"),
         (["no.png"], r"no.png"),
-        (np.zeros((2, 4, 4, 3)), r"pass \(H, W, 3\) uint8 arrays"),
+        (np.zeros((2, 5, 5, 7)), r"\(2, 5, 5, 7\) .* are no images: give \(N, H, W\)"),
     ],
 )
 def test_what_is_no_image_is_said_plainly(X, message):
     with pytest.raises(UserError, match=message) as error:
-        IGPTFeatures("model").fit(X)
+        IGPTFeatures("model").fit(X).transform(X)
     assert "\n" not in str(error.value)
 
 

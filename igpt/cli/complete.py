@@ -5,10 +5,11 @@ import time
 from typing import TYPE_CHECKING, Literal
 
 from igpt.cli.arguments import Model
-from igpt.cli.images import Images, image_files, read_beside
+from igpt.cli.images import ImageFiles, Images, MaxBad, read_beside
 from igpt.cli.outputs import Outputs, watch
 from igpt.config import SampleConfig
 from igpt.errors import UserError
+from igpt.images.rejects import MAX_BAD
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +34,7 @@ def complete(
     gif: str | None = None,
     tokens: str | None = None,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
+    max_bad: MaxBad = MAX_BAD,
     force: bool = False,
     json: bool = False,
 ) -> None:
@@ -55,25 +57,26 @@ def complete(
         gif: animation of the drawing to write, .gif or .webp.
         tokens: tokens to write, .npz: tokens (images, n, T), keep (T,).
         precision: type of the matrix products; auto: bf16 where the processor has it (ar).
+        max_bad: share of the images that may be left out before it stops.
         force: replace files that exist.
         json: print the result as one JSON document.
     """
     outputs = Outputs.checked(out=out, gif=gif, tokens=tokens, force=force)
     config = SampleConfig(temperature=temperature, top_k=top_k, top_p=top_p)
-    files = image_files(images)
-    if len(files) > MAX_IMAGES:
-        raise UserError(f"{len(files)} images are given: at most {MAX_IMAGES} fit on one sheet")
+    files = ImageFiles(images, max_bad=max_bad, at_most=MAX_IMAGES)
 
     from igpt import compute
     from igpt.generate.complete import completing
     from igpt.generate.pictures import cell_px, sheet
+    from igpt.images.sources.names import shown
     from igpt.pixelmodel import load
 
     compute.set_threads()
     loaded = load(model)
     keep = _keep(loaded.image_size, keep_rows, mask)  # (S, S) bool
     outputs.check_size(len(files) * (n + 3) * cell_px(loaded.image_size) ** 2)
-    originals, inputs = read_beside(loaded, files)
+    places, originals, inputs = read_beside(loaded, files)
+    files.say_left_out()
     kept, given = loaded.token_mask(keep), loaded.encode(inputs)
     seen = loaded.decode(given)  # in the colours that it knows
     start_s = time.monotonic()
@@ -82,21 +85,16 @@ def complete(
     )
     last, looks = watch(steps, loaded.decode, label="complete", record=gif is not None)
     seconds = time.monotonic() - start_s
-    drawn = [images.reshape(len(files), n, *images.shape[1:]) for images in looks]
-    result = last.tokens.reshape(len(files), n, -1)
+    drawn = [images.reshape(len(places), n, *images.shape[1:]) for images in looks]
+    result = last.tokens.reshape(len(places), n, -1)
     outputs.write(
         sheet(originals, seen, keep, loaded.decode(result)),
         [sheet(originals, seen, keep, completions) for completions in drawn],
         tokens=result,
         keep=kept,
     )
-    facts = {
-        "model": model,
-        "images": [*map(str, files)],
-        "n": n,
-        "seed": seed,
-        **dataclasses.asdict(config),
-    }
+    facts: dict[str, object] = {"model": model, "images": [shown(files.files[i]) for i in places]}
+    facts |= {"left_out": files.left_out(), "n": n, "seed": seed, **dataclasses.asdict(config)}
     outputs.report({**facts, "seconds": round(seconds, 3)}, json=json)
 
 

@@ -1,10 +1,14 @@
 """`igpt embed`."""
 
 import json as json_format
+import os
+from pathlib import Path
 
 from igpt.cli.arguments import Model
-from igpt.cli.images import FileImages, Images, image_files
+from igpt.cli.images import FileImages, ImageFiles, Images, MaxBad
 from igpt.cli.outputs import checked
+from igpt.config import Pooling
+from igpt.images.rejects import MAX_BAD
 
 ENDINGS = (".npz", ".parquet")
 
@@ -15,53 +19,78 @@ def embed(
     *,
     out: str = "features.npz",
     layer: int | None = None,
+    pooling: Pooling | None = None,
     raw_residual: bool = False,
+    max_bad: MaxBad = MAX_BAD,
     force: bool = False,
     json: bool = False,
 ) -> None:
     """Features of images to a file: the path, the label and the vector of each.
 
-    The label is the name of the folder that an image lies in.
+    The label is the name of the folder that an image lies in. Without options the features are
+    those that the saved probe reads.
 
     Args:
         model: a run, a model folder or a shipped name.
         images: image files, or folders of them with all folders below.
         out: file to write, .npz (arrays path, label, vector) or .parquet (columns of these names).
         layer: from 0 to L; none: the saved probe's, or the middle one where none is saved.
+        pooling: over positions: mean, the paper's, or bands (five numbers a channel); none: the
+            saved probe's at its layer, else mean.
         raw_residual: pool the residual stream itself in place of the paper's normalised features.
+        max_bad: share of the images that may be left out before it stops.
         force: replace a file that exists.
         json: print what was written as one JSON document.
     """
     path = checked(out, "--out", ENDINGS, force=force)
-    files = image_files(images)
+    files = ImageFiles(images, max_bad=max_bad)
 
     from igpt import compute
     from igpt.evaluate.vectors import writing_vectors
+    from igpt.images.sources.names import shown
     from igpt.pixelmodel import load
     from igpt.probe.features import EncodedImages, stream_features
     from igpt.progress import Counter, ticking
 
     compute.set_threads()
     loaded = load(model)
-    chosen = loaded.best_layer() if layer is None else layer
-    names = [str(file) for file in files]
-    labels = [file.resolve().parent.name for file in files]
-    width = loaded.network.config.n_embd
+    chosen = loaded.feature_choice(
+        "best" if layer is None else layer, pooling, normalised=False if raw_residual else None
+    )
+    names = [shown(file) for file in files.files]
+    labels = [shown(_folder_name(file)) for file in files.files]
+    pictures = FileImages(files, loaded)
     with (
         ticking("features") as ticker,
-        writing_vectors(path, names, labels, width) as target,
+        writing_vectors(path, names, labels, chosen.width, is_good=pictures.is_good) as target,
     ):
         stream_features(
             target,
-            loaded.network,
-            EncodedImages(FileImages(files, loaded.image_size), loaded.tokenizer.encode),
-            layers=[chosen],
-            normalised=not raw_residual,
+            loaded.network.in_float32(),
+            EncodedImages(pictures, loaded.tokenizer.encode),
+            layers=[chosen.layer],
+            normalised=chosen.normalised,
+            pooling=chosen.pooling,
             mask_prob=loaded.facts.mask_prob,
             progress=Counter(ticker, len(files), "images"),
         )
-    said = {"out": str(path), "images": len(files), "layer": chosen, "width": width}
+    pictures.finish()
+    written = int(pictures.is_good.sum())
+    said = {
+        "out": str(path),
+        "images": written,
+        "layer": chosen.layer,
+        "pooling": chosen.pooling,
+        "width": chosen.width,
+        "left_out": files.left_out(),
+    }
     if json:
         print(json_format.dumps(said))
     else:
-        print(f"{path}: {len(files)} vectors of {width} numbers, layer {chosen}")
+        kind = f"layer {chosen.layer}, pooled by {chosen.pooling}"
+        print(f"{path}: {written} vectors of {chosen.width} numbers, {kind}")
+
+
+def _folder_name(file: Path) -> str:
+    """Name of the folder that a file lies in; of a link, where the link lies."""
+    return Path(os.path.abspath(file)).parent.name  # noqa: PTH100 - resolves no link

@@ -16,7 +16,7 @@ from igpt.errors import UserError
 from igpt.model.gpt import GPT
 from igpt.probe.protocol import LabelledImages
 from igpt.probe.vote import modal_vote
-from igpt.tokens.masks import bert_masks
+from igpt.tokens.masks import bert_masks, own_masks
 from igpt.tokens.tokenizer import ImageArray
 
 Encode = Callable[[np.ndarray], np.ndarray]
@@ -100,9 +100,12 @@ def predict(
     for start in range(0, len(images), batch_size):
         part = encode(np.asarray(images[start : start + batch_size]))
         tokens = torch.from_numpy(part).to(device)
-        slots = range(start, start + len(part))
         for row, vote in enumerate(votes):
-            masked = masks_for(classifier.network, seed, -1 - row, slots, mask_prob)
+            masked = None
+            if bert:
+                of_row = streams.key_of(seed, "vote", row)
+                masked = torch.from_numpy(own_masks(part, seed=of_row, mask_prob=mask_prob))
+                masked = masked.to(device)
             with compute.autocast(device, dtype):
                 scores, _ = classifier(tokens, masked)
             vote[start : start + len(part)] = scores.argmax(dim=1).cpu().numpy()

@@ -1,15 +1,16 @@
 """Vectors of images in a file, written as they are made: memory does not grow with their number."""
 
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from igpt.errors import UserError
 from igpt.files import writing
 from igpt.probe.features import FeatureTarget
 
@@ -19,7 +20,7 @@ GROUP_ROWS = 4096
 
 @contextmanager
 def writing_vectors(
-    path: Path, names: Sequence[str], labels: Sequence[str], width: int
+    path: Path, names: Sequence[str], labels: Sequence[str], width: int, *, is_good: np.ndarray
 ) -> Iterator[FeatureTarget]:
     """A target for `stream_features` of one layer that becomes the file `path`, or nothing at all.
 
@@ -28,65 +29,103 @@ def writing_vectors(
         names: of all N images, in order.
         labels: of the same.
         width: D of a vector.
+        is_good: (N,) bool, known for an image when its vector comes: whether it is written.
 
     Raises:
-        UserError: the disk is full or the place cannot be written.
+        UserError: pyarrow is missing for parquet, the disk is full, or the place cannot be written.
     """
-    with writing(path) as part:
-        if path.suffix == ".npz":
-            with zipfile.ZipFile(part, "w") as archive:
-                for name, values in (("path", names), ("label", labels)):
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                        np.lib.format.write_array(file, np.array(values), allow_pickle=False)
-                with archive.open("vector.npy", "w", force_zip64=True) as file:
-                    yield _NpyRows(file, len(names), width)
-            return
-        rows = _ParquetRows(part, names, labels, width)
+    kind = _NpzRows if path.suffix.lower() == ".npz" else _ParquetRows
+    with writing(path) as part, kind(part, names, labels, width, is_good) as rows:
         yield rows
-        rows.close()
+        rows.finish()
 
 
-class _NpyRows:
-    """(N, D) float32 in NumPy's format, row after row."""
+class _NpzRows:
+    """(n, D) float32 beside path and label; their number is known only at the end."""
 
-    def __init__(self, file: IO[bytes], n: int, width: int) -> None:
-        shape = {"descr": "<f4", "fortran_order": False, "shape": (n, width)}
-        np.lib.format.write_array_header_1_0(file, shape)
-        self._file = file
+    def __init__(
+        self, part: Path, names: Sequence[str], labels: Sequence[str], width: int, good: np.ndarray
+    ) -> None:
+        self._part, self._width, self._good = part, width, good
+        self._columns = {"path": names, "label": labels}
+        self._raw = tempfile.TemporaryFile(dir=part.parent)  # noqa: SIM115
 
     def __setitem__(self, place: tuple[slice, slice], values: np.ndarray) -> None:
-        self._file.write(np.ascontiguousarray(values[0], "<f4").data)
+        kept = values[0][self._good[place[1]]]
+        self._raw.write(np.ascontiguousarray(kept, "<f4").data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._raw.close()
+
+    def finish(self) -> None:
+        """Put the file together."""
+        self._raw.seek(0)
+        with zipfile.ZipFile(self._part, "w") as archive:
+            for name, values in self._columns.items():
+                kept = np.array(
+                    [v for v, good in zip(values, self._good, strict=True) if good], str
+                )
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, kept, allow_pickle=False)
+            with archive.open("vector.npy", "w", force_zip64=True) as file:
+                shape = (int(self._good.sum()), self._width)
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                shutil.copyfileobj(self._raw, file)
 
 
 class _ParquetRows:
     """Groups of rows with the path, the label and the vector of each image."""
 
-    def __init__(self, part: Path, names: Sequence[str], labels: Sequence[str], width: int) -> None:
+    def __init__(
+        self, part: Path, names: Sequence[str], labels: Sequence[str], width: int, good: np.ndarray
+    ) -> None:
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        except ImportError as error:
+            raise UserError(
+                "a .parquet file needs pyarrow: pip install 'igpt[parquet]', or write .npz"
+            ) from error
+        self._pa = pa
         vector = pa.list_(pa.float32(), width)
         fields = [("path", pa.string()), ("label", pa.string()), ("vector", vector)]
         self._schema = pa.schema(fields)
         self._writer = pq.ParquetWriter(part, self._schema)
-        self._names, self._labels = names, labels
+        self._names, self._labels, self._good = names, labels, good
+        self._places: list[int] = []
         self._waiting: list[np.ndarray] = []
-        self._written = 0
 
     def __setitem__(self, place: tuple[slice, slice], values: np.ndarray) -> None:
-        self._waiting.append(values[0])
-        if place[1].stop - self._written >= GROUP_ROWS:
+        good = self._good[place[1]]
+        self._waiting.append(values[0][good])
+        self._places += (np.flatnonzero(good) + place[1].start).tolist()
+        if len(self._places) >= GROUP_ROWS:
             self._write()
 
     def _write(self) -> None:
         vectors = np.concatenate(self._waiting)
-        rows = slice(self._written, self._written + len(vectors))
-        column = pa.FixedSizeListArray.from_arrays(
-            pa.array(vectors.reshape(-1)), type=self._schema.field("vector").type
+        column = self._pa.FixedSizeListArray.from_arrays(
+            self._pa.array(vectors.reshape(-1)), type=self._schema.field("vector").type
         )
-        columns: list[Any] = [self._names[rows], self._labels[rows], column]
-        self._writer.write_table(pa.table(columns, schema=self._schema))
-        self._written, self._waiting = rows.stop, []
+        columns: list[Any] = [
+            [self._names[i] for i in self._places],
+            [self._labels[i] for i in self._places],
+            column,
+        ]
+        self._writer.write_table(self._pa.table(columns, schema=self._schema))
+        self._places, self._waiting = [], []
 
-    def close(self) -> None:
-        """Write what still waits, and the end of the file."""
-        if self._waiting:
-            self._write()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._writer.close()
+
+    def finish(self) -> None:
+        """Write what still waits."""
+        if self._places:
+            self._write()

@@ -1,9 +1,7 @@
 """One image file, hostile until checked, to (H, W, 3) uint8: any colour mode, EXIF, bounded.
 
 The limit is on the memory that decoding takes; an image above `FULL_PIXELS` is decoded at a whole
-fraction of its size. What stands beside the pixels (profiles, long texts, resolutions, an
-orientation out of range) cannot make a sound image a bad one. No warning filter is touched: that
-would be for all threads.
+fraction of its size. What stands beside the pixels cannot make a sound image a bad one.
 """
 
 import contextlib
@@ -21,15 +19,13 @@ from PIL import Image
 from igpt.errors import UserError
 from igpt.images.channels import as_rgb
 from igpt.images.recognise import NOT_READ, bare, recognised
-from igpt.images.rejects import DAMAGED, OWN_PICTURE, read_bytes
+from igpt.images.rejects import DAMAGED, read_bytes
 from igpt.images.sources.names import shown
 
 FULL_PIXELS = 2**26
 """Pixels of an image that is decoded in full; cameras of 2020 reached 61 million."""
 MAX_MEMORY_BYTES = 2**30
 """Memory that decoding one image may take: 268 million pixels of RGB."""
-OWN_MARK = ("Software", "igpt")
-"""Stands in the pictures that igpt draws, so that they are not taken for data later."""
 
 _EXIF_ORIENTATION = 0x0112
 _EXIF_KEYS = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
@@ -193,12 +189,6 @@ def _check_memory(image: Image.Image, width: int, height: int, scale: int) -> No
         file.seek(here)
         if width * height > 8 * _DEFLATE_MOST * size:  # one bit a pixel at least
             raise UserError(f"{width} x {height} pixels cannot be in {size} bytes")
-
-
-def check_not_own(image: Image.Image) -> None:
-    """Refuse by `UserError` a picture that igpt drew, where it is found among images."""
-    if image.info.get(OWN_MARK[0]) == OWN_MARK[1]:
-        raise UserError(OWN_PICTURE)
 
 
 def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:

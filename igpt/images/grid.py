@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from igpt.images.decode import OWN_MARK
+from igpt.images.recognise import OWN_MARK
 
 GAP_PX = 2
 BACKGROUND = (255, 255, 255)

@@ -4,7 +4,6 @@ The faithful recipe for ImageNet: shorter side random in [256, 384], random 224 
 decoding of every image in every epoch; `igpt prepare --views` stores some crops instead.
 """
 
-import math
 from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -15,11 +14,10 @@ from typing import Self
 import numpy as np
 
 from igpt.errors import UserError
-from igpt.images.crop import CROP_SIZE, RANDOM_SIDES, crop_resize, random_crop
+from igpt.images.crop import crop_resize, enough_px, random_crop
 from igpt.images.decode import decode_bytes
 from igpt.images.packed.originals import Originals, no_files, read_original
 from igpt.images.packed.read import PackedSet
-from igpt.images.packed.rows import REDUCED_MARGIN
 from igpt.images.sources.source import Original
 from igpt.images.workers import n_workers, worker_pool
 from igpt.streams import stream
@@ -112,7 +110,7 @@ def crop_originals(
         UserError: one cannot be read.
     """
     crops = np.empty((len(originals), image_size, image_size, 3), np.uint8)
-    enough = math.ceil(REDUCED_MARGIN * image_size * RANDOM_SIDES[1] / CROP_SIZE)
+    enough = enough_px(image_size, is_cropped=True)
     for i, (original, draw) in enumerate(zip(originals, draws, strict=True)):
         if original is None:
             raise UserError("an image of the set was no file: set data.augment to none")

@@ -235,6 +235,7 @@ def _fill(
                 writer.reject(key, reason)
             done.blocks += 1
             done.n_read += packed.n_read
+            done.source_px = max(done.source_px, packed.source_px)
             _check_rejects(writer, max_bad, n_images=max(done.n_read, expected))
             now_s = time.monotonic()
             rate = (done.n_read - start_n) / max(now_s - start_s, 1e-3)
@@ -302,6 +303,7 @@ def _facts(
     return {
         "source": source.name,
         "decided": list(source.decided),
+        "source_px": source.source_px or writer.progress.source_px,
         "classes": classes,
         "views": packing.views,
         "own_splits": sorted(source.own_splits),

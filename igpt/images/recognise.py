@@ -11,11 +11,13 @@ from typing import IO, Any, cast
 from PIL import Image
 
 from igpt.errors import UserError
-from igpt.images.rejects import DAMAGED, check_pointer
+from igpt.images.rejects import DAMAGED, OWN_PICTURE, check_pointer
 from igpt.images.sources.names import HEIF_REMEDY, has_heif
 
 # Pillow's other readers start programs (EPS), or read what nobody trains on.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
+OWN_MARK = ("Software", "igpt")
+"""Stands in the pictures that igpt draws, so that they are not taken for data later."""
 NOT_READ = "not an image, or of a kind that is not read"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")
@@ -74,6 +76,12 @@ def _what_else(start: bytes) -> str:
     if like:
         return f"not an image but {like}"
     return "only zeros" if start and not any(start) else NOT_READ
+
+
+def check_not_own(image: Image.Image) -> None:
+    """Refuse by `UserError` a picture that igpt drew, where it is found among images."""
+    if image.info.get(OWN_MARK[0]) == OWN_MARK[1]:
+        raise UserError(OWN_PICTURE)
 
 
 def bare(data: bytes) -> bytes | None:

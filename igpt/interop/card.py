@@ -14,6 +14,7 @@ _FACTS = {
     "source": "source",
     "data": "data",
     "data_digest": "data, sha256",
+    "source_px": "largest image, shorter side in pixels",
     "recipe": "recipe",
     "finetuned": "fine-tuned on",
     "seed": "seed",

@@ -16,14 +16,10 @@ import torch
 from torch import Tensor
 
 from igpt import compute, files, system
-from igpt.config import Pooling, TrainConfig
+from igpt.config import N_BANDS, N_POOLED, Pooling, TrainConfig
 from igpt.errors import UserError
 from igpt.model.gpt import GPT, NORM_EPS
-from igpt.tokens.masks import bert_masks
-
-N_BANDS = 4
-N_POOLED = {"mean": 1, "bands": N_BANDS + 1}
-"""Numbers that a channel gives."""
+from igpt.tokens.masks import own_masks
 
 # Part of the key of a kept file: raise it when the same inputs give other numbers.
 CACHE_VERSION = 3
@@ -124,7 +120,7 @@ def extract_features(
         result = np.empty(shape, np.float32)
         fill(result)
         return result
-    masks = (mask_prob, mask_seed) if network.objective == "bert" else None
+    masks = ("own", mask_prob, mask_seed) if network.objective == "bert" else None
     options = (CACHE_VERSION, shape, chosen, normalised, pooling, masks, str(dtype))
     name = _digest(weights_digest(network), tokens_digest(tokens), *options)
     return _kept(files.cache_folder() / "features" / f"{name}.npy", shape, fill)
@@ -308,10 +304,7 @@ def token_batches(
         batch = torch.from_numpy(rows.astype(np.int64)).to(device)
         masked = None
         if network.objective == "bert":
-            slots = range(start, start + len(rows))
-            drawn = bert_masks(
-                mask_seed, 0, slots=slots, seq_len=rows.shape[1], mask_prob=mask_prob
-            )
+            drawn = own_masks(rows, seed=mask_seed, mask_prob=mask_prob)
             masked = torch.from_numpy(drawn).to(device)
         yield batch, masked
 

@@ -1,4 +1,6 @@
-"""Which positions BERT pre-training hides (paper §2.1)."""
+"""Which positions BERT pre-training hides (paper §2.1), and a trained model when it looks."""
+
+import hashlib
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,4 +28,22 @@ def bert_masks(
     draws = np.empty((len(slots), seq_len))
     for row, slot in zip(draws, slots, strict=True):
         streams.stream(seed, "mask", step, slot).random(out=row)
+    return draws < mask_prob
+
+
+def own_masks(tokens: NDArray[np.integer], *, seed: int, mask_prob: float) -> NDArray[np.bool_]:
+    """Hidden positions of images to look at: each image's own, whatever it is looked at with.
+
+    Args:
+        tokens: (N, T); the same tokens get the same mask.
+        seed: other seeds hide other positions.
+        mask_prob: chance that a position is hidden.
+
+    Returns:
+        (N, T) bool, true where hidden.
+    """
+    draws = np.empty(tokens.shape)
+    for row, image in zip(draws, np.ascontiguousarray(tokens, "<i4"), strict=True):
+        key = int.from_bytes(hashlib.blake2b(image.data, digest_size=8).digest(), "little")
+        streams.stream(seed, "own mask", slot=key).random(out=row)
     return draws < mask_prob

@@ -540,6 +540,7 @@ def begin(
         "id": uuid.uuid4().hex,
         "data": data.source,
         "data_digest": data.digest,
+        "source_px": data.manifest.get("source_px", 0),
         "split": {"seed": data.seed, "valid_fraction": data.valid_fraction},
         "palette_digest": tokenizer.digest,
         "command": command,

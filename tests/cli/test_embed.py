@@ -29,7 +29,8 @@ def test_embed_writes_path_label_and_vector(place, capsys, ending):
     command = ["embed", "tiny", "cats", "dogs/c.png", "--out", f"f.{ending}", "--layer", "1"]
     status, out, _ = run([*command, "--json"], capsys)
     assert status == 0
-    said = {"out": f"f.{ending}", "images": 3, "layer": 1, "width": 16}
+    said = {"out": f"f.{ending}", "images": 3, "layer": 1, "width": 16, "pooling": "mean"}
+    said["left_out"] = []
     assert json.loads(out) == said
     if ending == "npz":
         held = dict(np.load("f.npz"))
@@ -94,7 +95,7 @@ def test_probe_of_another_model_or_palette_is_refused(place, capsys):
             "choose a name that ends in .npz or .parquet",
         ),
         (["embed", "tiny", "cats", "--out", "old.npz"], "old.npz exists"),
-        (["embed", "tiny", "cats", "--layer", "3"], "from 0 to 2"),
+        (["embed", "tiny", "cats", "--layer", "3"], "choose 0 to 2, or 'best'"),
         (["classify", "tiny", "cats"], "has no probe"),
     ],
 )

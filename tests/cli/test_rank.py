@@ -70,10 +70,21 @@ def test_maps_show_each_image_as_seen_and_its_surprise(folder, place, capsys):
 
 def test_a_damaged_image_is_left_out_and_named(folder, place, capsys):
     (place / "photos" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
-    status, out, err = run(["rank", str(folder), "photos", "--json"], capsys)
+    command = ["rank", str(folder), "photos", "--json", "--max-bad", "0.5"]
+    status, out, err = run(command, capsys)
     assert status == 0
-    assert json.loads(out)["left_out"] == ["photos/broken.png"]
-    assert "warning: left out: cannot read photos/broken.png" in err
+    reason = "not an image, or of a kind that is not read"
+    assert json.loads(out)["left_out"] == [{"path": "photos/broken.png", "reason": reason}]
+    assert f"left out: photos/broken.png: {reason}" in err
+    status, _, err = run(command[:-2], capsys)
+    assert status == 2
+    assert "images cannot be used" in err.splitlines()[-1]
+
+
+def test_an_image_given_twice_is_listed_twice(folder, place, capsys):
+    name = str(next((place / "photos").glob("*.png")))
+    _, out, _ = run(["rank", str(folder), name, name, "--json"], capsys)
+    assert [image["path"] for image in json.loads(out)["images"]] == [name, name]
 
 
 @pytest.mark.parametrize(

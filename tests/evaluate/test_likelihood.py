@@ -20,7 +20,7 @@ from igpt.evaluate.likelihood import (
     token_surprise,
 )
 from igpt.model.gpt import GPT
-from igpt.tokens.masks import bert_masks
+from igpt.tokens.masks import own_masks
 
 N, T, K = 9, 12, 5
 
@@ -65,7 +65,7 @@ def test_probabilities_of_all_images_add_up_to_one() -> None:
 def test_bert_predicts_the_masked_tokens_only() -> None:
     model = network("bert")
     found = token_surprise(model, tokens(), mask_prob=0.4, mask_seed=3, precision="fp32")
-    masked = bert_masks(3, 0, slots=range(N), seq_len=T, mask_prob=0.4)
+    masked = own_masks(tokens(), seed=3, mask_prob=0.4)
     assert np.array_equal(~np.isnan(found), masked)
     logits = model(torch.from_numpy(tokens()), torch.from_numpy(masked)).detach()
     log_prob = torch.log_softmax(logits, dim=-1).numpy()

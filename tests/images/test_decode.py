@@ -16,7 +16,7 @@ from igpt.images import decode as decoding
 from igpt.images import recognise
 from igpt.images.decode import decode, open_image, read_image
 from igpt.images.grid import to_png_bytes
-from tests.images.pictures import encoded, noise, smooth
+from tests.images.pictures import chunk, encoded, noise, png_claiming, smooth
 
 
 def test_bytes_paths_and_pil_images_read_alike(tmp_path: Path) -> None:
@@ -102,11 +102,6 @@ def test_an_orientation_out_of_range_is_upright(turn: int) -> None:
         decoded = decode(file)
     assert (decoded.height, decoded.width) == (8, 12)
     assert np.array_equal(decoded.pixels, image)
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    crc = struct.pack(">I", zlib.crc32(kind + data))
-    return struct.pack(">I", len(data)) + kind + data + crc
 
 
 @pytest.mark.parametrize("place", ["before", "behind"])
@@ -208,7 +203,7 @@ def test_heic_pictures_are_read() -> None:
 def test_a_picture_that_igpt_drew_can_be_told(tmp_path: Path) -> None:
     with open_image(to_png_bytes(smooth(4, 4))) as image:
         with pytest.raises(UserError, match="drawn by igpt"):
-            decoding.check_not_own(image)
+            recognise.check_not_own(image)
 
 
 def test_damaged_exif_leaves_the_pixels() -> None:
@@ -225,15 +220,6 @@ def test_a_wrong_extension_does_not_matter(tmp_path: Path) -> None:
 
 def test_one_pixel_is_an_image() -> None:
     assert read_image(encoded(noise(1, 1))).shape == (1, 1, 3)
-
-
-def png_claiming(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header claims any size."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = zlib.compress(bytes(1000))
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    )
 
 
 @pytest.mark.parametrize(

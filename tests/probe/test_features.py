@@ -18,7 +18,7 @@ from igpt.probe.features import (
     tokens_digest,
     weights_digest,
 )
-from igpt.tokens.masks import bert_masks
+from igpt.tokens.masks import own_masks
 
 N, T, K, D, L = 11, 16, 7, 12, 3
 
@@ -65,9 +65,7 @@ def plain(
 @pytest.mark.parametrize("objective", ["ar", "bert"])
 def test_features_are_means_over_positions(objective: Objective, normalised: bool) -> None:
     model, images = network(objective), tokens()
-    masked = (
-        bert_masks(5, 0, slots=range(N), seq_len=T, mask_prob=0.3) if objective == "bert" else None
-    )
+    masked = own_masks(images, seed=5, mask_prob=0.3) if objective == "bert" else None
     expected = plain(model, images, masked, normalised=normalised)
     found = extract_features(
         model,
@@ -230,3 +228,15 @@ def test_the_paper_s_mean_comes_out_of_the_bands() -> None:
     found = mean_of_bands(bands)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, mean, atol=1e-5)
+
+
+def test_features_of_bert_do_not_depend_on_what_else_is_looked_at() -> None:
+    model, images = network("bert"), tokens()
+    images[3] = images[7]
+    whole = extract_features(model, images, keep=False, precision="fp32")
+    order = np.array([7, 0, 3])
+    some = extract_features(model, images[order], keep=False, precision="fp32")
+    assert np.allclose(some, whole[:, order], atol=1e-5)
+    assert np.allclose(some[:, 0], some[:, 2], atol=1e-6)
+    other = extract_features(model, images, keep=False, precision="fp32", mask_seed=1)
+    assert not np.allclose(other, whole, atol=1e-3)

@@ -53,6 +53,7 @@ def merge_parts(out: Path, count: int) -> None:
                 "labels": _joined(out, "labels", "<i4", parts),
                 "splits": _joined(out, "splits", "|u1", parts),
                 "originals": _join_originals(out, parts),
+                "source_px": max(part.manifest.get("source_px", 0) for part in parts),
                 "n_read": sum(part.manifest["n_read"] for part in parts),
                 "rejects": _reasons(parts),
             }

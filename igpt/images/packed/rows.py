@@ -1,7 +1,6 @@
 """From a block of a source to the rows that a packed set stores: what worker processes do."""
 
 import io
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,16 +8,16 @@ from PIL import Image
 
 from igpt.errors import UserError
 from igpt.images.crop import (
-    CROP_SIZE,
-    RANDOM_SIDES,
     Crop,
     center_crop,
     crop_maps,
     crop_resize,
+    enough_px,
     random_crop,
 )
-from igpt.images.decode import Decoded, check_not_own, decode_bytes
+from igpt.images.decode import Decoded, decode_bytes
 from igpt.images.packed.originals import digest_of
+from igpt.images.recognise import check_not_own
 from igpt.images.resize import apply_maps
 from igpt.images.sources.remote import UnreachableError
 from igpt.images.sources.source import Block, Original, Span, absolute, read_span
@@ -26,9 +25,6 @@ from igpt.images.splits import TRAIN
 from igpt.images.workers import alarm, limited
 from igpt.streams import stream
 
-# A JPEG decoded at a reduced scale keeps this many pixels for each one of the result: measured,
-# see `igpt bench data`; the mean error against full decoding stays below 1 level.
-REDUCED_MARGIN = 2.25
 # Decoding the largest photographs takes a second.
 MAX_DECODE_S = 10
 # Bytes of decoded images that are reduced together.
@@ -84,6 +80,8 @@ class Packed:
     """Images tried."""
     rejects: list[tuple[str, str]]
     """Name and reason of each that was left out."""
+    source_px: int = 0
+    """Shorter side of the largest image."""
 
 
 def pack_block(block: Block, packing: Packing) -> Packed:
@@ -95,7 +93,7 @@ def pack_block(block: Block, packing: Packing) -> Packed:
     images = np.empty((len(block.images), rows, side, side, 3), np.uint8)
     kept = np.ones(len(images), bool)
     rejects = list(block.rejects)
-    run = _Run(images)
+    run, source_px = _Run(images), 0
     originals: list[Original | bytes | None] = []
     with alarm():
         for i, item in enumerate(block.images):
@@ -106,6 +104,7 @@ def pack_block(block: Block, packing: Packing) -> Packed:
                     original = _original(item, data, image, packing)
                 run.add(i, image, packing, block.keys[i])
                 originals += [original] * rows
+                source_px = max(source_px, min(image.height, image.width))
             except UnreachableError:
                 raise  # the image may be sound
             except UserError as error:
@@ -120,6 +119,7 @@ def pack_block(block: Block, packing: Packing) -> Packed:
         originals=originals,
         n_read=len(images) + len(block.rejects),
         rejects=rejects,
+        source_px=source_px,
     )
 
 
@@ -166,6 +166,7 @@ def _pack_array(block: Block, images: np.ndarray, packing: Packing) -> Packed:
         originals=originals[: len(images)],
         n_read=n + len(block.rejects),
         rejects=rejects,
+        source_px=min(height, width),
     )
 
 
@@ -222,9 +223,7 @@ def _decoded(item: np.ndarray | bytes, packing: Packing, *, is_cropped: bool) ->
         check_not_own(image)
         _check_size(image.height, image.width, packing)
 
-    # A random crop magnifies most at a shorter side of 384.
-    magnified = RANDOM_SIDES[1] / CROP_SIZE if is_cropped else 1.0
-    needed = max(math.ceil(REDUCED_MARGIN * packing.image_size * magnified), packing.keep_side)
+    needed = max(enough_px(packing.image_size, is_cropped=is_cropped), packing.keep_side)
     return decode_bytes(item, shorter_side=needed if packing.reduced else 0, check=check)
 
 

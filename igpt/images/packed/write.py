@@ -109,6 +109,8 @@ class Progress:
     """Rows in the shard that grows."""
     n_read: int = 0
     """Images tried."""
+    source_px: int = 0
+    """Shorter side of the largest image, in pixels."""
     reject_bytes: int = 0
     """Length of rejects.csv."""
     largest_label: int = -1

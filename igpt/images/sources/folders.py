@@ -84,6 +84,22 @@ def _blocks(folder: Path, layout: Layout) -> Iterator[Block]:
     yield from builder.rest()
 
 
+def images_below(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
+    """Every image file below a folder, sorted, and what to say of the files that are none.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    files, unread, own = list[Path](), Unread(), list[str]()
+    for inner, names in walk_folders(folder, own=own):
+        for name in names:
+            if is_image_name(name):
+                files.append(folder / inner / name)
+            else:
+                unread.note(name)
+    return files, (*unread.lines(), *own_folders_line(own))
+
+
 def walk_images(folder: Path) -> Iterator[Path]:
     """Every image file below a folder, in sorted order, one folder's names in memory at a time.
 

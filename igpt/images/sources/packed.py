@@ -30,6 +30,7 @@ def open_packed(packed: PackedSet) -> Source:
         name=f"{packed.source} at {packed.image_size} pixels",
         blocks=blocks,
         classes=packed.classes,
+        source_px=packed.manifest.get("source_px", 0),
         own_splits=frozenset(code for code, split in enumerate(SPLITS) if packed.n(split)),
         n_images=sum(packed.n(split) for split in SPLITS),
     )

@@ -119,6 +119,8 @@ class Source:
     """How many it has, about; 0: not known."""
     valid_fraction: float = VALID_FRACTION
     """Share of the training images that the paper sets aside for validation."""
+    source_px: int = 0
+    """Shorter side of the largest image that its own images were made of; 0: they are originals."""
     decided: tuple[str, ...] = ()
     """What was made of its files, labels and splits, a line each; printed and kept in the manifest
     when it is prepared."""
