@@ -7,7 +7,6 @@ fraction of its size. What stands beside the pixels cannot make a sound image a 
 import contextlib
 import io
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,14 @@ import numpy as np
 from PIL import Image
 
 from igpt.errors import UserError
-from igpt.images.channels import as_rgb
+from igpt.images.channels import as_rgb, check_memory
 from igpt.images.recognise import NOT_READ, bare, recognised
 from igpt.images.rejects import DAMAGED, read_bytes
 from igpt.images.sources.names import shown
 
 FULL_PIXELS = 2**26
 """Pixels of an image that is decoded in full; cameras of 2020 reached 61 million."""
-MAX_MEMORY_BYTES = 2**30
-"""Memory that decoding one image may take: 268 million pixels of RGB."""
+
 
 _EXIF_ORIENTATION = 0x0112
 _EXIF_KEYS = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
@@ -40,13 +38,8 @@ _TURNS = {
 }
 # libjpeg decodes straight to 1/2, 1/4 or 1/8 of the size.
 _JPEG_SCALES = (1, 2, 4, 8)
-# Pillow keeps four bytes for each pixel of more than one channel; conversion to RGB makes copies.
-_BYTES_PER_PIXEL = {"1": 5, "L": 5, "P": 5, "RGB": 4, "I;16": 8, "I;16B": 8, "I": 16}
-_OTHER_BYTES_PER_PIXEL = 16
 # Modes that Pillow averages as they are; the others are made RGB first.
 _AVERAGED = ("L", "RGB", "CMYK", "YCbCr")
-# Deflate gives at most 1,032 bytes for one.
-_DEFLATE_MOST = 1100
 
 
 def read_image(source: str | Path | bytes | Image.Image) -> np.ndarray:
@@ -147,7 +140,7 @@ def decode(image: Image.Image, *, shorter_side: int = 0) -> Decoded:
     """
     width, height = image.size
     scale = _draft(image, shorter_side)
-    _check_memory(image, width, height, scale)
+    check_memory(image, width, height, scale)
     image.load()
     more = math.ceil(math.sqrt(image.width * image.height / FULL_PIXELS))
     held = image
@@ -171,24 +164,6 @@ def _draft(image: Image.Image, shorter_side: int) -> int:
         image.draft("RGB", (width // wanted, height // wanted))
     sizes = {(-(-width // s), -(-height // s)): s for s in reversed(_JPEG_SCALES)}
     return sizes[image.size]
-
-
-def _check_memory(image: Image.Image, width: int, height: int, scale: int) -> None:
-    per_pixel = _BYTES_PER_PIXEL.get(image.mode, _OTHER_BYTES_PER_PIXEL)
-    needed = image.width * image.height * per_pixel
-    if scale > 1 and image.info.get("progressive"):  # libjpeg holds all coefficients
-        needed += 6 * width * height
-    if needed > MAX_MEMORY_BYTES:
-        raise UserError(
-            f"{width} x {height} pixels take {needed / 2**30:.1f} GiB to decode, "
-            f"more than {MAX_MEMORY_BYTES / 2**30:g}"
-        )
-    if image.format == "PNG" and (file := getattr(image, "fp", None)) is not None:
-        here = file.tell()
-        size = file.seek(0, os.SEEK_END)
-        file.seek(here)
-        if width * height > 8 * _DEFLATE_MOST * size:  # one bit a pixel at least
-            raise UserError(f"{width} x {height} pixels cannot be in {size} bytes")
 
 
 def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:
