@@ -141,6 +141,11 @@ def decode(image: Image.Image, *, shorter_side: int = 0) -> Decoded:
     width, height = image.size
     scale = _draft(image, shorter_side)
     check_memory(image, width, height, scale)
+    fast = _fast(image, width, height, scale)
+    if fast is not None:
+        turn = _orientation(image)
+        pixels = fast if turn == 1 else np.asarray(Image.fromarray(fast).transpose(_TURNS[turn]))
+        return Decoded(pixels, *((width, height) if turn >= 5 else (height, width)), scale)
     image.load()
     more = math.ceil(math.sqrt(image.width * image.height / FULL_PIXELS))
     held = image
@@ -150,6 +155,35 @@ def decode(image: Image.Image, *, shorter_side: int = 0) -> Decoded:
     if _orientation(image) >= 5:
         height, width = width, height
     return Decoded(pixels, height, width, scale * more)
+
+
+def _fast(image: Image.Image, width: int, height: int, scale: int) -> np.ndarray | None:
+    """A plain JPEG's pixels by libjpeg-turbo's own interface, the same ones in a third of the time.
+
+    None where Pillow has to decode: other files, progressive ones (which it can interrupt), and
+    whatever libjpeg-turbo warns of.
+    """
+    file = getattr(image, "fp", None)
+    if image.format != "JPEG" or image.mode not in ("RGB", "L") or not isinstance(file, io.BytesIO):
+        return None
+    rows, columns = -(-height // scale), -(-width // scale)
+    if image.info.get("progressive") or rows * columns > FULL_PIXELS:
+        return None
+    try:
+        import simplejpeg
+
+        pixels: np.ndarray = simplejpeg.decode_jpeg(
+            file.getvalue(),
+            "RGB",
+            fastdct=False,
+            fastupsample=False,
+            min_height=height // scale,
+            min_width=width // scale,
+            strict=True,
+        )
+    except (ImportError, ValueError):
+        return None
+    return pixels if pixels.shape == (rows, columns, 3) else None
 
 
 def _draft(image: Image.Image, shorter_side: int) -> int:

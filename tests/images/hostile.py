@@ -2,14 +2,18 @@
 
     python -m tests.images.hostile N SEED
 
-prepares N of them, each with `igpt prepare` in a folder of its own, under a limit of memory, and
-prints what went wrong as a JSON list.
+gives N of them, each in a folder of its own, to `igpt prepare` (models: to `igpt info`), and
+prints what went wrong, and the most memory that was held, as JSON.
 """
 
+import bz2
 import contextlib
+import functools
+import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import resource
 import struct
@@ -21,6 +25,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +36,9 @@ Rng = np.random.Generator
 Files = dict[str, bytes]
 
 MOST_S = 10
-MOST_BYTES = 3 * 2**30
+MOST_BYTES = 1_500_000_000
+"""Of memory; torch alone, which reads models, takes 0.3 GB of it."""
+MOST_ADDRESSES = 8 * 2**30
 # What Pillow writes here; a build may lack the last ones.
 KINDS = {
     "JPEG": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif", "PPM": ".ppm",
@@ -178,31 +185,276 @@ def bad_arrays(rng: Rng) -> Files:
     return {"a.npy": damaged(held.getvalue(), rng)}
 
 
+# What a header that lies says in place of a small number.
+LIES = (-1, -64, 0, 1, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**40, 2**63 - 1, 2**64, 10**30)
+
+
+def lie(rng: Rng) -> int:
+    """A number that no sound file holds there."""
+    return LIES[int(rng.integers(len(LIES)))]
+
+
+def tar_header(name: str, kind: bytes, size: int, link: str = "") -> bytes:
+    """A header whose checksum fits, whatever it says."""
+    info = tarfile.TarInfo(name[:90])
+    info.type, info.linkname = kind, link
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT)[:512])
+    octal = 0 <= size < 8**11
+    field = b"%011o\0" % size if octal else b"\x80" + (size % 2**88).to_bytes(11, "big")
+    block[124:136] = field
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def padded(data: bytes) -> bytes:
+    """Filled up to whole blocks."""
+    return data + bytes(-len(data) % 512)
+
+
+def pax_records(**fields: object) -> bytes:
+    """Metadata as pax stores it, its lengths right."""
+    found = b""
+    for key, value in fields.items():
+        body = f" {key.replace('__', '.')}={value}\n".encode()
+        length = len(body) + 1
+        while length != len(str(length)) + len(body):
+            length = len(str(length)) + len(body)
+        found += str(length).encode() + body
+    return found
+
+
+def lying_tar(rng: Rng) -> Files:
+    """An archive whose headers agree with their checksums, and with nothing else."""
+    good = encoded(noise(16, 16))
+    parts = []
+    for i in range(6):
+        name, size = f"a/{i}.png", len(good)
+        match int(rng.integers(9)):
+            case 0:
+                parts.append(tar_header(name, b"0", lie(rng)) + padded(good))
+            case 1:
+                extra = pax_records(size=lie(rng), path=f"a/{i}.png")
+                parts.append(tar_header("x", b"x", len(extra)) + padded(extra))
+                parts.append(tar_header(name, b"0", size) + padded(good))
+            case 2:
+                sparse = {"GNU__sparse__major": 1, "GNU__sparse__minor": 0,
+                          "GNU__sparse__name": name, "GNU__sparse__realsize": lie(rng)}  # fmt: skip
+                extra = pax_records(**sparse)
+                table = padded(f"{lie(rng)}\n{lie(rng)}\n{lie(rng)}\n".encode())
+                parts.append(tar_header("x", b"x", len(extra)) + padded(extra))
+                parts.append(tar_header(name, b"0", 512 + size) + table + padded(good))
+            case 3:
+                spans = ",".join(str(lie(rng)) for _ in range(2 * int(rng.integers(1, 9))))
+                extra = pax_records(
+                    GNU__sparse__map=spans, GNU__sparse__size=lie(rng), GNU__sparse__numblocks=3
+                )
+                parts.append(tar_header("x", b"x", len(extra)) + padded(extra))
+                parts.append(tar_header(name, b"0", size) + padded(good))
+            case 4:
+                parts.append(tar_header(name, b"S", size) + padded(good))
+            case 5:
+                kind = bytes([int(rng.choice(list(b"LKxXg")))])
+                parts.append(tar_header("x", kind, abs(lie(rng)) % 2**21) + padded(good))
+            case 6:
+                target = str(rng.choice([f"a/{i}.png", "a/0.png", "../" * 9, f"a/{i - 1}.png"]))
+                kind = bytes([int(rng.choice(list(b"12")))])
+                parts.append(tar_header(name, kind, abs(lie(rng)), target))
+            case 7:
+                parts.append(bytes(1024 * int(rng.integers(1, 20))))
+            case 8:
+                label = str(rng.choice(["1", "[" * 900, '{"label": [1]}', '{"label": 1e999}']))
+                ending = str(rng.choice(["cls", "json"]))
+                parts.append(tar_header(f"a/{i}.{ending}", b"0", len(label)))
+                parts.append(padded(label.encode()))
+        parts.append(tar_header(f"b/{i}.png", b"0", size) + padded(good))
+    data = b"".join(parts) + bytes(1024)
+    pack = [bytes, bytes, gzip.compress, bz2.compress, lzma.compress][int(rng.integers(5))]
+    return {"a.tar": pack(pack(data) if rng.random() < 0.05 else data)}
+
+
+def lying_stream(rng: Rng) -> Files:
+    """A small compressed archive that unpacks to much."""
+    zeros = bytes(2**24)
+    head = tar_header("a/0.png", b"0", int(rng.choice([2**20, 2**27, 2**34, 2**50])))
+    packer = [gzip, bz2, lzma][int(rng.integers(3))]
+    many = packer.compress(zeros) * int(rng.integers(1, 40))
+    return {"a.tar.gz": packer.compress(head) + many}
+
+
+def lying_arrays(rng: Rng) -> Files:
+    """Arrays whose headers are well formed and claim what is not there."""
+    shape = [6, 9, 9, 3][: int(rng.integers(1, 5))]
+    shape[int(rng.integers(len(shape)))] = lie(rng)
+    if rng.random() < 0.3:
+        shape += [lie(rng)]
+    descr = str(rng.choice(["|u1", "|u1", "|u1", "<f8", ">u2", "|V1000000", "|S999999", "|O"]))
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {tuple(shape)}, }}\n"
+    npy = b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header.encode()
+    npy += bytes(int(rng.choice([0, 1458, 10**6])))
+    if rng.random() < 0.4:
+        return {"a.npy": npy}
+    held, labels = io.BytesIO(), io.BytesIO()
+    np.save(labels, np.arange(6))
+    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", npy)
+        archive.writestr("labels.npy", npy if rng.random() < 0.3 else labels.getvalue())
+    return {"a.npz": held.getvalue()}
+
+
+def lying_columns(rng: Rng) -> Files:
+    """A sound table of unsound cells: large ones that a small file holds, and other types."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    size = int(rng.choice([10**3, 10**6, 3 * 10**7]))
+    cells = [bytes(size), encoded(noise(16, 16)), b"\xff" * size][: int(rng.integers(1, 4))]
+    kind = [pa.binary(), pa.large_binary()][int(rng.integers(2))]
+    table = pa.table({"image": pa.array(cells, kind), "label": [0] * len(cells)})
+    held = io.BytesIO()
+    pq.write_table(table, held, compression="zstd")
+    return {"a.parquet": held.getvalue()}
+
+
+def odd_value(rng: Rng) -> Any:
+    """A value of JSON that no description holds."""
+    odd = [
+        *LIES,
+        -1.5,
+        1e308,
+        float("nan"),
+        "x",
+        "",
+        None,
+        True,
+        [],
+        {},
+        [1] * 9,
+        {"a": 1},
+        "9" * 500,
+    ]
+    return odd[int(rng.integers(len(odd)))]
+
+
+@functools.cache
+def sound_models() -> dict[str, Files]:
+    """The files of small models that `igpt info` reads, by the form that they are in."""
+    from igpt.interop.transformers import write_transformers
+    from tests.networks import pixel_model
+
+    found = {}
+    with tempfile.TemporaryDirectory() as place:
+        model = pixel_model(image_size=4)
+        for form, folder in (
+            ("igpt", model.save(Path(place) / "igpt")),
+            ("transformers", write_transformers(model, Path(place) / "theirs")),
+        ):
+            found[form] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    return found
+
+
+def lying_model(rng: Rng) -> Files:
+    """A model folder that describes something else than its weights."""
+    files = dict(sound_models()[str(rng.choice(["igpt", "transformers"]))])
+    for _ in range(int(rng.integers(1, 4))):
+        name = str(rng.choice(["config.json", "config.json", "preprocessor_config.json"]))
+        document = json.loads(files[name])
+        place = document
+        while True:
+            key = str(rng.choice(list(place)))
+            if isinstance(place[key], dict) and place[key] and rng.random() < 0.8:
+                place = place[key]
+                continue
+            place[key] = odd_value(rng)
+            break
+        files[name] = json.dumps(document).encode()
+    if rng.random() < 0.3:
+        name = str(rng.choice(list(files)))
+        files[name] = damaged(files[name], rng)
+    return files
+
+
+def lying_checkpoint(rng: Rng) -> Files:
+    """A TensorFlow checkpoint whose checksums fit, and whose table is made up."""
+    from tests.oracles.bundle import field, masked, varint
+
+    def block(entries: list[tuple[int, bytes, bytes]]) -> bytes:
+        body = b"".join(
+            varint(shared) + varint(len(own)) + varint(len(value)) + own + value
+            for shared, own, value in entries
+        )
+        body += struct.pack("<II", 0, 1)
+        return body + b"\0" + struct.pack("<I", masked(body + b"\0"))
+
+    def number() -> int:
+        return abs(lie(rng)) % 2**64
+
+    entries = [(0, b"", field(1, int(rng.choice([1, 1, number()]))) or b"\x08\x01")]
+    for i in range(int(rng.integers(1, 60))):
+        shape = b"".join(field(2, field(1, number())) for _ in range(int(rng.integers(4))))
+        value = field(1, int(rng.choice([1, 9, 3]))) + field(2, shape) + field(4, number())
+        value += field(5, int(rng.choice([64, number()])))
+        name = str(rng.choice(["model/wte", f"model/h{number()}/ln_1/g", "model/wpe", "x" * 50]))
+        entries.append((int(rng.choice([0, 0, i, number()])), f"{name}{i}".encode(), value))
+    first = block(entries)
+    handle = varint(int(rng.choice([0, 0, number()]))) + varint(len(first) - 5)
+    second, meta = block([(0, b"z", handle)] * int(rng.choice([1, 1, 30]))), block([])
+    at = len(first)
+    footer = varint(at + len(second)) + varint(len(meta) - 5) + varint(at) + varint(len(second) - 5)
+    index = first + second + meta + footer.ljust(40, b"\0")
+    index += struct.pack("<Q", 0xDB4775248B80FB57)
+    centers = io.BytesIO()
+    np.save(centers, np.linspace(-1, 1, 48, dtype=np.float32).reshape(16, 3))
+    return {
+        "m.ckpt.index": index,
+        "m.ckpt.data-00000-of-00001": bytes(256),
+        "kmeans_centers.npy": centers.getvalue(),
+    }
+
+
 MAKERS: tuple[Callable[[Rng], Files], ...] = (
-    *(bad_images, bad_images, bombs, bad_tar, bad_csv, bad_columns, bad_arrays),
+    *(bad_images, lying_tar, bombs, bad_tar, lying_arrays, bad_csv, lying_model, bad_columns),
+    *(
+        bad_images,
+        lying_tar,
+        lying_checkpoint,
+        bad_arrays,
+        lying_columns,
+        lying_model,
+        lying_stream,
+    ),
 )
+_MODELS = (lying_model, lying_checkpoint)
+
+
+def command_for(maker: Callable[[Rng], Files], names: list[str], place: Path) -> list[str]:
+    """What is done with the files that a maker made."""
+    folder = place / "in"
+    if maker in _MODELS:
+        return ["info", str(folder / "m.ckpt" if maker is lying_checkpoint else folder)]
+    single = maker is not bad_images and len(names) == 1 and "png" not in names[0]
+    data = folder / names[0] if single else folder
+    data = folder / "list.csv" if maker is bad_csv else data
+    command = ["prepare", str(data), str(place / "out"), "--image-size", "8", "--max-bad", "1"]
+    return [*command, "--workers", "1", "--upsample"]
 
 
 def trial(number: int, seed: int, place: Path) -> str:
     """What went wrong with one case, or nothing."""
     maker = MAKERS[number % len(MAKERS)]
     files = maker(np.random.default_rng([seed, number]))
-    folder = place / "in"
     for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
+        (place / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "in" / name).write_bytes(data)
     if maker is bad_csv:
-        os.mkfifo(folder / "pipe.png")
-    single = maker not in (bad_images,) and len(files) == 1 and "png" not in next(iter(files))
-    data = folder / next(iter(files)) if single else folder
-    data = folder / "list.csv" if maker is bad_csv else data
+        os.mkfifo(place / "in" / "pipe.png")
     before = snapshot(place)
     out, err = io.StringIO(), io.StringIO()
+    command = command_for(maker, list(files), place)
     start_s = time.monotonic()
-    command = ["prepare", str(data), str(place / "out"), "--image-size", "8", "--max-bad", "1"]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            main([*command, "--workers", "1", "--upsample"])
+            main(command)
     except SystemExit as stop:
         status = stop.code
     except BaseException as error:
@@ -240,6 +492,8 @@ def trials(n: int, seed: int, place: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_ADDRESSES, MOST_ADDRESSES))
     with tempfile.TemporaryDirectory() as place:
-        print(json.dumps(trials(int(sys.argv[1]), int(sys.argv[2]), Path(place))))
+        wrong = trials(int(sys.argv[1]), int(sys.argv[2]), Path(place))
+    peak_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"wrong": wrong, "peak_bytes": peak_bytes}))

@@ -305,3 +305,37 @@ def test_reduced_decoding_turns_as_exif_says() -> None:
 def test_an_open_stream_can_be_read() -> None:
     with open_image(io.BytesIO(encoded(noise(4, 6)))) as file:
         assert decode(file).pixels.shape == (4, 6, 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.sampled_from([1, 4, 12]),
+    st.sampled_from(["RGB", "L", "CMYK"]),
+    st.sampled_from([0, 1, 2]),
+    st.integers(1, 8),
+    st.booleans(),
+)
+def test_the_faster_decoder_gives_the_pixels_of_pillow(
+    height: int, width: int, shorter: int, mode: str, sampling: int, turn: int, progressive: bool
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    image = Image.fromarray(smooth(height, width)).convert(mode)
+    data = encoded(
+        image, "JPEG", quality=87, subsampling=sampling, exif=exif, progressive=progressive
+    )
+    fast = decoding.decode_bytes(data, shorter_side=shorter)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "_fast", lambda *_: None)
+        slow = decoding.decode_bytes(data, shorter_side=shorter)
+    assert np.array_equal(fast.pixels, slow.pixels)
+    assert (fast.height, fast.width, fast.scale) == (slow.height, slow.width, slow.scale)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.99])
+def test_a_cut_jpeg_is_judged_by_pillow(share: float) -> None:
+    data = encoded(smooth(80, 80), "JPEG")
+    with pytest.raises(UserError, match="damaged or cut off"):
+        decoding.decode_bytes(data[: int(share * len(data))])

@@ -31,9 +31,9 @@ CUT = "archive is cut off or damaged"
 # Names and metadata are short; more is an attack on memory.
 _MAX_EXTENSION_BYTES = 2**20
 _MAX_EXTENSIONS = 16
-# A stream may grow to so many times what is read of it, beyond the first 256 MiB: images do not.
+# A stream may grow to so many times what is read of it, beyond the first 32 MiB: images do not.
 _MAX_RATIO = 100
-_FREE_BYTES = 2**28
+_FREE_BYTES = 2**25
 _CHUNK_BYTES = 2**18
 # Of zeros behind an end mark, after which nothing more is looked for.
 _MAX_PADDING_BYTES = 2**26
@@ -454,8 +454,8 @@ def _pax(data: bytes) -> dict[str, str]:
     at = 0
     while at < len(data) and data[at]:
         blank = data.find(b" ", at, at + 20)
-        length = int(data[at:blank]) if blank > 0 else 0
-        if not blank - at < length <= len(data) - at:
+        length = int(data[at:blank]) if blank > at else 0
+        if not max(0, blank - at) < length <= len(data) - at:
             raise ValueError("its metadata is damaged")
         key, _, value = data[blank + 1 : at + length].rstrip(b"\n").partition(b"=")
         fields[key.decode(errors="replace")] = value.decode(errors="surrogateescape")
