@@ -1,0 +1,33 @@
+#!/bin/bash
+# The long runs of entry 6, each begun or gone on with where it was stopped.
+#   LONG=folder IGPT=igpt PYTHON=python bash records/long.sh run32|ablate
+# LONG holds what must outlast a session (caches, the run, its log). Each runs with one thread at the
+# lowest priority and in a process group of its own, whose number is printed: SIGSTOP and SIGCONT to
+# the group while something is measured, SIGTERM to end it after a checkpoint.
+set -e
+: "${LONG:?the folder that holds the runs}" "${IGPT:=igpt}" "${PYTHON:=python}"
+here=$(cd "$(dirname "$0")" && pwd)
+mkdir -p "$LONG"
+export IGPT_CACHE=$LONG/cache OMP_NUM_THREADS=1 TORCHINDUCTOR_CACHE_DIR=$LONG/inductor
+run=$LONG/runs/r32
+case "$1" in
+  run32)
+    if [ -e "$run/config.json" ]; then
+      work=("$IGPT" pretrain cifar10 "$run" --resume)
+    else
+      work=("$IGPT" pretrain cifar10 "$run" --recipe cifar10-record --init-from cifar10-small
+        --data.image-size 32 --train.total-steps 25000 --train.batch-size 8 --train.micro-batch 8
+        --train.compile blocks --train.valid-every 100 --train.valid-images 200
+        --train.checkpoint-every 25 --train.checkpoint-at 250 500 1000 2000 4000 8000 16000)
+    fi ;;
+  ablate)
+    names="again qkv-parts batch-8-again embed-rate-x4 head-rate-third head-rate-x3 short-decay-again
+      short-decay-ema cautious-decay warm-momentum floor batch-ramp batch-ramp-4 qkv-heads normed-rows
+      pool-1000 pool-1000-alternate pool-1000-cautious-decay gains-rate-x4"
+    trials=()
+    for seed in 0 1 2; do for name in $names; do trials+=("$name" "$seed"); done; done
+    work=("$PYTHON" "$here/ablate.py" "${trials[@]}" rows-columns 2 residual-scale 2) ;;
+  *) echo "long.sh run32|ablate" >&2; exit 2 ;;
+esac
+setsid nice -n 19 "${work[@]}" >>"$LONG/$1.log" 2>&1 </dev/null &
+echo $!
