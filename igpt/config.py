@@ -279,33 +279,78 @@ class FinetuneConfig:
     batch_size: int = 128
     """Images an update."""
     micro_batch: int = 32
-    """Images a forward pass."""
+    """Images a forward pass on one device."""
     valid_every: int = 100
-    """Steps between looks at validation accuracy."""
+    """Steps between looks at validation accuracy; the best look's checkpoint is kept."""
     valid_images: int | None = None
     """Most validation images looked at; none: all."""
     patience: int = 5
     """Looks without a better accuracy before training ends; the best weights are kept."""
-    augment: bool = True
-    """Reflect, crop and mirror the training images as the paper does on CIFAR."""
+    fold_validation: Literal["auto", "on", "off"] = "auto"
+    """on: repeat the chosen number of steps on training and validation images together, for the
+    final figure (paper §3.4); auto: where the model was trained by one of the paper's recipes."""
+    augment: Literal["auto", "none", "flip", "cifar", "imagenet"] = "auto"
+    """Random changes to the training images; auto: imagenet's crops where the model was trained
+    with them and the images are at hand, else the paper's of CIFAR (reflect, crop, mirror)."""
     grad_clip_norm: float = 1.0
     """Largest norm of the gradient; 0 turns clipping off."""
     betas: tuple[float, float] = TrainConfig().betas
     """Adam's averaging of the gradient and of its square."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Type of the matrix products."""
+    compile: Literal["auto", "blocks", "off"] = "auto"
+    """Compile each Transformer block; auto: where that saves more time than it takes."""
+    checkpoint_activations: bool = False
+    """Recompute each block in the backward pass: less memory, about a third more time."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: ddp copies the network to every device, fsdp cuts it up."""
+    timeout_s: float = TrainConfig().timeout_s
+    """Under torchrun: seconds without a sign of a rank after which the job ends, naming it."""
+    log_every: int = TrainConfig().log_every
+    """Steps between lines of metrics.jsonl."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; a better look and the last step always save."""
     seed: int = 0
     """Of the order of images, their augmentation and masks."""
 
     def __post_init__(self) -> None:
-        for name in ("total_steps", "batch_size", "micro_batch", "valid_every", "patience"):
+        _require_numbers("finetune", self)
+        for name in (
+            "total_steps",
+            "batch_size",
+            "micro_batch",
+            "valid_every",
+            "patience",
+            "log_every",
+            "checkpoint_every",
+        ):
             value = getattr(self, name)
             _require(value >= 1, f"finetune.{name} is {value}: it must be at least 1")
-        _require(self.lr > 0, f"finetune.lr is {self.lr}: it must be above 0")
+        for name in ("lr", "timeout_s"):
+            value = getattr(self, name)
+            _require(value > 0, f"finetune.{name} is {value}: it must be above 0")
+        _require(
+            self.grad_clip_norm >= 0,
+            f"finetune.grad_clip_norm is {self.grad_clip_norm}: it must not be negative",
+        )
+        _require(
+            all(0 <= beta < 1 for beta in self.betas),
+            f"finetune.betas is {self.betas}: each must be from 0 to below 1",
+        )
         _require(
             self.valid_images is None or self.valid_images >= 1,
             f"finetune.valid_images is {self.valid_images}: it must be at least 1",
         )
+
+    @classmethod
+    def from_dict(cls, values: Any, *, where: str) -> Self:
+        """The settings that a fine-tuning's config.json holds.
+
+        Raises:
+            UserError: an unknown or missing key, or a value of a wrong type.
+        """
+        restored: Self = _restore(cls, values, where=where, path="")
+        return restored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

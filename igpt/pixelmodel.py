@@ -431,6 +431,10 @@ def _load_folder(path: Path, device: str | torch.device) -> PixelModel:
     document = read_json(path / "config.json") if (path / "config.json").is_file() else None
     if not isinstance(document, dict):
         raise UserError(f"{path} holds no model (config.json is missing): check the path")
+    if "finetune" in document:  # its checkpoints hold a class head, too
+        if not (path / "model" / "config.json").is_file():
+            raise UserError(f"{path} is a fine-tuning that is not finished: add --resume to it")
+        return _load_folder(path / "model", device)
     if "facts" in document:
         return load_run(path, device=device)
     if _is_from_transformers(document):

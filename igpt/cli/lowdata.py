@@ -155,7 +155,7 @@ def _baselines(
 ) -> "dict[str, Any]":
     """The supervised methods asked for, by name: each fits a subset and classifies images."""
     from igpt.evaluate.classifier import from_scratch, predict
-    from igpt.evaluate.finetune import finetune
+    from igpt.evaluate.finetune import Task, tune_in_memory
     from igpt.evaluate.wideresnet import WideResNetConfig, train_wide_resnet
 
     assert data.classes is not None
@@ -163,15 +163,15 @@ def _baselines(
     encode, mask_prob = model.tokenizer.encode, model.facts.mask_prob
 
     def scratch(few: "LabelledImages", subset: int) -> "Callable[[ImageArray], np.ndarray]":
-        classifier, _ = finetune(
-            from_scratch(model.network, seed=seed + subset),
-            few,
-            None,
-            encode=encode,
+        task = Task(
+            network=from_scratch(model.network, seed=seed + subset),
+            tokenizer=model.tokenizer,
+            train=few,
             n_classes=n_classes,
             mask_prob=mask_prob,
-            config=FinetuneConfig(joint=False, total_steps=steps["scratch"], seed=seed + subset),
         )
+        config = FinetuneConfig(joint=False, total_steps=steps["scratch"], seed=seed + subset)
+        classifier = tune_in_memory(task, config)
         return lambda images: predict(classifier, images, encode=encode, mask_prob=mask_prob)
 
     def wide_resnet(few: "LabelledImages", subset: int) -> "Callable[[ImageArray], np.ndarray]":

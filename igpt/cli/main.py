@@ -49,7 +49,7 @@ COMMANDS = {
 }
 
 # Commands whose processes share one job under `torchrun`; every other one would be done many times.
-SHARED = ("pretrain",)
+SHARED = ("pretrain", "finetune")
 # Commands that compute with a network, and so have `--device`.
 COMPUTING = (
     *("demo", "info", "pretrain", "evaluate", "probe", "finetune", "lowdata", "embed", "classify"),

@@ -18,6 +18,7 @@ from igpt.probe.protocol import LabelledImages
 from igpt.probe.vote import modal_vote
 from igpt.tokens.masks import bert_masks, own_masks
 from igpt.tokens.tokenizer import ImageArray
+from igpt.train.distributed import World
 
 Encode = Callable[[np.ndarray], np.ndarray]
 
@@ -53,6 +54,31 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.weight)  # so the first class loss is exactly ln C
         self.head.to(network.wpe.weight.device)
 
+    @property
+    def h(self) -> nn.ModuleList:
+        """The network's blocks, which are compiled and cut up one by one."""
+        return self.network.h
+
+    def learns_only(self, *, joint: bool) -> None:
+        """Leave out of training what the class loss alone does not reach.
+
+        Args:
+            joint: whether the generative loss is trained on, too; it reaches everything.
+        """
+        reached = {self.head.weight}
+        if joint:
+            reached = set(self.parameters())
+        else:
+            network, last = self.network, self.layer == len(self.network.h)
+            read = [network.wte, network.wpe, *network.h[: self.layer]]
+            read.append(network.ln_f if last else network.h[self.layer].ln_1)
+            for part in read:
+                reached |= set(part.parameters())
+            if network.shifted:
+                reached.add(network.sos)
+        for parameter in self.parameters():
+            parameter.requires_grad_(parameter in reached)
+
     def forward(
         self, tokens: Tensor, masked: Tensor | None = None, *, generate: bool = False
     ) -> tuple[Tensor, Tensor | None]:
@@ -77,7 +103,7 @@ class Classifier(nn.Module):
         return scores, network.head(network.ln_f(h))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: FSDP's buffers are used in training again
 @torch.compiler.set_stance("force_eager")  # type: ignore[untyped-decorator]
 def predict(
     classifier: Classifier,
@@ -88,17 +114,21 @@ def predict(
     n_masks: int = 1,
     seed: int = 0,
     batch_size: int = 64,
+    world: World = World(),  # noqa: B008 - it is frozen
 ) -> np.ndarray:
     """The likeliest class of each image: (N, S, S, 3) uint8 -> (N,) int64 from 0 to C - 1.
 
-    BERT models see masked images, as in training; of several masks the modal answer counts.
+    BERT models see masked images, as in training; of several masks the modal answer counts. Ranks
+    share the images, and each gets all answers.
     """
     device = classifier.head.weight.device
     dtype = compute.choose_dtype("auto", device)
     bert = classifier.network.objective == "bert"
-    votes = np.empty((n_masks if bert else 1, len(images)), np.int64)
-    for start in range(0, len(images), batch_size):
-        part = encode(np.asarray(images[start : start + batch_size]))
+    votes = torch.zeros(n_masks if bert else 1, len(images), dtype=torch.int64, device=device)
+    first = world.slots(len(images)).start
+    for cut in world.parts(len(images), batch_size):
+        slots = range(first + cut.start, first + cut.stop)
+        part = encode(np.asarray(images[slots.start : slots.stop]))
         tokens = torch.from_numpy(part).to(device)
         for row, vote in enumerate(votes):
             masked = None
@@ -108,8 +138,9 @@ def predict(
                 masked = masked.to(device)
             with compute.autocast(device, dtype):
                 scores, _ = classifier(tokens, masked)
-            vote[start : start + len(part)] = scores.argmax(dim=1).cpu().numpy()
-    return modal_vote(votes, n_classes=classifier.head.out_features, seed=seed)
+            vote[slots.start : slots.stop] = scores.argmax(dim=1)
+    voted = world.sum(votes).cpu().numpy()
+    return modal_vote(voted, n_classes=classifier.head.out_features, seed=seed)
 
 
 def masks_for(network: GPT, seed: int, step: int, slots: range, mask_prob: float) -> Tensor | None:

@@ -1,9 +1,8 @@
 """Checkpoints that are whole or absent: safetensors and JSON under a hashed manifest.
 
-A checkpoint is a folder `step-0001000/` with `model.safetensors`, `optimizer.safetensors`, other
-tensors that a kind of run keeps, `state.json` and `manifest.json`, which holds the sha256 of each
-and of itself. The folder is filled beside its place and renamed into it, so a kill at any moment
-leaves the earlier ones as they were.
+A checkpoint is a folder `step-0001000/` with `model.safetensors`, `optimizer.safetensors`,
+`state.json` and `manifest.json`, which holds the sha256 of each and of itself. The folder is filled
+beside its place and renamed into it, so a kill at any moment leaves the earlier ones as they were.
 `igpt.train.sharded` writes networks that are cut up over ranks, as one safetensors file a rank.
 """
 
@@ -38,8 +37,6 @@ class Checkpoint:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
-    kept: dict[str, dict[str, Tensor]]
-    """Other tensors, by the name of their file."""
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -53,7 +50,6 @@ def save(
     model: Mapping[str, Tensor],
     optimizer: Mapping[str, Tensor],
     state: Mapping[str, Any],
-    kept: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
     """Write a checkpoint folder; it appears whole or not at all.
 
@@ -62,12 +58,11 @@ def save(
         model: weights by name.
         optimizer: its state by name.
         state: of state.json.
-        kept: other tensors; each set is a file of its name.
 
     Raises:
         UserError: the disk is full or not writable; earlier checkpoints are untouched.
     """
-    parts = {"model": model, "optimizer": optimizer, **(kept or {})}
+    parts = {"model": model, "optimizer": optimizer}
     with writing_folder(path, kind=KIND) as part:
         digests = {}
         for name, tensors in parts.items():
@@ -141,15 +136,9 @@ def load(path: Path, *, checked: bool = False) -> Checkpoint:
     state = read_json(path / "state.json")
     try:
         model, optimizer = _read_whole(path)
-        others = path.glob("*.safetensors") if _is_of_one_rank(path) else ()
-        kept = {
-            file.stem: safetensors.torch.load_file(file)
-            for file in others
-            if file.name not in _MAIN_FILES
-        }
     except SafetensorError as error:
         raise UserError(f"checkpoint {path} cannot be used: {error}") from error
-    return Checkpoint(path, int(state["step"]), model, optimizer, state, kept)
+    return Checkpoint(path, int(state["step"]), model, optimizer, state)
 
 
 def _is_of_one_rank(path: Path) -> bool:

@@ -32,6 +32,8 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{folder} holds no run (config.json is missing): check the path")
     document = read_json(path)
+    if isinstance(document, dict) and "finetune" in document:
+        raise UserError(f"{folder} holds a fine-tuning, not a pre-training: choose another folder")
     if not isinstance(document, dict) or "facts" not in document:
         raise UserError(f"{path} is not the config.json of a run: check the path")
     facts = document.pop("facts")

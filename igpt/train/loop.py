@@ -138,7 +138,7 @@ def run_steps(
             if validates:
                 _validate(trainer, meter)
             saves = is_due(step, every=train.checkpoint_every, total=total)
-            if saves or step in kept_for_good or trainer.is_done:
+            if saves or step in kept_for_good | trainer.keeps or trainer.is_done:
                 saver.save()
                 meter.restart_clock()
             for look in looks:

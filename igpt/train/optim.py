@@ -65,9 +65,11 @@ class Optimizer:
 
     def __init__(self, network: nn.Module, config: TrainConfig) -> None:
         self._names: dict[Tensor, str] = {
-            parameter: name for name, parameter in network.named_parameters()
+            parameter: name
+            for name, parameter in network.named_parameters()
+            if parameter.requires_grad
         }
-        matrices = [p for name, p in network.named_parameters() if p.ndim == 2 and _in_block(name)]
+        matrices = [p for p, name in self._names.items() if p.ndim == 2 and _in_block(name)]
         by_muon = set(matrices) if config.optimizer == "muon" else set()
         others = [p for p in self._names if p not in by_muon]
         self._parts: list[tuple[torch.optim.Optimizer, float]] = []

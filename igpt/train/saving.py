@@ -64,7 +64,6 @@ class Saver:
             tensors_by_file = {
                 "model": _copied(trainer.network.state_dict()),
                 "optimizer": _copied(trainer.optimizer.tensors()),
-                **{name: _copied(tensors) for name, tensors in trainer.kept.items()},
             }
             arguments = (path, tensors_by_file, state)
             self._thread = Thread(target=self._write, args=arguments, name="checkpoint")
@@ -87,8 +86,7 @@ class Saver:
         self, path: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]
     ) -> None:
         try:
-            model, optimizer = tensors.pop("model"), tensors.pop("optimizer")
-            checkpoint.save(path, model=model, optimizer=optimizer, state=state, kept=tensors)
+            checkpoint.save(path, **tensors, state=state)
             self._prune(state["step"])
         except BaseException as error:  # raised where it is waited for
             self._error = error
@@ -96,7 +94,8 @@ class Saver:
     def _prune(self, step: int) -> None:
         trainer, train = self._trainer, self._trainer.config.train
         if trainer.world.is_first:
-            keep_at = {*train.checkpoint_at, level_steps(train, trainer.warmup_steps)}
+            level = level_steps(train, trainer.warmup_steps)
+            keep_at = {*train.checkpoint_at, *trainer.keeps, level}
             prune(trainer.folder, upto=step, keep_last=train.keep_last, keep_at=keep_at)
 
 
@@ -120,7 +119,7 @@ def _check_finite(trainer: Trainer) -> None:
     if trainer.world.largest(bad):
         raise Diverged(
             f"weights are not finite after step {trainer.step}: start another run folder with a "
-            "lower --train.lr"
+            f"lower --{trainer.options}.lr"
         )
 
 
@@ -144,7 +143,6 @@ def restore(trainer: Trainer, path: Path, *, checked: bool = False) -> dict[str,
     else:
         held = checkpoint.load(path, checked=checked)
         weights, moments, state = held.model, held.optimizer, held.state
-        trainer.kept = held.kept
     load_weights(trainer.network, weights, where=where)
     trainer.step = int(state["step"])
     if trainer.step:  # before the first step an optimiser has no state

@@ -96,7 +96,8 @@ def naming_the_newest(trainer: Trainer, saver: Saver) -> Iterator[None]:
 def remedy(trainer: Trainer) -> str:
     """What to do where the loss is not finite, and which checkpoint was the last good one."""
     good, _ = checkpoint.newest(trainer.folder)
+    seed = "seed" if trainer.options == "train" else f"{trainer.options}.seed"
     return (
         f"; last good checkpoint: {good or 'none'}: start another run folder with a lower "
-        "--train.lr or another --seed"
+        f"--{trainer.options}.lr or another --{seed}"
     )

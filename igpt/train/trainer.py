@@ -43,7 +43,7 @@ class Trainer:
     """Everything that a step needs or changes.
 
     A kind of run that is not pre-training gives its own network, `stream` and `loss_of`, and what
-    it has to remember in `memory` and `kept`; the rest of `igpt.train` serves it as it is.
+    it has to remember in `memory`; the rest of `igpt.train` serves it as it is.
     """
 
     config: RunConfig
@@ -72,8 +72,10 @@ class Trainer:
     """Figures of the validation images by name; none: the objective's loss."""
     memory: dict[str, Any] = field(default_factory=dict)
     """What a kind of run has to remember, plain values: saved and put back with each checkpoint."""
-    kept: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    """Tensors likewise, by the name of their file."""
+    keeps: frozenset[int] = frozenset()
+    """Steps that are saved and whose checkpoints stay, besides those of the settings."""
+    options: str = "train"
+    """What the options begin with that a message advises to change."""
     owes_validation: bool = False
     """The run was stopped, and saved, before the figures that were due at this step."""
     is_done: bool = False
