@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from igpt import sklearn as sklearn
     from igpt.errors import Interrupted as Interrupted
     from igpt.errors import UserError as UserError
+    from igpt.evaluate.finetuning import finetune as finetune
     from igpt.pixelmodel import PixelModel as PixelModel
     from igpt.pixelmodel import load as load
     from igpt.tokens.palette import Palette as Palette
@@ -26,9 +27,19 @@ _HOME_OF = {
     "Run": "igpt.train.run",
     "load": "igpt.pixelmodel",
     "pretrain": "igpt.train.run",
+    "finetune": "igpt.evaluate.finetuning",
 }
 
-__all__ = ["Interrupted", "Palette", "PixelModel", "Run", "UserError", "load", "pretrain"]
+__all__ = [
+    "Interrupted",
+    "Palette",
+    "PixelModel",
+    "Run",
+    "UserError",
+    "finetune",
+    "load",
+    "pretrain",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ figures.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class Task:
     n_classes: int
     mask_prob: float
     """BERT only, as in pre-training."""
-    crops: dict[bool, CroppedImages] = field(default_factory=dict)
+    crops: Mapping[bool, CroppedImages] = field(default_factory=dict)
     """Under augment imagenet, what is cropped anew: of the training images, and of all (True)."""
 
 
@@ -163,9 +163,10 @@ def make_trainer(
             "fsdp cuts up: drop it, or choose --finetune.parallel ddp"
         )
     dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
-    summed = compile_network(classifier) if train.compile == "blocks" else loss_sum
+    # It has blocks as a network has.
+    summed = compile_network(classifier) if train.compile == "blocks" else loss_sum  # type: ignore[arg-type]
     if sharded:
-        shard(classifier, dtype)
+        shard(classifier, dtype)  # type: ignore[arg-type]
     classifier.to(device).train()
     network = task.network
     shape = Shape(n_colors=network.n_colors, seq_len=network.seq_len, objective=network.objective)

@@ -35,6 +35,7 @@ from igpt.evaluate.finetune import (
     settings_of,
     tune,
 )
+from igpt.evaluate.opening import open_for
 from igpt.files import FolderLock, cache_folder, read_json, write_json
 from igpt.images.live import open_live
 from igpt.images.packed.read import PackedSet
@@ -45,7 +46,13 @@ from igpt.probe.probing import checked_labels
 from igpt.probe.protocol import LabelledImages
 from igpt.progress import say
 from igpt.recipes import RECIPES
-from igpt.train.distributed import World, default_world, is_sharded, whole_weights
+from igpt.train.distributed import (
+    World,
+    default_world,
+    is_sharded,
+    joined,
+    whole_weights,
+)
 from igpt.train.folder import check_new, is_run, read_metrics
 from igpt.train.log import Tracker
 from igpt.train.standing import versions
@@ -114,6 +121,65 @@ class Asked:
         for lr in self.rates:
             if not (lr > 0 and math.isfinite(lr)):
                 raise UserError(f"--rates has {lr}: each must be a finite number above 0")
+
+
+def finetune(
+    model: str | Path | PixelModel,
+    data: str | Path,
+    folder: str | Path | None = None,
+    *,
+    rates: Sequence[float] = (),
+    scratch: bool = False,
+    seeds: int = 1,
+    image_size: int | None = None,
+    max_images: int | None = None,
+    workers: int = 0,
+    resume: bool = False,
+    trackers: Sequence[Tracker] = (),
+    **settings: Any,
+) -> Finetuned:
+    """Train all weights to classify (paper §2.3), as `igpt finetune` does.
+
+    Args:
+        model: what `igpt.load` takes, or a model; it is not changed.
+        data: labelled images: a name, a packed set, a folder with one folder a class.
+        folder: of the run; none: one in the cache, with which the same call goes on.
+        rates: learning rates to try in turn until validation accuracy falls.
+        scratch: start from fresh weights.
+        seeds: fine-tune so many times.
+        image_size: side in pixels; none: the model's.
+        max_images: of each split, at random; none: all.
+        workers: processes that crop images anew; 0: one a core.
+        resume: go on with the run in `folder`.
+        trackers: are told every figure besides the folder.
+        settings: of `FinetuneConfig`, by name.
+
+    Raises:
+        UserError: something does not allow it, before anything is written.
+        Interrupted: a signal stopped it after a checkpoint.
+    """
+    known = [field.name for field in dataclasses.fields(FinetuneConfig)]
+    if unknown := sorted(set(settings) - set(known)):
+        raise UserError(f"finetune has no setting {unknown[0]!r}: known: {', '.join(known)}")
+    asked = Asked(
+        config=FinetuneConfig(**settings), rates=tuple(rates), scratch=scratch, seeds=seeds
+    )
+    place = str(model.folder or "a model in memory") if isinstance(model, PixelModel) else model
+    loaded = model if isinstance(model, PixelModel) else load(model, device="cpu")
+    with joined() as world:
+        with world.first_alone():
+            packed = open_for(loaded, str(data), image_size=image_size, max_images=max_images)
+        return finetune_model(
+            loaded,
+            packed,
+            None if folder is None else Path(folder).expanduser(),
+            asked,
+            place=str(place),
+            command="igpt.finetune",
+            resume=resume,
+            workers=workers,
+            trackers=trackers,
+        )
 
 
 def finetune_model(

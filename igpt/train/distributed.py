@@ -149,7 +149,7 @@ def joined() -> Iterator[World]:
     dist.destroy_process_group()
 
 
-def copied(network: GPT, device: torch.device) -> nn.Module:
+def copied(network: nn.Module, device: torch.device) -> nn.Module:
     """The network with gradients averaged over ranks (DDP)."""
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,11 +18,12 @@ from igpt.evaluate.classifier import (
     predict,
     resampled,
 )
-from igpt.evaluate.finetune import finetune, finetune_and_test
+from igpt.evaluate.finetune import Task, accuracy, settings_of, tune, tune_in_memory
 from igpt.model.gpt import GPT
 from igpt.probe.protocol import LabelledImages
 from igpt.probe.vote import modal_vote
 from igpt.tokens.masks import bert_masks
+from igpt.train.folder import read_metrics
 
 SIDE, K, C = 4, 6, 3
 QUICK = FinetuneConfig(
@@ -30,7 +32,8 @@ QUICK = FinetuneConfig(
     batch_size=16,
     micro_batch=16,
     valid_every=5,
-    augment=False,
+    augment="none",
+    compile="off",
     precision="fp32",
 )
 
@@ -61,38 +64,45 @@ def split(n: int, seed: int) -> LabelledImages:
     return LabelledImages(np.repeat(shade[..., None], 3, axis=3).astype(np.uint8), labels)
 
 
+def task(model: GPT, train: LabelledImages, valid: LabelledImages | None = None, **more) -> Task:
+    given = {"n_classes": C, "mask_prob": 0.2, **more}
+    return Task(
+        network=model,
+        tokenizer=SimpleNamespace(encode=encode),
+        train=train,
+        valid=valid,
+        **given,
+    )
+
+
+def tuned(own: Task, config: FinetuneConfig, folder):
+    settings = settings_of(own, config, n_images=len(own.train.labels))
+    return tune(own, config, settings, folder)
+
+
 @pytest.mark.parametrize("objective", ["ar", "bert"])
-def test_first_losses_are_ln_c_and_the_networks_own(objective: Objective) -> None:
+def test_first_losses_are_ln_c_and_the_networks_own(objective: Objective, tmp_path) -> None:
     model = network(objective)
     train = split(16, 1)
     config = replace(QUICK, total_steps=1, valid_every=1)
-    _, points = finetune(
-        model, train, train, encode=encode, n_classes=C, mask_prob=0.3, config=config
-    )
-    tokens = torch.from_numpy(encode(train.images[np.sort(order_of(train, config))]))
-    assert points[0].class_nats == pytest.approx(math.log(C), abs=1e-6)
+    own = task(model, train, train, mask_prob=0.3)
+    trainer, found = tuned(own, config, tmp_path)
+    batch = trainer.stream.at(0)
+    tokens = torch.from_numpy(batch.tokens)
+    assert (train.labels[batch.ids] == batch.labels).all()
+    assert found.curve[0].class_nats == pytest.approx(math.log(C), abs=1e-6)
     with torch.no_grad():
         if objective == "ar":
             expected = F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
         else:
-            masks = bert_masks(0, 1, slots=range(16), seq_len=SIDE**2, mask_prob=0.3)
+            masks = bert_masks(0, 0, slots=range(16), seq_len=SIDE**2, mask_prob=0.3)
             masked = torch.from_numpy(masks)
             nats = F.cross_entropy(
                 model(tokens, masked).flatten(0, 1), tokens.flatten(), reduction="none"
             ).view(16, -1)
             own = [row[mask].mean() for row, mask in zip(nats, masked, strict=True) if mask.any()]
             expected = torch.stack(own).mean()
-    assert points[0].token_nats == pytest.approx(float(expected), abs=1e-5)
-
-
-def order_of(train: LabelledImages, config: FinetuneConfig) -> np.ndarray:
-    from igpt.tokens.batches import BatchStream
-
-    rows = np.arange(len(train.labels))[:, None]
-    stream = BatchStream(
-        rows, None, None, batch_size=config.batch_size, seed=config.seed, name="finetune"
-    )
-    return stream.at(0).ids
+    assert found.curve[0].token_nats == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_scores_are_the_head_on_pooled_normalised_features() -> None:
@@ -115,98 +125,130 @@ def test_scores_are_the_head_on_pooled_normalised_features() -> None:
 @pytest.mark.parametrize("joint", [True, False])
 @pytest.mark.parametrize("objective", ["ar", "bert"])
 def test_classes_are_learned_and_the_network_itself_stays(
-    objective: Objective, joint: bool
+    objective: Objective, joint: bool, tmp_path
 ) -> None:
     model = network(objective)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    config = replace(QUICK, joint=joint, total_steps=60)
-    classifier, result = finetune_and_test(
-        model,
-        split(120, 1),
-        split(40, 2),
-        split(60, 3),
-        encode=encode,
-        n_classes=C,
-        mask_prob=0.2,
-        config=config,
-        n_masks=3,
-    )
-    assert result.test_accuracy > 0.9
+    own = task(model, split(120, 1), split(40, 2))
+    trainer, found = tuned(own, replace(QUICK, joint=joint, total_steps=60), tmp_path)
+    assert accuracy(trainer, split(60, 3), own, n_masks=3) > 0.9
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert (result.curve[0].token_nats is None) == (not joint)
-    assert classifier.head.weight.abs().max() > 0
+    assert (found.curve[0].token_nats is None) == (not joint)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_the_class_loss_alone_trains_what_it_reaches(layer: int) -> None:
+    config = replace(QUICK, joint=False, layer=layer, total_steps=2)
+    model = network()
+    after = tune_in_memory(task(model, split(16, 1)), config).network
+    changed = {
+        name
+        for name, value in model.state_dict().items()
+        if not torch.equal(value, after.state_dict()[name])
+    }
+    assert "wte.weight" in changed
+    assert "head.weight" not in changed
+    assert any(name.startswith("h.1.mlp") for name in changed) == (layer == 2)
+    assert ("ln_f.weight" in changed) == (layer == 2)
 
 
 def test_micro_batches_do_not_change_the_step() -> None:
-    states = []
-    for micro_batch in (16, 5):
-        config = replace(QUICK, total_steps=3, micro_batch=micro_batch)
-        classifier, _ = finetune(
-            network(), split(16, 1), None, encode=encode, n_classes=C, mask_prob=0.2, config=config
-        )
-        states.append(classifier.head.weight.detach())
-    assert torch.allclose(states[0], states[1], atol=1e-5)
+    heads = [
+        tune_in_memory(
+            task(network(), split(16, 1)),
+            replace(QUICK, total_steps=3, micro_batch=micro_batch),
+        ).head.weight.detach()
+        for micro_batch in (16, 5)
+    ]
+    assert torch.allclose(heads[0], heads[1], atol=1e-5)
 
 
-def test_best_weights_are_kept_and_training_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    valid = split(10, 2)
-    shares = iter([0.2, 0.8, 0.5, 0.8, 0.1, 0.3, 0.9])
+def test_recomputing_the_blocks_changes_nothing() -> None:
+    heads = [
+        tune_in_memory(
+            task(network(), split(16, 1)),
+            replace(QUICK, total_steps=3, checkpoint_activations=recompute),
+        ).head.weight.detach()
+        for recompute in (False, True)
+    ]
+    assert torch.equal(heads[0], heads[1])
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, shares: list[float]) -> list[torch.Tensor]:
+    """Let validation find these accuracies; returns the heads that it looks at."""
     heads: list[torch.Tensor] = []
+    rest = iter(shares)
 
-    def scripted(classifier: Classifier, images: np.ndarray, **_: object) -> np.ndarray:
-        heads.append(classifier.head.weight.detach().clone())
-        right = round(next(shares) * 10)
-        return np.where(np.arange(10) < right, valid.labels, valid.labels + 1)
+    def look(trainer, *_: object, **__: object) -> float:
+        heads.append(trainer.network.head.weight.detach().clone())
+        return next(rest)
 
-    monkeypatch.setattr(finetune_module, "predict", scripted)
+    monkeypatch.setattr(finetune_module, "accuracy", look)
+    return heads
+
+
+def test_best_weights_are_kept_and_training_stops(monkeypatch, tmp_path) -> None:
+    heads = scripted(monkeypatch, [0.2, 0.8, 0.5, 0.8, 0.1, 0.3, 0.9])
     config = replace(QUICK, total_steps=100, valid_every=2, patience=3)
-    classifier, points = finetune(
-        network(), split(32, 1), valid, encode=encode, n_classes=C, mask_prob=0.2, config=config
-    )
-    assert [point.step for point in points] == [2, 4, 6, 8, 10]
-    assert torch.equal(classifier.head.weight, heads[1])
+    trainer, found = tuned(task(network(), split(32, 1), split(10, 2)), config, tmp_path)
+    assert [point.step for point in found.curve] == [2, 4, 6, 8, 10]
+    assert found.step == 4
+    assert torch.equal(trainer.network.head.weight, heads[1])
+    steps = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert steps == ["step-0000004", "step-0000010"]
 
 
-def test_rates_are_tried_until_validation_accuracy_falls() -> None:
-    tried: list[float] = []
-    accuracy_of = {0.1: 0.4, 0.03: 0.7, 0.01: 0.6, 0.003: 0.9}
+def test_a_run_that_is_over_makes_no_more_steps(monkeypatch, tmp_path) -> None:
+    heads = scripted(monkeypatch, [0.2, 0.8, 0.5, 0.8, 0.1])
+    config = replace(QUICK, total_steps=100, valid_every=2, patience=3)
+    own = task(network(), split(32, 1), split(10, 2))
+    tuned(own, config, tmp_path)
+    trainer, found = tuned(own, config, tmp_path)
+    assert found.step == 4
+    assert torch.equal(trainer.network.head.weight, heads[1])
+    assert len(heads) == 5
 
-    def scripted(*_: object, config: FinetuneConfig, **__: object) -> object:
-        tried.append(config.lr)
-        point = finetune_module.FinetunePoint(
-            step=1, class_nats=1.0, token_nats=None, valid_accuracy=accuracy_of[config.lr]
-        )
-        return Classifier(network(), C), (point,)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetune_module, "finetune", scripted)
-        _, result = finetune_and_test(
-            network(),
-            *(split(9, seed) for seed in range(3)),
-            encode=encode,
-            n_classes=C,
-            mask_prob=0.2,
-            config=QUICK,
-            rates=tuple(accuracy_of),
-        )
-    assert tried == [0.1, 0.03, 0.01]
-    assert (result.lr, result.valid_accuracy) == (0.03, 0.7)
+@pytest.mark.parametrize("stop", [1, 5, 6, 13])
+def test_a_run_cut_off_anywhere_ends_in_the_same_bits(stop: int, monkeypatch, tmp_path) -> None:
+    own = task(network("bert"), split(40, 1), split(10, 2))
+    config = replace(QUICK, total_steps=15, checkpoint_every=4, patience=2)
+    whole, expected = tuned(own, config, tmp_path / "whole")
+    step = finetune_module.run_steps.__globals__["train_step"]
+
+    class Killed(BaseException):
+        pass
+
+    def until(trainer, batch):
+        if trainer.step == stop:
+            raise Killed
+        return step(trainer, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setitem(finetune_module.run_steps.__globals__, "train_step", until)
+        tuned(own, config, tmp_path / "cut")
+    again, found = tuned(own, config, tmp_path / "cut")
+    assert found == expected
+    pairs = zip(whole.network.parameters(), again.network.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    lines = [
+        [
+            {k: v for k, v in line.items() if k in ("class_nats", "token_nats", "valid_accuracy")}
+            for line in held
+        ]
+        for held in (read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "cut"))
+    ]
+    assert lines[0] == lines[1]
 
 
 def test_same_seed_gives_the_same_classifier() -> None:
-    def head() -> torch.Tensor:
-        classifier, _ = finetune(
-            from_scratch(network(), seed=1),
-            split(32, 1),
-            None,
-            encode=encode,
-            n_classes=C,
-            mask_prob=0.2,
-            config=replace(QUICK, augment=True),
-        )
-        return classifier.head.weight
-
-    assert torch.equal(head(), head())
+    heads = [
+        tune_in_memory(
+            task(from_scratch(network(), seed=1), split(32, 1)), replace(QUICK, augment="cifar")
+        ).head.weight
+        for _ in range(2)
+    ]
+    assert torch.equal(heads[0], heads[1])
 
 
 def test_from_scratch_has_the_shape_but_not_the_weights() -> None:
@@ -222,8 +264,8 @@ def test_loss_that_is_not_finite_is_refused() -> None:
     model = network()
     with torch.no_grad():
         model.wte.weight[0, 0] = torch.nan
-    with pytest.raises(UserError, match=r"not finite at step 1 .* lower finetune\.lr"):
-        finetune(model, split(16, 1), None, encode=encode, n_classes=C, mask_prob=0.2, config=QUICK)
+    with pytest.raises(UserError, match=r"at step 1 .* not finite.* lower --finetune\.lr or ano"):
+        tune_in_memory(task(model, split(16, 1)), QUICK)
 
 
 def test_layer_that_is_not_there_is_refused() -> None:
