@@ -231,16 +231,16 @@ def finetune_model(
             if resume:
                 say(f"{folder} holds no run yet: a new one starts")
             asked = world.told(lambda: _resolved(model, data, asked))
+        if (done := world.told(lambda: _finished(folder))) is not None:
+            say(f"{folder} is finished: its result stands in {RESULT}")
+            return Finetuned(folder=folder, result=done)
+        task = _task(model, data, asked, held, workers=workers)
         with world.first_alone():
             if world.is_first:
                 held.enter_context(FolderLock(folder))
                 _record(folder, asked, facts, command)
-        if (done := world.told(lambda: _finished(folder))) is not None:
-            say(f"{folder} is finished: its result stands in {RESULT}")
-            return Finetuned(folder=folder, result=done)
         if own_folder:
             say(f"the run is kept in {folder}; the same command goes on with it")
-        task = _task(model, data, asked, held, workers=workers)
         try:
             result = _all_seeds(model, data, task, folder, asked, world, trackers)
         except Interrupted as stop:
