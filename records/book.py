@@ -27,8 +27,12 @@ def trials_by_factor() -> dict[str, list[dict[str, Any]]]:
 
 
 def ablation_rows() -> list[str]:
-    """One row a factor: loss and its difference from the base, probe, cost, seeds."""
-    trials = {k: v for k, v in trials_by_factor().items() if not k.startswith("size-")}
+    """One row a factor of entry 2: loss and its difference from the base, probe, cost, seeds."""
+    trials = {
+        factor: runs
+        for factor, runs in trials_by_factor().items()
+        if not factor.startswith("size-") and all("probe" in run for run in runs)
+    }
     base = statistics.mean(trial["valid_nats"] for trial in trials["base"])
     rows = [
         "| factor | nats, mean (each seed) | against base | probe | CPU s a run | parameters |",
