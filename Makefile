@@ -1,4 +1,4 @@
-# Everything runs in .venv, which `make setup` builds from requirements.lock; needs Python >= 3.11.
+# Everything runs in .venv, which `make setup` builds from the locks; needs Python >= 3.11.
 PYTHON ?= python3
 BIN := .venv/bin
 # What using igpt needs, and what working on it needs besides.
@@ -9,7 +9,10 @@ SHELL := /bin/bash
 
 WORKS := train sample data probe start
 
-.PHONY: demo test setup checks bench bench-check soak docs lock clean
+# Pythons that `make matrix` tries, each in an environment of its own; what is not there is skipped.
+PYTHONS := 3.11 3.12 3.13
+
+.PHONY: demo test setup base checks audit bench bench-check soak docs matrix lock clean
 
 demo: $(BASE)
 	$(BIN)/igpt demo
@@ -25,6 +28,15 @@ checks: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	@$(MAKE) --no-print-directory audit
+
+# Known faults of what the locks pin; without a network that is said, and nothing fails.
+audit: $(READY)
+	@for lock in requirements-base.lock requirements.lock; do \
+	  told=$$(timeout 120 $(BIN)/pip-audit --progress-spinner off --disable-pip --require-hashes -r $$lock 2>&1); status=$$?; \
+	  case "$$told" in *"No known vulnerabilities"*) echo "$$lock: no known faults" ;; \
+	  *GHSA-*|*PYSEC-*|*CVE-*) echo "$$told"; exit 1 ;; \
+	  *) echo "$$lock: not checked for known faults: their list cannot be reached (status $$status)" ;; esac; done
 
 # Our speed beside other projects'; what it writes is committed.
 bench: $(READY)
@@ -40,21 +52,35 @@ docs: $(READY)
 
 setup: $(READY)
 
-$(BASE): requirements.lock pyproject.toml
+base: $(BASE)
+
+# torch's build for CPUs where the package index has one, else its own: on Linux some gigabytes for
+# NVIDIA's cards (README, "Install").
+$(BASE): requirements-base.lock requirements-torch.lock requirements-torch-cpu.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("igpt needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": run `make PYTHON=python3.12`" if sys.version_info < (3, 11) else 0)'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) --constraint requirements.lock setuptools
-	$(PIP) --constraint requirements.lock --no-build-isolation -e .
+	test -x $(BIN)/python || $(PYTHON) -m venv $(dir $(BASE))
+	@($(PIP) --require-hashes -r requirements-base.lock -r requirements-torch-cpu.lock 2>$(dir $(BASE))pip.log && $(BIN)/python -c 'import torch' 2>/dev/null) || \
+	  { echo "no build of torch for CPUs alone is found: taking the package index's own, which may be large"; \
+	    $(PIP) --require-hashes -r requirements-base.lock -r requirements-torch.lock; }
+	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
-$(READY): $(BASE)
-	$(PIP) -r requirements.lock
+$(READY): $(BASE) requirements.lock
+	$(PIP) --require-hashes -r requirements.lock
 	touch $@
 
-# Writes the lock anew from what .venv holds; the CPU build's mark is cut so that any build fits.
-lock:
-	$(BIN)/python -m pip freeze --all --exclude pip --exclude igpt | sed 's/+cpu//; /^-e /d; /^# /d' > requirements.lock
+# Quick tests with each Python that is here, in environments of their own.
+matrix:
+	for python in $(PYTHONS); do \
+	  if command -v python$$python >/dev/null && python$$python -c 'import sys' 2>/dev/null; then \
+	    $(MAKE) test PYTHON=python$$python BIN=.venv-$$python/bin BASE=.venv-$$python/.base READY=.venv-$$python/.ready || exit 1; \
+	  else echo "python$$python is not here: skipped"; fi; done
+
+# Writes the locks anew, with the versions that they have; `tools/lock.py --upgrade` takes newer ones.
+lock: $(READY)
+	$(PIP) uv
+	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python tools/lock.py
 
 clean:
-	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find igpt tests -name __pycache__ -prune -exec rm -rf {} +

@@ -8,6 +8,28 @@ class UserError(Exception):
     """
 
 
+# Package that is not in the base install: the extra that brings it.
+EXTRAS = {
+    "pyarrow": "parquet",
+    "huggingface_hub": "hub",
+    "gradio": "web",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "tensorboard": "tracking",
+    "wandb": "tracking",
+    "transformers": "peers",
+}
+
+
+def missing_extra(error: ModuleNotFoundError) -> UserError | None:
+    """The line for an optional package that is not installed; none: it is another one."""
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRAS:
+        return None
+    return UserError(f"this needs the package {package}: pip install 'igpt[{EXTRAS[package]}]'")
+
+
 class Diverged(UserError):
     """The loss of a run is no longer finite: a search goes on with a lower rate."""
 

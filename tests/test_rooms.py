@@ -12,7 +12,7 @@ ROWS = [
     ["errors"],
     ["system"],
     ["config", "files", "streams"],
-    ["runs"],
+    ["caches", "runs"],
     ["recipes", "progress"],
     ["cpp"],
     ["compute"],

@@ -21,12 +21,13 @@ from typing import Any, NoReturn
 
 from igpt import __version__
 from igpt.cli.terminal import leave, prepare_streams, stopped_by_signals, to_nowhere
-from igpt.errors import Diverged, Elsewhere, Interrupted, UserError
+from igpt.errors import Diverged, Elsewhere, Interrupted, UserError, missing_extra
 from igpt.system import keep_caches_together
 
 # Command: what it does. Each is the function of its name in `igpt.cli.<name>`.
 COMMANDS = {
     "demo": "the model that ships at work, in a minute; --train: the whole story from nothing",
+    "cache": "what the cache folder holds, by kind and size; clear it",
     "info": "versions, device and measured rates; or what a run, model, data set or palette is",
     "prepare": "decode, resize and pack any images",
     "palette": "fit a colour palette and report its error",
@@ -89,6 +90,11 @@ def _status_of(argv: list[str] | None) -> int:
         if debug:
             raise
         return _failed(error)
+    except ModuleNotFoundError as error:
+        line = missing_extra(error)
+        if debug or line is None:
+            raise
+        return _failed(line)
     except Interrupted as stop:
         from igpt.progress import say
 
@@ -132,6 +138,8 @@ def _run(args: list[str]) -> None:
         raise UserError(f"unknown command {name}: {hint}")
     if name not in SHARED and "--help" not in rest and "-h" not in rest:
         _refuse_ranks(name)
+    if sys.platform == "win32":
+        raise UserError("igpt runs on Linux and macOS: on Windows, install and call it within WSL")
     keep_caches_together()
     function = getattr(import_module(f"igpt.cli.{name}"), name)
     if name in COMPUTING:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from igpt import system
+from igpt import caches, system
 from igpt.errors import Interrupted, UserError
 from igpt.files import FolderLock, cache_folder
 from igpt.images.packed.format import is_packed
@@ -77,6 +77,7 @@ def open_data(
             if not is_packed(folder):
                 packing = Packing(image_size=image_size)
                 _prepare(open_source(data), folder, packing=packing, max_bad=max_bad)
+    caches.used(folder)
     packed = PackedSet.open(folder)
     _say_left_out(packed, max_bad)
     return packed.with_split(

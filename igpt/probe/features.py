@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from igpt import compute, files, system
+from igpt import caches, compute, files, system
 from igpt.config import N_BANDS, N_POOLED, Pooling, TrainConfig
 from igpt.errors import UserError
 from igpt.model.gpt import GPT, NORM_EPS
@@ -364,4 +364,5 @@ def _kept(path: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]
             system.allocate(part)
             fill(array)
             array.flush()
+    caches.used(path)
     return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]

@@ -1,0 +1,35 @@
+"""`igpt cache`."""
+
+import json as json_format
+from typing import Literal
+
+
+def cache(
+    *,
+    clear: tuple[Literal["features", "packed", "downloads", "code", "tables", "all"], ...] = (),
+    at_most_gb: float | None = None,
+    json: bool = False,
+) -> None:
+    """What lies in the cache folder, by kind and size; clears it.
+
+    Args:
+        clear: kinds to remove: features, packed, downloads, code (what compilers built), tables, or
+            all. What is in use now is left.
+        at_most_gb: remove what was used longest ago until features and packed copies take no more.
+        json: print the result as one JSON document.
+    """
+    from igpt import caches, system
+
+    removed = caches.clear(clear) if clear else 0
+    if at_most_gb is not None:
+        removed += caches.trim(caches.checked_limit(at_most_gb))
+    found = caches.overview()
+    if json:
+        facts = {"folder": str(system.cache_folder()), "removed_bytes": removed, "kinds": found}
+        print(json_format.dumps(facts))
+        return
+    print(system.cache_folder())
+    for kind, (n_files, n_bytes) in found.items():
+        print(f"  {kind:<10} {n_files:>6} files  {n_bytes / 1e6:>10,.1f} MB")
+    if removed:
+        print(f"removed {removed / 1e6:,.1f} MB")
