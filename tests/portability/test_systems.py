@@ -127,7 +127,7 @@ def on(system, *more):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("system", map(on, SYSTEMS))
+@pytest.mark.parametrize("system", [on(system) for system in SYSTEMS])
 def test_every_command_works_on_every_system(system, command, ended):
     found = ended(system)[command]
     assert found["status"] == 0, found["err"]
