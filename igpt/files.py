@@ -69,6 +69,15 @@ def _warn_once(text: str) -> None:
     warnings.warn(text, stacklevel=3)
 
 
+@contextlib.contextmanager
+def kept_if_possible(what: str) -> Iterator[None]:
+    """Keep a result beside what is shown; where that cannot be, it is said and the work goes on."""
+    try:
+        yield
+    except UserError as error:
+        warnings.warn(f"{what} not saved: {error}", stacklevel=3)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder survive a power cut, where its file system can."""
     try:
@@ -256,6 +265,32 @@ def writing(path: Path) -> Iterator[Path]:
                 sync_file(file.fileno(), place)
             part.replace(place)
             sync_folder(place.parent)
+
+
+def try_place(path: Path) -> None:
+    """Find out before the work whether a file or folder can be written at `path`.
+
+    Nothing is left there, and what stands there is untouched.
+
+    Raises:
+        UserError: it cannot, and why.
+    """
+    made: list[Path] = []
+    try:
+        with _told(path):
+            place = Path(os.path.realpath(path))
+            missing = [p for p in reversed(place.parents) if not p.exists()]
+            for folder in missing:
+                folder.mkdir(exist_ok=True)
+                made.append(folder)
+            with contextlib.suppress(FileNotFoundError):
+                place.lstat()  # a name may be too long, or not be one at all
+            with _temporary(place, folder=False):
+                pass
+    finally:
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

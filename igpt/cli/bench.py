@@ -119,10 +119,9 @@ def _photos(name: str) -> Path:
 
 
 def _target(out: str) -> Path:
-    path = Path(out)
-    if path.suffix != ".json" or path.is_dir():
-        raise UserError(f"--out {out}: choose a file name that ends in .json")
-    return path
+    from igpt.cli.outputs import checked
+
+    return checked(out, "--out", (".json",), force=True)
 
 
 def _kept(check: str) -> list[dict[str, object]]:

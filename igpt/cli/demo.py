@@ -30,13 +30,17 @@ def demo(*, train: bool = False, resume: bool = False, out: str | None = None) -
         out: folder to write; none: runs/shipped, with --train runs/demo.
     """
     from igpt import shipped
+    from igpt.cli.outputs import folder_to_fill
 
+    place = folder_to_fill(
+        ("runs/demo" if train else "runs/shipped") if out is None else out, "--out"
+    )
     if train:
-        _train_and_show(Path(out or "runs/demo"), resume=resume)
+        _train_and_show(place, resume=resume)
     elif known := shipped.names():
         from igpt.cli.showing import show_shipped
 
-        show_shipped(known[0], Path(out or "runs/shipped"))
+        show_shipped(known[0], place)
     else:
         raise UserError("no model ships with this installation: run `igpt demo --train`")
 

@@ -27,6 +27,8 @@ def recorded(
 ) -> dict[str, Any]:
     """The figures with what they are about, as `--json` prints them; a run keeps them.
 
+    What cannot be recorded is shown all the same.
+
     Args:
         place: the MODEL argument.
         model: what it names.
@@ -39,12 +41,14 @@ def recorded(
     """
     from igpt.compute import choose_dtype, name_of
     from igpt.evaluate.record import write_record
+    from igpt.files import kept_if_possible
 
     ran = name_of(choose_dtype(precision, model.device))
     figures = {**figures, "precision": ran, "device": model.device.type}
     if run := record_place(Path(place)):
-        digest = model.digest()
-        write_record(run, name, figures, model=digest, data=data.source, split=split, seed=seed)
+        digest, source = model.digest(), data.source
+        with kept_if_possible("the figures are"):
+            write_record(run, name, figures, model=digest, data=source, split=split, seed=seed)
     drawn = {} if seed is None else {"seed": seed}
     return {"model": place, "data": data.source, "split": split, **drawn, **figures}
 

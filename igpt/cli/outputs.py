@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from igpt.errors import UserError
+from igpt.files import try_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,8 +39,12 @@ class Outputs:
         """
         return cls(
             picture=checked(out, "--out", (".png",), force=force),
-            animation=checked(gif, "--gif", (".gif", ".webp"), force=force) if gif else None,
-            tokens=checked(tokens, "--tokens", (".npz",), force=force) if tokens else None,
+            animation=checked(gif, "--gif", (".gif", ".webp"), force=force)
+            if gif is not None
+            else None,
+            tokens=checked(tokens, "--tokens", (".npz",), force=force)
+            if tokens is not None
+            else None,
         )
 
     def check_size(self, n_pixels: int) -> None:
@@ -80,19 +85,29 @@ class Outputs:
             print(f"{name:<10}{path}")
 
 
-def checked(name: str, option: str, suffixes: tuple[str, ...], *, force: bool) -> Path:
-    """Where to write, from what the user gave for `option`.
+def checked(
+    name: str, option: str, suffixes: tuple[str, ...], *, force: bool | None = None
+) -> Path:
+    """Where to write, from what the user gave for `option`; tried before the work.
+
+    Args:
+        name: of a file.
+        option: what it was given for.
+        suffixes: one of which it must have, in small letters or capitals.
+        force: whether a file that exists is replaced; none: the command never does.
 
     Raises:
         UserError: as `Outputs.checked` says.
     """
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{option} {name}: choose a name that ends in {' or '.join(suffixes)}")
+    try_place(path)
     if path.is_dir():
         raise UserError(f"{option} {name} is a folder: choose a file name")
     if path.exists() and not force:
-        raise UserError(f"{option} {name} exists: choose another name, or replace it with --force")
+        remedy = "or remove it" if force is None else "or replace it with --force"
+        raise UserError(f"{option} {name} exists: choose another name, {remedy}")
     return path
 
 
@@ -100,13 +115,26 @@ def empty_folder(name: str, option: str = "OUT") -> Path:
     """Where to write a model folder: a place that is new or empty, so that no model is lost.
 
     Raises:
-        UserError: something stands there, or no name was given.
+        UserError: something stands there, no name was given, or nothing can be written there.
+    """
+    path = folder_to_fill(name, option)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{name} is not empty: choose another place")
+    return path
+
+
+def folder_to_fill(name: str, option: str = "OUT") -> Path:
+    """Where to write a folder, tried before the work.
+
+    Raises:
+        UserError: no name was given, or nothing can be written there.
     """
     if not name:
         raise UserError(f"{option} is empty: name a folder")
-    path = Path(name)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{name} is not empty: choose another place")
+    path = Path(name).expanduser()
+    try_place(path)
+    if path.is_dir():
+        try_place(path / "config.json")
     return path
 
 

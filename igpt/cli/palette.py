@@ -2,12 +2,11 @@
 
 import dataclasses
 import json as json_format
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igpt.cli.arguments import Out, Source
+from igpt.cli.outputs import checked
 from igpt.config import DataConfig
-from igpt.errors import UserError
 
 if TYPE_CHECKING:
     from igpt.tokens.palette import PaletteError
@@ -34,11 +33,7 @@ def palette(
         seed: of the k-means start, and of the validation split.
         json: print the result as one JSON document.
     """
-    path = Path(out)
-    if path.suffix != ".npy":
-        raise UserError(f"{out} is no name for a palette: choose one that ends in .npy")
-    if path.exists():
-        raise UserError(f"{out} exists already: remove it or choose another name")
+    path = checked(out, "OUT", (".npy",))
     DataConfig(image_size=image_size, n_colors=n_colors)  # refuses what no run could use
 
     from igpt.images.prepare import open_data

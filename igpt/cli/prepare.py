@@ -2,7 +2,6 @@
 
 import json as json_format
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igpt.cli.arguments import Out, Source
@@ -60,6 +59,7 @@ def prepare(
             palette and without augmentation then need not encode them.
         json: print the result as one JSON document.
     """
+    from igpt.cli.outputs import folder_to_fill
     from igpt.images.packed.merge import missing_parts
     from igpt.images.packed.rows import Packing
     from igpt.images.prepare import prepare as prepare_source
@@ -69,6 +69,7 @@ def prepare(
     from igpt.tokens.stored import store_tokens
 
     share = Part.parse(part)
+    folder = folder_to_fill(out)
     palette = None if tokens is None else _palette(tokens)
     packing = Packing(
         image_size=image_size,
@@ -81,7 +82,7 @@ def prepare(
     start_s = time.monotonic()
     packed = prepare_source(
         open_source(src, unlabelled=unlabelled),
-        Path(out),
+        folder,
         packing=packing,
         valid_fraction=valid_fraction,
         part=share,
@@ -89,8 +90,8 @@ def prepare(
         max_bad=max_bad,
     )
     facts = _facts(packed, time.monotonic() - start_s)
-    if packed.folder != Path(out):
-        missing = missing_parts(Path(out), share.count)
+    if packed.folder != folder:
+        missing = missing_parts(folder, share.count)
         say(f"part {part} is done; missing: {', '.join(f'{i}/{share.count}' for i in missing)}")
     elif palette is not None:
         facts["tokens"] = str(store_tokens(packed, palette))

@@ -53,6 +53,7 @@ def pretrain(
     if plan:
         _print_plan(config, json=json)
         return
+    from igpt.cli.outputs import folder_to_fill
     from igpt.train.distributed import joined
     from igpt.train.run import train_run
     from igpt.train.search import search_rates
@@ -64,7 +65,7 @@ def pretrain(
         "resume": resume,
         "init_from": init_from,
     }
-    folder = Path(run).expanduser()
+    folder = folder_to_fill(run, "RUN")
     with joined() as world:
         if search_lr:
             found = search_rates(data, folder, config, **options)

@@ -47,7 +47,7 @@ def rank(
         raise UserError(f"--top is {top}: ask for at least 1 image")
     if maps and top > MAX_MAPS:
         raise UserError(f"--top is {top}: at most {MAX_MAPS} fit on one picture of --maps")
-    place = checked(maps, "--maps", (".png",), force=force) if maps else None
+    place = checked(maps, "--maps", (".png",), force=force) if maps is not None else None
     files = ImageFiles(images, max_bad=max_bad)
 
     from igpt import compute

@@ -8,6 +8,7 @@ import numpy as np
 
 from igpt.config import Pooling
 from igpt.errors import UserError
+from igpt.files import kept_if_possible
 from igpt.images.packed.read import PackedSet
 from igpt.images.splits import SPLITS, Split
 from igpt.probe.features import EncodedImages, extract_features
@@ -88,7 +89,8 @@ def probe_model(
     result, weights, biases = _fitted(model, splits, layers, solver, sgd_steps)
     seen: _Seen = {"normalised": normalised, "pooling": pooling}
     if save and model.folder is not None and model.folder.is_dir() and not is_shipped(model.folder):
-        _saved(model, data, result, weights, biases, seen).save(model.folder)
+        with kept_if_possible("the probe is"):
+            _saved(model, data, result, weights, biases, seen).save(model.folder)
     figures: dict[str, Any] = {"solver": solver, "pooling": pooling, **dataclasses.asdict(result)}
     if raw_pixels:
         figures["raw_pixels"] = probe_pixels(data)

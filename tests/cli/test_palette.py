@@ -57,7 +57,7 @@ def test_nothing_lost_is_valid_json(folder, tmp_path, capsys):
 def test_palette_refuses_to_overwrite(folder, tmp_path):
     out = tmp_path / "p.npy"
     out.write_bytes(b"mine")
-    with pytest.raises(UserError, match=r"p\.npy exists already: remove it or choose another name"):
+    with pytest.raises(UserError, match=r"p\.npy exists: choose another name, or remove it"):
         palette(str(folder), str(out), image_size=8)
     assert out.read_bytes() == b"mine"
 
@@ -65,7 +65,7 @@ def test_palette_refuses_to_overwrite(folder, tmp_path):
 @pytest.mark.parametrize(
     ("out", "options", "message"),
     [
-        ("p", {}, "choose one that ends in .npy"),
+        ("p", {}, "choose a name that ends in .npy"),
         ("p.npy", {"n_colors": 1}, "n_colors is 1: choose from 2 to 65536"),
         ("p.npy", {"image_size": 0}, "image_size is 0: choose from 1 to 256 pixels"),
     ],

@@ -1,0 +1,118 @@
+"""The end is tried at the beginning: every command that writes, every place that cannot be."""
+
+from pathlib import Path
+
+import pytest
+
+from igpt.cli.main import COMMANDS
+from tests.cli.test_main import run
+from tests.networks import pixel_model
+
+# How each command that writes is told where; {} is the place. What follows it is the ending.
+WRITERS = {
+    "demo": [("demo --out {}", "")],
+    "prepare": [("prepare DATA {}", "")],
+    "palette": [("palette DATA {}", ".npy")],
+    "pretrain": [("pretrain DATA {}", "")],
+    "finetune": [("finetune MODEL DATA --out {}", "")],
+    "embed": [("embed MODEL DATA --out {}", ".npz"), ("embed MODEL DATA --out {}", ".parquet")],
+    "rank": [("rank MODEL DATA --maps {}", ".png")],
+    "sample": [
+        ("sample MODEL --out {}", ".png"),
+        ("sample MODEL --gif {}", ".gif"),
+        ("sample MODEL --tokens {}", ".npz"),
+    ],
+    "complete": [
+        ("complete MODEL PICTURE --out {}", ".png"),
+        ("complete MODEL PICTURE --gif {}", ".webp"),
+        ("complete MODEL PICTURE --tokens {}", ".npz"),
+    ],
+    "bench": [("bench start --out {}", ".json")],
+    "convert": [("convert MODEL {}", "")],
+    "push": [("push MODEL me/x --dry-run {}", "")],
+    "pull": [("pull me/x {}", "")],
+}
+# What writes nothing, or only beside a run or a model that is given.
+OTHERS = {"info", "evaluate", "probe", "lowdata", "classify", "report", "serve", "cache"}
+LINES = [(line, ending) for lines in WRITERS.values() for line, ending in lines]
+SITUATIONS = {
+    "a file in the way": lambda p: p / "notes.txt" / "a",
+    "a file far above": lambda p: p / "notes.txt" / "a" / "b" / "c",
+    "a name that is too long": lambda p: p / ("x" * 300),
+    "a parent that is too long": lambda p: p / ("x" * 300) / "a",
+    "nobody may write there": lambda p: Path("/proc/igpt") / "a",
+    "a link to itself": lambda p: p / "loop" / "a",
+}
+
+
+def test_every_command_is_in_the_table():
+    assert set(COMMANDS) - OTHERS == set(WRITERS)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "loop").symlink_to("loop")
+
+    def work(*_args, **_kwargs):
+        raise AssertionError("work began before the place was tried")
+
+    for name in ("igpt.pixelmodel.load", "igpt.images.prepare.open_data",
+                 "igpt.images.sources.find.open_source",
+                 "igpt.interop.hub.pull"):  # fmt: skip
+        monkeypatch.setattr(name, work)
+    return tmp_path
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+@pytest.mark.parametrize(("line", "ending"), LINES)
+def test_a_place_that_cannot_be_is_found_before_the_work(place, capsys, line, ending, situation):
+    target = f"{SITUATIONS[situation](place)}{ending}"
+    args = [word.replace("{}", target) for word in line.split()]
+    before = sorted(place.rglob("*"))
+    status, out, err = run(args, capsys)
+    assert (status, out) == (2, ""), err
+    assert err.startswith("igpt: error: ") and err.count("\n") == 1
+    assert sorted(place.rglob("*")) == before
+    assert (place / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("line", "ending"), LINES)
+def test_an_empty_name_is_no_place(place, capsys, line, ending):
+    status, _, err = run([word.replace("{}", "") for word in line.split()], capsys)
+    assert status == 2 and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("line", "ending"), [pair for pair in LINES if pair[1]])
+def test_an_ending_of_another_format_is_refused(place, capsys, line, ending):
+    status, _, err = run([word.replace("{}", "a.doc") for word in line.split()], capsys)
+    assert status == 2 and "choose a name that ends in" in err and ending in err
+
+
+def test_a_name_as_long_as_the_disk_takes_and_capitals_are_written(tmp_path, monkeypatch, capsys):
+    import numpy as np
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    pixel_model().save(tmp_path / "m")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    long = "x" * 251 + ".png"
+    assert run(["sample", "m", "--n", "1", "--out", f"new/{long}"], capsys)[0] == 0
+    assert (tmp_path / "new" / long).is_file()
+    assert run(["embed", "m", "a.png", "--out", "F.NPZ"], capsys)[0] == 0
+    assert np.load("F.NPZ")["vector"].shape == (1, 16)
+
+
+def test_figures_are_shown_where_they_cannot_be_recorded(tmp_path):
+    from igpt.cli.opening import recorded
+    from igpt.files import write_bytes
+
+    class Data:
+        source = "cifar10"
+
+    write_bytes(tmp_path / "metrics.jsonl", b"")
+    (tmp_path / "evaluations").write_text("in the way")
+    with pytest.warns(UserWarning, match="the figures are not saved: cannot write .*evaluations"):
+        found = recorded(str(tmp_path), pixel_model(), "x", {"nats": 1.5}, data=Data())
+    assert found["nats"] == 1.5
