@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 import math
+import numbers
 import types
 import typing
 from collections.abc import Iterator
@@ -54,14 +55,35 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
-def _require_numbers(part: str, settings: Any) -> None:
-    """Refuse infinity and NaN, which pass comparisons that a wrong number does not."""
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        for number in value if isinstance(value, tuple) else (value,):
+def whole(value: object, name: str) -> int:
+    """A whole number of any kind, numpy's too, and `3.0` for 3.
+
+    Args:
+        value: what a caller gave.
+        name: of the argument, for the message.
+
+    Raises:
+        UserError: it is none.
+    """
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or value != int(value):  # type: ignore[arg-type, call-overload]
+        raise UserError(f"{name} is {value!r}: give a whole number")
+    return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def _check_numbers(config: Any, section: str) -> None:
+    """Refuse infinity and what is no number, in every field; a new one is covered from the start.
+
+    Raises:
+        UserError: one is.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for item in value if isinstance(value, tuple) else (value,):
+            is_number = isinstance(item, numbers.Real)
             _require(
-                not isinstance(number, float) or math.isfinite(number),
-                f"{part}.{field.name} is {value}: it must be a finite number",
+                not is_number or math.isfinite(item),
+                f"{section}{field.name} is {value}: it must be a finite number",
             )
 
 
@@ -79,6 +101,7 @@ class ModelConfig:
     """Biases in the blocks' linear maps: the paper has none, models trained in transformers do."""
 
     def __post_init__(self) -> None:
+        _check_numbers(self, "model.")
         for name, most in (("n_layer", 1_000), ("n_head", 65_536), ("n_embd", 65_536)):
             value = getattr(self, name)
             _require(1 <= value <= most, f"model.{name} is {value}: choose from 1 to {most}")
@@ -109,7 +132,7 @@ class DataConfig:
     """Train on the validation images too (the paper's last step, after every choice is made)."""
 
     def __post_init__(self) -> None:
-        _require_numbers("data", self)
+        _check_numbers(self, "data.")
         _require(
             1 <= self.image_size <= 256,
             f"data.image_size is {self.image_size}: choose from 1 to 256 pixels",
@@ -193,7 +216,7 @@ class TrainConfig:
     """Where metrics and grids go besides the run folder: tensorboard, wandb (offline)."""
 
     def __post_init__(self) -> None:
-        _require_numbers("train", self)
+        _check_numbers(self, "train.")
         for name in ("total_steps", "batch_size", "log_every", "valid_every", "valid_images"):
             value = getattr(self, name)
             _require(value >= 1, f"train.{name} is {value}: it must be at least 1")
@@ -250,6 +273,7 @@ class SampleConfig:
     """Draw among the likeliest colours that hold this share of the probability."""
 
     def __post_init__(self) -> None:
+        _check_numbers(self, "")
         _require(
             self.temperature >= 0,
             f"temperature is {self.temperature}: it must not be negative",
@@ -314,7 +338,7 @@ class FinetuneConfig:
     """Of the order of images, their augmentation and masks."""
 
     def __post_init__(self) -> None:
-        _require_numbers("finetune", self)
+        _check_numbers(self, "finetune.")
         for name in (
             "total_steps",
             "batch_size",

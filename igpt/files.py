@@ -14,13 +14,15 @@ import fnmatch
 import functools
 import hashlib
 import json
+import math
+import numbers
 import os
 import re
 import shutil
 import socket
 import tempfile
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -300,8 +302,20 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically, indented, keys as given."""
-    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+    """Write JSON atomically, indented, keys as given; what is no number becomes null."""
+    write_bytes(path, (json.dumps(plain(value), indent=2, allow_nan=False) + "\n").encode())
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can say it: numpy's numbers as Python's, NaN and infinity as null."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, numbers.Real) and not isinstance(value, bool | int):
+        number = float(value) if not isinstance(value, numbers.Integral) else int(value)
+        return number if math.isfinite(number) else None
+    return value
 
 
 def read_json(path: Path) -> Any:

@@ -6,7 +6,6 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from igpt import compute, shipped
-from igpt.config import N_POOLED, Pooling, SampleConfig
+from igpt.config import N_POOLED, Pooling, SampleConfig, whole
 from igpt.errors import UserError
 from igpt.files import read_json, writing_folder
 from igpt.images.taking import Images, as_squares
@@ -296,6 +295,7 @@ class PixelModel:
         from igpt.generate.sample import sample
 
         config = SampleConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+        n, seed = whole(n, "n"), whole(seed, "seed")
         return self.decode(sample(self.network, n, seed=seed, config=config))
 
     def complete(
@@ -327,7 +327,7 @@ class PixelModel:
         """
         from igpt.generate.complete import complete, rows_kept
 
-        side = self.image_size
+        side, n, seed = self.image_size, whole(n, "n"), whole(seed, "seed")
         if (keep is None) == (keep_rows is None):
             raise UserError("give either keep_rows or keep: a share of the rows or a mask")
         if keep is None:
@@ -348,6 +348,8 @@ class PixelModel:
         side = self.image_size
         if mask.shape != (side, side):
             raise UserError(f"the mask is {mask.shape}: this model needs ({side}, {side}) pixels")
+        if not np.isin(mask, (0, 1)).all():
+            raise UserError("the mask holds other values than True and False")
         return np.repeat(mask.astype(bool).reshape(-1), self.network.seq_len // side**2)
 
     def digest(self) -> str:
@@ -384,10 +386,13 @@ class PixelModel:
 
 def _layer_number(layer: int | str, network: GPT) -> int:
     n_layer = network.config.n_layer
-    is_number = isinstance(layer, Integral) and not isinstance(layer, bool)
-    if not is_number or not 0 <= int(layer) <= n_layer:
+    try:
+        number = whole(layer, "layer")
+    except UserError:
+        number = -1
+    if not 0 <= number <= n_layer:
         raise UserError(f"layer {layer!r} does not exist: choose 0 to {n_layer}, or 'best'")
-    return int(layer)
+    return number
 
 
 def load(source: str | Path, *, device: str | torch.device | None = None) -> PixelModel:

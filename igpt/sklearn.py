@@ -10,8 +10,9 @@ used.
 
 from collections.abc import Sequence
 from functools import lru_cache
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 from PIL import Image
@@ -22,6 +23,7 @@ from sklearn.base import (
     TransformerMixin,
 )
 from sklearn.utils import Tags
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
 
@@ -33,11 +35,20 @@ from igpt.pixelmodel import PixelModel, load
 from igpt.probe.fewlabel import choose_inside
 from igpt.probe.protocol import Labelled, fit_standardised, log_softmax
 
+# Stronger ones change no answer, but the numbers of classes that a plane parts grow without end.
+NO_PENALTY = 1e6
+
 __all__ = ["IGPTClassifier", "IGPTFeatures"]
 
 
 class _OnFeatures(BaseEstimator):  # type: ignore[misc]
     """What both share: the model by its name, and how X becomes features of one layer."""
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "model": [str, Path],
+        "layer": [Interval(Integral, 0, None, closed="left"), StrOptions({"best"})],
+        "pooling": [StrOptions({"mean", "bands"}), None],
+    }
 
     def __init__(
         self,
@@ -52,6 +63,7 @@ class _OnFeatures(BaseEstimator):  # type: ignore[misc]
 
     def _fit_choice(self, X: Any) -> Images:
         """Take the model, the layer and the pooling as they are now; the images of X."""
+        self._validate_params()
         images = self._images(X, reset=True)
         model = _opened(self.model)
         choice = model.feature_choice(self.layer, self.pooling)
@@ -147,8 +159,8 @@ class IGPTClassifier(ClassifierMixin, _OnFeatures):  # type: ignore[misc]
         layer: from 0 to L; "best": the saved probe's, or the middle one where none is saved.
         pooling: over positions: mean, the paper's, or bands (five numbers a channel); none: the
             saved probe's where `layer` is "best", else mean.
-        C: inverse of the L2 strength on standardised features, as scikit-learn's; none: chosen by
-            cross-validation on the images fitted on.
+        C: inverse of the L2 strength on standardised features, as scikit-learn's, where infinity
+            is no penalty; none: chosen by cross-validation on the images fitted on.
 
     Attributes:
         classes_: (C,) the classes, sorted.
@@ -159,6 +171,11 @@ class IGPTClassifier(ClassifierMixin, _OnFeatures):  # type: ignore[misc]
         pooling_: the pooling taken.
         model_digest_: of the model that was fitted on; another one is refused afterwards.
     """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **_OnFeatures._parameter_constraints,
+        "C": [Interval(Real, 0, None, closed="right"), None],
+    }
 
     def __init__(
         self,
@@ -190,8 +207,8 @@ class IGPTClassifier(ClassifierMixin, _OnFeatures):  # type: ignore[misc]
             self.intercept_ = np.zeros(1, np.float32)
             return self
         few = Labelled(features[None], codes)
-        self.C_ = choose_inside(few, int(counts.min()))[1] if self.C is None else self.C
-        weights, biases = fit_standardised(features, codes, [self.C_], "cpu")
+        self.C_ = choose_inside(few, int(counts.min()))[1] if self.C is None else float(self.C)
+        weights, biases = fit_standardised(features, codes, [min(self.C_, NO_PENALTY)], "cpu")
         self.coef_, self.intercept_ = weights[0], biases[0]
         return self
 

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from variants import PooledStream, Stepper, Steps, ramped
 
-from igpt import compute, runs, streams
+from igpt import compute, files, streams
 from igpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from igpt.images.packed.read import PackedSet
 from igpt.images.prepare import open_data
@@ -400,7 +400,7 @@ def _probed(network: GPT, data: PackedSet, palette: Palette) -> dict[str, Any]:
 
 def _palette(data: Any) -> Palette:
     """512 colours of the training split, fitted once and kept beside the results of all trials."""
-    path = runs.cache_folder() / "records-palette-16.npy"
+    path = files.cache_folder() / "records-palette-16.npy"
     if not path.is_file():
         Palette.fit(data.images("train"), n_colors=BASE.data.n_colors, seed=0).save(path)
     return Palette.load(path)

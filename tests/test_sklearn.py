@@ -228,3 +228,39 @@ def test_the_estimators_are_loaded_when_they_are_asked_for():
     code = "import sys, igpt; assert 'sklearn' in dir(igpt) and 'sklearn' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert igpt.__getattr__("sklearn").IGPTFeatures is IGPTFeatures
+
+
+def pictures_of_two(n=24):
+    """Dark and light ones, with their names."""
+    rng = np.random.default_rng(0)
+    levels = np.where(np.arange(n) % 2, 60, 190)[:, None, None, None]
+    images = np.clip(levels + rng.integers(-50, 50, (n, 8, 8, 3)), 0, 255).astype(np.uint8)
+    return images, np.where(np.arange(n) % 2, "dark", "light")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return str(pixel_model().save(tmp_path_factory.mktemp("m") / "m"))
+
+
+@pytest.mark.parametrize("C", [0, -1, float("nan"), -np.inf, "1", [1.0]])
+def test_strengths_that_are_none_are_refused_as_scikit_learn_refuses_them(saved, C):
+    with pytest.raises(ValueError, match="The 'C' parameter of IGPTClassifier must be"):
+        IGPTClassifier(saved, C=C).fit(*pictures_of_two())
+
+
+@pytest.mark.parametrize("C", [1, np.float32(1), np.int64(1), 1e12, np.inf])
+def test_every_strength_that_is_one_gives_a_classifier(saved, C):
+    X, y = pictures_of_two()
+    fitted = IGPTClassifier(saved, C=C).fit(X, y)
+    assert np.isfinite(fitted.coef_).all() and np.isfinite(fitted.predict_proba(X)).all()
+    assert fitted.score(X, y) == 1
+
+
+def test_layers_of_a_search_come_from_numpy(saved):
+    X, _ = pictures_of_two()
+    expected = IGPTFeatures(saved, layer=1).fit_transform(X)
+    np.testing.assert_array_equal(IGPTFeatures(saved, layer=np.int64(1)).fit_transform(X), expected)
+    for layer in (-1, 1.5, "first", None):
+        with pytest.raises(ValueError, match="The 'layer' parameter"):
+            IGPTFeatures(saved, layer=layer).fit(X)

@@ -47,7 +47,8 @@ def complete(
         images: image files, or folders of them with all folders below; each is cut to its central
             square and resized.
         keep_rows: share of the rows that is given, from the top; 0.5 unless a mask is given.
-        mask: picture of what to draw anew: white is predicted, black is given.
+        mask: picture of what to draw anew: white is predicted, black is given; a pixel of the
+            model is predicted if any of it is white.
         n: completions of each image.
         seed: other seeds give other completions.
         temperature: divides the logits; 1 is the paper's, 0 always takes the likeliest colour.
@@ -99,16 +100,13 @@ def complete(
 
 
 def _keep(image_size: int, keep_rows: float | None, mask: str | None) -> "np.ndarray":
-    """What is given: (S, S) bool. A mask is cut and resized just as the images are."""
-    from igpt.generate.complete import rows_kept
+    """What is given: (S, S) bool. A mask is cut as the images are; any mark hides its cell."""
+    from igpt.generate.complete import any_in_cell, rows_kept
     from igpt.images.crop import center_square
     from igpt.images.decode import read_image
-    from igpt.images.resize import area_resize
 
     if mask is None:
         return rows_kept(image_size, KEEP_ROWS if keep_rows is None else keep_rows)
     if keep_rows is not None:
         raise UserError("both --mask and --keep-rows are given: choose one")
-    white = area_resize(center_square(read_image(mask)), image_size).mean(-1) > 127
-    keep: np.ndarray = ~white
-    return keep
+    return ~any_in_cell(center_square(read_image(mask)).mean(-1) > 127, image_size)

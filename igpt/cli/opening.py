@@ -41,7 +41,7 @@ def recorded(
     """
     from igpt.compute import choose_dtype, name_of
     from igpt.evaluate.record import write_record
-    from igpt.files import kept_if_possible
+    from igpt.files import kept_if_possible, plain
 
     ran = name_of(choose_dtype(precision, model.device))
     figures = {**figures, "precision": ran, "device": model.device.type}
@@ -50,7 +50,8 @@ def recorded(
         with kept_if_possible("the figures are"):
             write_record(run, name, figures, model=digest, data=source, split=split, seed=seed)
     drawn = {} if seed is None else {"seed": seed}
-    return {"model": place, "data": data.source, "split": split, **drawn, **figures}
+    named = {"model": place, "data": data.source, "split": split, **drawn}
+    return {**named, **plain(figures)}
 
 
 def record_place(model: Path) -> Path | None:

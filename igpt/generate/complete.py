@@ -46,6 +46,25 @@ def rows_kept(image_size: int, fraction: float) -> np.ndarray:
     return keep
 
 
+def any_in_cell(marks: np.ndarray, image_size: int) -> np.ndarray:
+    """The cells of a grid that hold a mark, however small.
+
+    Args:
+        marks: (H, H) bool.
+        image_size: cells on a side, S; where H is no multiple of it, cells share a line.
+
+    Returns:
+        (S, S) bool.
+    """
+    side = len(marks)
+    starts = np.arange(image_size) * side // image_size
+    ends = -(-np.arange(1, image_size + 1) * side // image_size)
+    for axis in (0, 1):
+        cells = [marks.take(range(a, b), axis).any(axis) for a, b in zip(starts, ends, strict=True)]
+        marks = np.stack(cells, axis)
+    return marks
+
+
 def complete(
     model: GPT,
     tokens: np.ndarray,

@@ -91,4 +91,7 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], *, where: st
         UserError: a tensor is missing, extra or of another shape, by name.
     """
     check_weights(network, tensors, where=where)
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{where}: tensor {name} holds what is no number: restore the file")
     network.load_state_dict(dict(tensors))

@@ -6,6 +6,7 @@ from igpt.config import SampleConfig
 from igpt.errors import UserError
 from igpt.generate.complete import (
     ROUNDS,
+    any_in_cell,
     complete,
     completing,
     rows_kept,
@@ -117,3 +118,19 @@ def test_masks_of_no_use_are_refused(keep, message):
 def test_asking_for_no_completion_is_refused():
     with pytest.raises(UserError, match="n is 0"):
         complete(network(), PICTURES, HALF, n=0)
+
+
+@pytest.mark.parametrize(("side", "size"), [(256, 16), (16, 16), (100, 7), (5, 8)])
+def test_a_cell_is_drawn_anew_if_any_of_it_is_marked(side, size):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        marks = np.zeros((side, side), bool)
+        row, column = rng.integers(side, size=2)
+        marks[row, column] = True
+        cells = any_in_cell(marks, size)
+        for i, j in np.ndindex(size, size):
+            holds = (
+                i * side < (row + 1) * size and row * size < (i + 1) * side
+                and j * side < (column + 1) * size and column * size < (j + 1) * side
+            )  # fmt: skip
+            assert cells[i, j] == holds
