@@ -52,11 +52,11 @@ def changed(path, value):
     [
         ("train.lrr", 1.0, r"c.json: unknown key 'train.lrr': did you mean lr\?"),
         ("train.lr", None, "c.json: key 'train.lr' is missing: write the file anew"),
-        ("train.lr", "fast", "train.lr. is 'fast', which is not what this setting takes"),
-        ("train.objective", "gan", "train.objective. is 'gan'"),
+        ("train.lr", "fast", "train.lr is 'fast', which is not what this setting takes"),
+        ("train.objective", "gan", "train.objective is 'gan'"),
         ("data", 3, "data. must be an object of settings"),
         ("schema_version", 99, "c.json has schema version 99, this igpt reads 1"),
-        ("model.n_layer", True, "model.n_layer. is True"),
+        ("model.n_layer", True, "model.n_layer is True"),
     ],
 )
 def test_foreign_documents_are_refused(path, value, message):
