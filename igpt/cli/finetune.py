@@ -52,7 +52,7 @@ def finetune(
         json: print the result as one JSON document.
     """
     from igpt import compute
-    from igpt.cli.opening import open_for, recorded
+    from igpt.cli.opening import open_labelled, recorded
     from igpt.cli.outputs import empty_folder
     from igpt.evaluate.finetuning import Asked, finetune_model
     from igpt.pixelmodel import load
@@ -64,7 +64,7 @@ def finetune(
         copy_to = world.told(lambda: None if out is None else empty_folder(out))
         loaded = load(model, device="cpu")
         with world.first_alone():
-            packed = open_for(loaded, data, image_size=image_size, max_images=max_images)
+            packed = open_labelled(loaded, data, image_size=image_size, max_images=max_images)
         found = finetune_model(
             loaded,
             packed,

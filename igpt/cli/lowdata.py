@@ -53,7 +53,7 @@ def lowdata(
         json: print the result as one JSON document.
     """
     from igpt import compute
-    from igpt.cli.opening import open_for, recorded
+    from igpt.cli.opening import open_labelled, recorded
     from igpt.pixelmodel import load
 
     if subsets < 1 or min(scratch_steps, wide_resnet_steps) < 0:
@@ -62,7 +62,7 @@ def lowdata(
         raise UserError("--labels names no number: give one or several, such as --labels 4 25")
     compute.set_threads()
     loaded = load(model)
-    packed = open_for(loaded, data, max_images=max_images)
+    packed = open_labelled(loaded, data, max_images=max_images)
     steps = {"scratch": scratch_steps, "wide_resnet": wide_resnet_steps}
     rows = evaluate_lowdata(
         loaded,

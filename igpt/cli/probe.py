@@ -46,7 +46,7 @@ def probe(
         json: print the result as one JSON document.
     """
     from igpt import compute
-    from igpt.cli.opening import open_for, recorded
+    from igpt.cli.opening import open_labelled, recorded
     from igpt.pixelmodel import load
     from igpt.probe.probing import probe_model
     from igpt.progress import say
@@ -58,7 +58,7 @@ def probe(
         )
     compute.set_threads()
     loaded = load(model)
-    packed = open_for(loaded, data, max_images=max_images)
+    packed = open_labelled(loaded, data, max_images=max_images)
     if checkpoints:
         _print_checkpoints(_probe_checkpoints(Path(model), packed), model, packed, json=json)
         return

@@ -35,7 +35,7 @@ from igpt.evaluate.finetune import (
     settings_of,
     tune,
 )
-from igpt.evaluate.opening import open_for
+from igpt.evaluate.opening import open_labelled
 from igpt.files import FolderLock, cache_folder, read_json, write_json
 from igpt.images.live import open_live
 from igpt.images.packed.read import PackedSet
@@ -168,7 +168,7 @@ def finetune(
     loaded = model if isinstance(model, PixelModel) else load(model, device="cpu")
     with joined() as world:
         with world.first_alone():
-            packed = open_for(loaded, str(data), image_size=image_size, max_images=max_images)
+            packed = open_labelled(loaded, str(data), image_size=image_size, max_images=max_images)
         return finetune_model(
             loaded,
             packed,

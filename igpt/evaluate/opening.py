@@ -34,6 +34,34 @@ def open_for(
     return packed.at_most(max_images)
 
 
+def open_labelled(
+    model: "PixelModel", data: str, *, image_size: int | None = None, max_images: int | None = None
+) -> "PackedSet":
+    """`open_for`, of images with a label alone, for what fits or judges a classifier.
+
+    How many have none is said, and which classes are judged that training lacks.
+    """
+    from igpt.images.splits import SPLITS
+    from igpt.progress import say
+
+    packed = open_for(model, data, image_size=image_size, max_images=max_images)
+    if packed.classes is None:
+        return packed
+    held = packed.labelled()
+    for split in SPLITS:
+        if (n_without := packed.n(split) - held.n(split)) and held.n(split):
+            say(f"{n_without} of {packed.n(split)} {split} images have no label and are left out")
+    seen = set(held.classes_of("train"))
+    for split in SPLITS[1:]:
+        if unseen := [name for name in held.classes_of(split) if name not in seen]:
+            some = ", ".join(unseen[:5]) + (", ..." if len(unseen) > 5 else "")
+            say(
+                f"warning: {len(unseen)} classes of {split} that training lacks ({some}): "
+                "their images cannot be told and count as wrong; are the names spelled alike?"
+            )
+    return held
+
+
 def check_max_images(max_images: int | None) -> None:
     """Refuse a number of images that leaves nothing to look at.
 

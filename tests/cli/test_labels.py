@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import igpt
-from igpt.cli.opening import open_for
+from igpt.cli.opening import open_for, open_labelled
 from igpt.model.gpt import GPT
 from tests.cli.test_main import run
 from tests.networks import pixel_model
@@ -254,3 +254,22 @@ def test_what_cannot_be_done_is_one_line_before_any_work(places, no_work, capsys
     status, out, error = run([arg.format(**places) for arg in args], capsys)
     assert (status, out) == (2, "")
     assert error.splitlines()[-1] == "igpt: error: " + line.format(**places)
+
+
+def test_images_without_a_label_are_left_out_of_probes_and_classes_unseen_are_named(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("IGPT_CACHE", str(tmp_path / "cache"))
+    for split, names in (("train", ("a", "b", "")), ("test", ("a", "B"))):
+        for name in names:
+            for i in range(6):
+                path = tmp_path / "data" / split / name / f"{name}{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.full((9, 9, 3), 9 * i, np.uint8)).save(path)
+    data = open_labelled(pixel_model(), str(tmp_path / "data"))
+    error = capsys.readouterr().err
+    assert data.n("train") + data.n("valid") == 12
+    assert (data.labels("test") >= 0).all()
+    assert "labels: 3 classes from the names of folders; 6 of 30 have none" in error
+    assert "train images have no label and are left out" in error
+    assert "1 classes of test that training lacks (B)" in error

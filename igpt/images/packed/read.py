@@ -94,6 +94,8 @@ class PackedSet:
     """Share of the training images that validate."""
     most: int | None = None
     """Images of a split, drawn from all it has; none: all."""
+    labelled_only: bool = False
+    """Whether images without a label are left out."""
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
@@ -169,6 +171,8 @@ class PackedSet:
         if split not in SPLITS:
             raise UserError(f"there is no split {split}: choose from {', '.join(SPLITS)}")
         rows = np.flatnonzero(self._codes == SPLITS.index(split))
+        if self.labelled_only:
+            rows = rows[self._labels[rows] >= 0]
         if self.most is None or self.most >= len(rows):
             return rows
         return np.sort(stream(0, f"at-most/{split}").permutation(rows)[: self.most])
@@ -178,6 +182,17 @@ class PackedSet:
         """What its images were made of; None where they were no files."""
         entry = self.manifest.get("originals")
         return None if entry is None else Originals(self.folder, entry)
+
+    def labelled(self) -> Self:
+        """The same set with the images that have a label alone, where some have one."""
+        has_some = self.classes is not None and any((self._labels >= 0).tolist())
+        return dataclasses.replace(self, labelled_only=has_some)
+
+    def classes_of(self, split: Split) -> list[str]:
+        """Names of the classes that a split has images of."""
+        labels, names = self.labels(split), self.classes
+        assert labels is not None and names is not None
+        return [names[label] for label in np.unique(labels[labels >= 0])]
 
     def verify(self) -> None:
         """Compare every file with its checksum; reads the whole set.

@@ -1,26 +1,34 @@
-"""Parquet and Arrow files as `datasets` writes them: a column of images, perhaps one of labels."""
+"""Parquet and Arrow files as `datasets` writes them: a column of images, perhaps one of labels.
+
+The column of images is the one declared as such (`datasets` notes it), else the first of a usual
+name that holds bytes, else the first of which a value is an image. A row without bytes but with a
+path means that file. Labels, splits and file names follow `igpt.images.sources.labels`,
+`igpt.images.splits` and `igpt.images.sources.names`.
+"""
 
 import json
-import re
-from collections.abc import Iterator
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from igpt.errors import UserError
+from igpt.images.decode import open_image
+from igpt.images.sources.labels import Numbering, label_key, label_of, ordered, said_of_labels
+from igpt.images.sources.names import find_named
 from igpt.images.sources.remote import present
-from igpt.images.sources.source import BLOCK_IMAGES, MAX_LABEL, Block, BlockBuilder, Part, Source
-from igpt.images.splits import TRAIN, split_codes
+from igpt.images.sources.source import BLOCK_IMAGES, Block, BlockBuilder, Part, Source, Span
+from igpt.images.splits import TRAIN, file_codes, said_of_splits
 
 SUFFIXES = (".parquet", ".arrow")
 NO_BYTES = "no image in the row"
-BAD_LABEL = "label is not a known class"
-_LABEL_NAMES = ("label", "labels", "class", "fine_label", "target")
+_IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes")
 
 
 def open_columns(paths: list[Path], *, name: str, unlabelled: bool = False) -> Source:
-    """Images of one or several files; `train-`, `validation-` and `test-` at the start of names
-    are splits.
+    """Images of one or several files.
 
     Args:
         paths: the files, in order.
@@ -34,42 +42,80 @@ def open_columns(paths: list[Path], *, name: str, unlabelled: bool = False) -> S
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise UserError(f"{name} needs pyarrow: pip install 'igpt[parquet]'") from error
-    prefixes = {path: re.split(r"[^a-z]", path.name.lower())[0] for path in paths}
-    splits = split_codes(set(prefixes.values()))
-    n_rows = 0
-    schema = None
+    codes, held, without = _codes(paths), list[Path](), list[UserError]()
+    n_rows: Counter[int] = Counter()
+    label: str | None = None
+    names: tuple[str, ...] = ()
+    values: Counter[str | None] = Counter()
     for path in paths:
         with _reading(path):
-            opened = _open(path)
-            schema, n_rows = opened[0], n_rows + opened[1]
-    image, label, names = _find_columns(schema, name)
-    if unlabelled:
-        label = None
+            schema, n = _open(path)
+        try:
+            _image_column(schema, path, name if len(paths) == 1 else str(path))
+        except UserError as error:
+            without.append(error)
+            continue
+        held.append(path)
+        n_rows[codes[path]] += n
+        found, declared = (None, ()) if unlabelled else _label_column(schema)
+        label, names = label or found, names or declared
+        if found and not declared:
+            values.update(_values(path, found))
+    if not held:
+        raise without[0]
+    numbering = Numbering(
+        names or ordered(v for v in values if v is not None), are_places=bool(names)
+    )
+    is_labelled = label is not None and bool(numbering.classes)
 
     def blocks(part: Part) -> Iterator[Block]:
-        shared = len(paths) >= part.count
-        chosen = list(part.share(paths)) if shared else paths
+        shared = len(held) >= part.count
+        chosen = list(part.share(held)) if shared else held
         every = (
             block
-            for path in sorted(chosen, key=lambda path: splits.get(prefixes[path], TRAIN))
-            for block in _blocks(path, image, label, names, splits.get(prefixes[path], TRAIN))
+            for path in sorted(chosen, key=lambda path: codes[path])
+            for block in _blocks(path, name, numbering if is_labelled else None, codes[path])
         )
         return every if shared else part.share(every)
 
+    decided = [said_of_splits("the names of files", dict(n_rows))] if len(n_rows) > 1 else []
+    if is_labelled:
+        total = sum(n_rows.values())
+        labelled = total if names else total - values[None]
+        counts = {"n_labelled": labelled, "n_images": total, "n_classes": len(numbering.classes)}
+        decided.append(said_of_labels(f"the column {label}", **counts))
+    elif not unlabelled:
+        decided.append("labels: none, as no column of words or numbers is named like one")
+    decided += [f"left out: {error}" for error in without]
     return Source(
         name=name,
         blocks=blocks,
-        classes=names if label else None,
-        own_splits=frozenset(splits.values()) or frozenset({TRAIN}),
-        n_images=n_rows,
+        classes=numbering.classes if is_labelled else None,
+        own_splits=frozenset(n_rows),
+        n_images=sum(n_rows.values()),
+        decided=tuple(decided),
     )
+
+
+def _codes(paths: Sequence[Path]) -> dict[Path, int]:
+    """The split of every file, by its name and the folders that not all of them lie in."""
+    top = Path(os.path.commonpath([path.parent for path in paths]))
+    names = {path: path.relative_to(top).as_posix() for path in paths}
+    said = file_codes(list(names.values()))
+    return {path: said.get(name, TRAIN) for path, name in names.items()}
+
+
+def _values(path: Path, column: str) -> Iterator[str | None]:
+    with _reading(path):
+        for batch in _batches(path, [column]):
+            yield from map(label_of, batch.column(column).to_pylist())
 
 
 def has_images(path: Path) -> bool:
     """Whether a file has a column of encoded images, as tables of addresses have not."""
     try:
         with _reading(path):
-            _find_columns(_open(path)[0], str(path))
+            _image_column(_open(path)[0], path, str(path))
     except ImportError:
         return False
     except UserError:
@@ -120,33 +166,72 @@ def _batches(path: Path, columns: list[str]) -> Iterator[Any]:
                 yield batch.slice(start, BLOCK_IMAGES).select(columns)
 
 
-def _find_columns(schema: Any, name: str) -> tuple[str, str | None, tuple[str, ...]]:
-    """Names of the column of images and of labels, and of the classes (empty: numbers)."""
+def _image_column(schema: Any, path: Path, name: str) -> str:
+    """Which column holds the images: by declared type, by name, by trying to decode."""
+    declared = [
+        column
+        for column, feature in _features(schema).items()
+        if isinstance(feature, dict) and feature.get("_type") == "Image"
+    ]
+    if declared:
+        return str(declared[0])
+    held = [field.name for field in schema if _holds_bytes(field.type)]
+    named = [known for known in _IMAGE_NAMES if known in held]
+    for column in (*named, *held):
+        if column in named or len(held) == 1 or _decodes(path, column):
+            return str(column)
+    raise UserError(
+        f"{name} has no column of encoded images (binary, or a struct with bytes): "
+        f"its columns are {', '.join(schema.names)}"
+    )
+
+
+def _holds_bytes(kind: Any) -> bool:
     import pyarrow as pa
 
-    image = None
-    for field in schema:
-        is_struct = pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
-        if is_struct or pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
-            image = field.name
-            break
-    if image is None:
-        raise UserError(
-            f"{name} has no column of encoded images (binary, or a struct with bytes): "
-            f"its columns are {', '.join(schema.names)}"
-        )
-    features = _features(schema)
-    for column, feature in features.items():
+    if pa.types.is_struct(kind):
+        return bool(kind.get_field_index("bytes") >= 0)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _decodes(path: Path, column: str) -> bool:
+    """Whether the first value of a column is an image."""
+    with _reading(path):
+        for batch in _batches(path, [column]):
+            for cell in batch.column(column):
+                data = _encoded(cell.as_py(), path.parent)
+                if isinstance(data, bytes):
+                    try:
+                        with open_image(data):
+                            return True
+                    except UserError:
+                        return False
+    return False
+
+
+def _encoded(held: Any, folder: Path) -> bytes | Span | None:
+    """What a cell holds: bytes, or the path of a file; None: neither."""
+    if not isinstance(held, Mapping):
+        return held or None
+    if held.get("bytes"):
+        return bytes(held["bytes"])
+    return Span(find_named(folder, str(held["path"]))) if held.get("path") else None
+
+
+def _label_column(schema: Any) -> tuple[str | None, tuple[str, ...]]:
+    """Name of the column of labels, and the names that it declares for its numbers."""
+    import pyarrow as pa
+
+    for column, feature in _features(schema).items():
         if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
-            return image, column, tuple(map(str, feature.get("names") or ()))
-    numbered = [n for n in _LABEL_NAMES if n in schema.names and _is_integer(schema.field(n).type)]
-    return image, next(iter(numbered), None), ()
+            return column, tuple(map(str, feature.get("names") or ()))
 
+    def is_plain(kind: Any) -> bool:
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        tests = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
+        return any(test(kind) for test in (*tests, pa.types.is_floating, pa.types.is_boolean))
 
-def _is_integer(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_integer(kind))
+    return label_key(field.name for field in schema if is_plain(field.type)), ()
 
 
 def _features(schema: Any) -> dict[str, Any]:
@@ -159,25 +244,27 @@ def _features(schema: Any) -> dict[str, Any]:
     return {k: v for k, v in features.items() if k in schema.names} if known else {}
 
 
-def _blocks(
-    path: Path, image: str, label: str | None, names: tuple[str, ...], code: int
-) -> Iterator[Block]:
-    builder = BlockBuilder(labelled=label is not None)
-    n_classes = len(names) or MAX_LABEL + 1
+def _blocks(path: Path, name: str, numbering: Numbering | None, code: int) -> Iterator[Block]:
+    builder = BlockBuilder(labelled=numbering is not None)
     row = 0
     with _reading(path):
+        schema = _open(path)[0]
+        image = _image_column(schema, path, name)
+        label = None if numbering is None else _label_column(schema)[0]
         for batch in _batches(path, [image] if label is None else [image, label]):
-            labels = [-1] * batch.num_rows if label is None else batch.column(label).to_pylist()
+            labels = [None] * batch.num_rows if label is None else batch.column(label).to_pylist()
             for cell, value in zip(batch.column(image), labels, strict=True):
                 key, row = f"{path.name}/{row}", row + 1
-                held = cell.as_py()
-                data = held.get("bytes") if isinstance(held, dict) else held
-                if not data:
+                data = _encoded(cell.as_py(), path.parent)
+                if data is None:
                     builder.reject(key, NO_BYTES)
-                elif label is not None and not (isinstance(value, int) and 0 <= value < n_classes):
-                    builder.reject(key, BAD_LABEL)
-                else:
-                    yield from builder.add(data, key, value, code)
+                    continue
+                try:
+                    number = -1 if numbering is None else numbering.number(value)
+                except UserError as error:
+                    builder.reject(key, str(error))
+                    continue
+                yield from builder.add(data, key, number, code)
     yield from builder.rest()
 
 

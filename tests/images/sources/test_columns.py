@@ -41,7 +41,11 @@ def test_splits_by_file_name_in_a_folder(tmp_path: Path) -> None:
         pq.write_table(table([0, 1, 2, 1, 0]), tmp_path / f"{split}-00000-of-00001.parquet")
     source = open_source(str(tmp_path))
     assert source.own_splits == {TRAIN, TEST}
-    assert source.classes == ()
+    assert source.classes == ("0", "1", "2")
+    assert source.decided == (
+        "splits: train 5, test 5, by the names of files",
+        "labels: 3 classes from the column label",
+    )
     assert read(source).codes == [TRAIN] * 5 + [TEST] * 5
 
 
@@ -69,11 +73,53 @@ def test_rows_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
     held = held.set_column(0, "image", pa.array(cells))
     pq.write_table(held, tmp_path / "x.parquet")
     assert read(open_source(str(tmp_path / "x.parquet"))).rejects == {
-        "x.parquet/1": "label is not a known class",
-        "x.parquet/2": "label is not a known class",
-        "x.parquet/3": "no image in the row",
-        "x.parquet/4": "label is not a known class",
+        "x.parquet/1": "label is not one of the classes",
+        "x.parquet/3": "there is no such file",
     }
+
+
+@pytest.mark.parametrize(
+    ("values", "classes", "labels"),
+    [
+        (["dog", "cat", None, "cat", "dog"], ("cat", "dog"), [1, 0, -1, 0, 1]),
+        ([5410041, 4006381, -1, 4006381, -1], ("4006381", "5410041"), [1, 0, -1, 0, -1]),
+        (pa.array(["b", "a", "b", "a", "b"]).dictionary_encode(), ("a", "b"), [1, 0, 1, 0, 1]),
+        ([1.0, 2.0, None, 1.0, float("nan")], ("1", "2"), [0, 1, -1, 0, -1]),
+    ],
+    ids=["words", "numbers", "category", "floats"],
+)
+def test_labels_of_any_kind_are_numbered(
+    tmp_path: Path, values: object, classes: tuple[str, ...], labels: list[int]
+) -> None:
+    plain = pa.table({"thumb": [b"x"] * 5, "image": IMAGES, "Label": values})
+    pq.write_table(plain, tmp_path / "x.parquet")
+    source = open_source(str(tmp_path / "x.parquet"))
+    assert source.classes == classes
+    assert read(source).labels == labels
+
+
+def test_the_column_of_images_is_found_by_decoding(tmp_path: Path) -> None:
+    held = pa.table({"mask": [b"none"] * 5, "scan": IMAGES})
+    pq.write_table(held, tmp_path / "x.parquet")
+    source = open_source(str(tmp_path / "x.parquet"))
+    assert len(read(source).images) == 5
+    assert source.decided == ("labels: none, as no column of words or numbers is named like one",)
+
+
+def test_rows_without_bytes_mean_their_files(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.png").write_bytes(IMAGES[0])
+    cells = [{"bytes": None, "path": "a\\1.png"}, {"bytes": IMAGES[1], "path": "x"}]
+    pq.write_table(pa.table({"image": cells}), tmp_path / "x.parquet")
+    assert len(read(open_source(str(tmp_path / "x.parquet"))).images) == 2
+
+
+def test_a_file_that_lacks_the_column_is_left_out_and_said(tmp_path: Path) -> None:
+    pq.write_table(table(), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"url": ["x"]}), tmp_path / "b.parquet")
+    source = open_source(str(tmp_path))
+    assert source.n_images == 5
+    assert "b.parquet has no column of encoded images" in source.decided[-1]
 
 
 def test_a_table_without_images_names_its_columns(tmp_path: Path) -> None:
