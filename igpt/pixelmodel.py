@@ -96,6 +96,7 @@ class PixelModel:
         self.facts = facts
         self.folder = folder
         self.classifier = classifier
+        self._digested: tuple[object, str] = (None, "")
 
     @property
     def image_size(self) -> int:
@@ -356,7 +357,14 @@ class PixelModel:
         """Hash of every weight and of the palette: what a saved probe belongs to."""
         from igpt.probe.features import weights_digest
 
-        return weights_digest(self.network) + self.tokenizer.digest[:16]
+        # Whatever writes into a tensor raises its version; another tensor lies elsewhere.
+        state = tuple(
+            (value.data_ptr(), value._version, value.dtype)
+            for value in self.network.state_dict(keep_vars=True).values()
+        )
+        if self._digested[0] != state:
+            self._digested = state, weights_digest(self.network)
+        return self._digested[1] + self.tokenizer.digest[:16]
 
     def save(self, folder: str | Path) -> Path:
         """Write a model folder with its card and its probe; it appears whole or not at all.

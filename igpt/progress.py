@@ -81,6 +81,11 @@ def _is_live() -> bool:
     return is_terminal and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
+def n_ranks() -> int:
+    """How many processes `torchrun` started; 1 where it did not."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
 @contextmanager
 def ticking(label: str, *, quiet: bool = False) -> Iterator[Ticker]:
     """A `Ticker` on standard error; `quiet` shows nothing, and so do ranks after the first."""

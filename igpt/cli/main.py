@@ -50,7 +50,7 @@ COMMANDS = {
 }
 
 # Commands whose processes share one job under `torchrun`; every other one would be done many times.
-SHARED = ("pretrain", "finetune")
+SHARED = ("prepare", "pretrain", "evaluate", "probe", "finetune", "sample")
 # Commands that compute with a network, and so have `--device`.
 COMPUTING = (
     *("demo", "info", "pretrain", "evaluate", "probe", "finetune", "lowdata", "embed", "classify"),
@@ -63,6 +63,7 @@ EXAMPLES = (
 )
 EXIT_USER_ERROR = 2
 SILENT_S = 10.0
+FIRST_SPEAKS_S = 2.0
 # Threads of libgomp spin for milliseconds while they wait for each other. Where another program
 # wants a core too, that made training five to ten times slower; where none does, sleeping at once
 # costs a third. So many turns keep most of both (RESULTS.md).
@@ -117,10 +118,12 @@ def _show_warning(message: Warning | str, *_args: Any, **_kwargs: Any) -> None:
 def _failed(error: UserError) -> int:
     from igpt.progress import own_rank
 
-    # All ranks see a loss that is not finite; the first one says it.
-    if own_rank() == 0 or not isinstance(error, Diverged | Elsewhere):
-        rank = f"rank {own_rank()}: " if own_rank() > 0 else ""
-        print(f"igpt: error: {rank}{' '.join(str(error).split())}", file=sys.stderr)
+    if own_rank() > 0:
+        if isinstance(error, Diverged | Elsewhere):
+            return EXIT_USER_ERROR  # where it began says it
+        time.sleep(FIRST_SPEAKS_S)  # what the first one met too ends the job until then
+    rank = f"rank {own_rank()}: " if own_rank() > 0 else ""
+    print(f"igpt: error: {rank}{' '.join(str(error).split())}", file=sys.stderr)
     return EXIT_USER_ERROR
 
 

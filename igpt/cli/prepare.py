@@ -5,6 +5,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from igpt.cli.arguments import Out, Source
+from igpt.errors import UserError
 from igpt.images.packed.read import PackedSet
 from igpt.images.rejects import MAX_BAD
 
@@ -53,6 +54,7 @@ def prepare(
         valid_fraction: share of the training images for validation; none: the paper's, 0.1, for
             ImageNet 0.04.
         part: prepare one part, such as 3/16; the process that finishes the last one merges them.
+            Under torchrun each process prepares one.
         workers: processes that decode; 0: one a core.
         max_bad: share of images that may be left out before it stops.
         tokens: a palette (.npy) whose tokens are stored beside the images; training with this
@@ -65,10 +67,13 @@ def prepare(
     from igpt.images.prepare import prepare as prepare_source
     from igpt.images.sources.find import open_source
     from igpt.images.sources.source import Part
-    from igpt.progress import say
+    from igpt.progress import n_ranks, own_rank, say
     from igpt.tokens.stored import store_tokens
 
-    share = Part.parse(part)
+    rank, ranks = own_rank(), n_ranks()
+    if ranks > 1 and part != "1/1":
+        raise UserError("--part is the rank under torchrun: leave it out")
+    share = Part(rank + 1, ranks) if ranks > 1 else Part.parse(part)
     folder = folder_to_fill(out)
     palette = None if tokens is None else _palette(tokens)
     packing = Packing(
@@ -89,6 +94,14 @@ def prepare(
         workers=workers,
         max_bad=max_bad,
     )
+    if ranks > 1:
+        from igpt.train.distributed import joined
+
+        with joined() as world:  # where all have their part, the last one has merged them
+            pass
+        if not world.is_first:
+            return
+        packed = PackedSet.open(folder)
     facts = _facts(packed, time.monotonic() - start_s)
     if packed.folder != folder:
         missing = missing_parts(folder, share.count)

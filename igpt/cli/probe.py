@@ -20,10 +20,11 @@ def probe(
     raw_pixels: bool = True,
     joined: int = 0,
     kmeans: int = 0,
-    solver: Literal["lbfgs", "sgd"] = "lbfgs",
+    solver: Literal["lbfgs", "sgd", "knn"] = "lbfgs",
     sgd_steps: int = 10_000,
     checkpoints: bool = False,
     max_images: int | None = None,
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
     json: bool = False,
 ) -> None:
     """Linear probe of every layer (paper §2.4): layer and strength chosen on validation, then test.
@@ -39,10 +40,12 @@ def probe(
         raw_pixels: treat the pixels themselves the same, for comparison.
         joined: also probe so many adjacent layers around the best, side by side (the paper's 5).
         kmeans: also probe the features of so many k-means clusters (Coates et al. 2011).
-        solver: lbfgs finds the optimum; sgd reads a batch at a time, for large sets (paper §3.4).
-        sgd_steps: updates of sgd for each of its rates.
+        solver: of every kind of features: lbfgs finds the optimum; sgd reads a batch at a time, as
+            the paper does (§3.4); knn lets the nearest training images vote.
+        sgd_steps: updates of sgd, the same for each of its rates.
         checkpoints: probe every checkpoint that the run keeps, for Figure 3 of igpt report.
         max_images: look at so many images of each split at most, drawn at random; none: all.
+        precision: of the network's matrix products; auto: bf16 where the processor has it.
         json: print the result as one JSON document.
     """
     from igpt import compute
@@ -51,29 +54,38 @@ def probe(
     from igpt.probe.probing import probe_model
     from igpt.progress import say
     from igpt.shipped import is_shipped
+    from igpt.train.distributed import joined as joined_ranks
 
     if min(joined, kmeans) < 0 or sgd_steps < 1:
         raise UserError(
             "--joined and --kmeans must not be negative and --sgd-steps must be at least 1"
         )
     compute.set_threads()
-    loaded = load(model)
-    packed = open_labelled(loaded, data, max_images=max_images)
-    if checkpoints:
-        _print_checkpoints(_probe_checkpoints(Path(model), packed), model, packed, json=json)
+    with joined_ranks() as world:
+        loaded = load(model)
+        with world.first_alone():
+            packed = open_labelled(loaded, data, max_images=max_images)
+        if checkpoints:
+            if world.size > 1:
+                raise UserError("--checkpoints is done by one process: call it without torchrun")
+            _print_checkpoints(_probe_checkpoints(Path(model), packed), model, packed, json=json)
+            return
+        result = probe_model(
+            loaded,
+            packed,
+            normalised=not raw_residual,
+            pooling=pooling,
+            precision=precision,
+            raw_pixels=raw_pixels,
+            n_joined=joined,
+            solver=solver,
+            sgd_steps=sgd_steps,
+            n_centers=kmeans,
+            world=world,
+        )
+    if not result:
         return
-    result = probe_model(
-        loaded,
-        packed,
-        normalised=not raw_residual,
-        pooling=pooling,
-        raw_pixels=raw_pixels,
-        n_joined=joined,
-        solver=solver,
-        sgd_steps=sgd_steps,
-        n_centers=kmeans,
-    )
-    document = recorded(model, loaded, "probe", result, data=packed)
+    document = recorded(model, loaded, "probe", result, data=packed, precision=precision)
     if json:
         print(json_format.dumps(document))
     else:
@@ -122,7 +134,8 @@ def _print_checkpoints(
 
 
 def _print_result(result: dict[str, Any]) -> None:
-    print(f"layer  {'strength' if result['solver'] == 'lbfgs' else 'rate':>8}  validation accuracy")
+    chosen = {"lbfgs": "strength", "sgd": "rate", "knn": "k"}[result["solver"]]
+    print(f"layer  {chosen:>8}  validation accuracy")
     for score in result["by_layer"]:
         mark = "  <- chosen" if score["layer"] == result["layer"] else ""
         print(

@@ -57,18 +57,35 @@ def sample(
     from igpt.generate.sample import sampling
     from igpt.images.grid import tile
     from igpt.pixelmodel import load
+    from igpt.train.distributed import joined
+    from igpt.train.shares import gathered
 
     compute.set_threads()
-    loaded = load(model)
-    outputs.check_size(n * (loaded.image_size * enlarge) ** 2)
-    start_s = time.monotonic()
-    steps = sampling(loaded.network, n, seed=seed, config=config, precision=precision)
-    last, looks = watch(steps, loaded.decode, label="sample", record=gif is not None)
+    with joined() as world:
+        loaded = load(model)
+        outputs.check_size(n * (loaded.image_size * enlarge) ** 2)
+        if n < world.size:
+            raise UserError(f"--n is {n}: {world.size} processes need at least an image each")
+        start_s = time.monotonic()
+        own = world.slots(n)
+        steps = sampling(
+            loaded.network,
+            own.stop - own.start,
+            seed=seed,
+            first=own.start,
+            config=config,
+            precision=precision,
+        )
+        last, looks = watch(steps, loaded.decode, label="sample", record=gif is not None)
+        drawn = gathered(last.tokens, world)
+        looks = [gathered(images, world) for images in looks]
+    if not world.is_first:
+        return
     seconds = time.monotonic() - start_s
     outputs.write(
-        tile(loaded.decode(last.tokens), enlarge=enlarge),
+        tile(loaded.decode(drawn), enlarge=enlarge),
         [tile(images, enlarge=enlarge) for images in looks],
-        tokens=last.tokens,
+        tokens=drawn,
     )
     facts = {"model": model, "n": n, "seed": seed, **dataclasses.asdict(config)}
     outputs.report({**facts, "seconds": round(seconds, 3)}, json=json)

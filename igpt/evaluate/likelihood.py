@@ -12,16 +12,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from igpt import compute
 from igpt.config import TrainConfig
-from igpt.errors import UserError
 from igpt.model.gpt import GPT
-from igpt.probe.features import TokenSource, check_tokens, token_batches
+from igpt.probe.features import TokenSource, check_tokens, cut, token_batch
+from igpt.train.distributed import World
 from igpt.train.objectives import token_nats
+from igpt.train.shares import ALONE, in_order
 
 # The logits (B, T, K) are the largest thing in memory: this many numbers of them at a time.
 BATCH_LOGITS = {"cpu": 2**22, "cuda": 2**27}
+# The table of pairs of this many colours takes 128 MB.
+MAX_BIGRAM_COLORS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +39,10 @@ class Likelihood:
     """None for BERT, whose loss is no likelihood."""
     bits_per_dim: float | None
     """Bits per colour value; only for raw tokens, where it means what others mean by it."""
-    unigram_nats_per_token: float
-    bigram_nats_per_token: float
+    unigram_nats_per_token: float | None
+    """None where there are no training images to count."""
+    bigram_nats_per_token: float | None
+    """None, too, above `MAX_BIGRAM_COLORS`."""
     gzip_nats_per_token: float
     n_images: int
 
@@ -49,6 +55,7 @@ def token_surprise(
     mask_seed: int = 0,
     precision: compute.Precision = "auto",
     progress: Callable[[int], None] | None = None,
+    world: World = ALONE,
 ) -> np.ndarray:
     """-log p of every token, in nats.
 
@@ -59,9 +66,11 @@ def token_surprise(
         mask_seed: BERT only, seed of the masks.
         precision: of the matrix products; the loss itself is float32.
         progress: called with the number of images done after each batch.
+        world: processes that take turns at the batches; the first one gets the result.
 
     Returns:
-        (N, T) float32; BERT: nan where a token was not masked and so was not predicted.
+        (N, T) float32, not filled on every process but the first; BERT: nan where a token was
+        not masked and so was not predicted.
 
     Raises:
         UserError: no images, or tokens of another length.
@@ -72,19 +81,25 @@ def token_surprise(
     batch_size = max(
         1, compute.batch_of(BATCH_LOGITS, device) // (network.seq_len * network.n_colors)
     )
+    stretches = cut(len(tokens), batch_size)
     nats = np.empty((len(tokens), network.seq_len), np.float32)
-    done = 0
+
+    def judged(number: int) -> Tensor:
+        batch, masked = token_batch(network, tokens, stretches[number], mask_prob, mask_seed)
+        with compute.autocast(device, dtype):
+            logits = network(batch, masked)
+        found = token_nats(logits, batch)  # (B, T)
+        return (found if masked is None else torch.where(masked, found, math.nan)).cpu()
+
+    def shape(number: int) -> tuple[int, int]:
+        return stretches[number].stop - stretches[number].start, network.seq_len
+
     with torch.inference_mode():
-        for batch, masked in token_batches(network, tokens, batch_size, mask_prob, mask_seed):
-            with compute.autocast(device, dtype):
-                logits = network(batch, masked)
-            part = token_nats(logits, batch)  # (B, T)
-            if masked is not None:
-                part = torch.where(masked, part, math.nan)
-            nats[done : done + len(batch)] = part.cpu().numpy()
-            done += len(batch)
+        results = in_order(len(stretches), world, judged, shape)
+        for rows, found in zip(stretches, results, strict=False):
+            nats[rows] = found.numpy()
             if progress is not None:
-                progress(len(batch))
+                progress(rows.stop - rows.start)
     return nats
 
 
@@ -122,7 +137,8 @@ def likelihood(
     mask_prob: float = TrainConfig().mask_prob,
     precision: compute.Precision = "auto",
     progress: Callable[[int], None] | None = None,
-) -> Likelihood:
+    world: World = ALONE,
+) -> Likelihood | None:
     """The loss of a split beside a unigram, a bigram and gzip on the same tokens.
 
     Args:
@@ -133,22 +149,27 @@ def likelihood(
         mask_prob: BERT only, as in training.
         precision: of the matrix products.
         progress: called with the number of images done after each batch.
+        world: processes that share the network's part; only the first one gets a result.
     """
     nats = token_surprise(
-        network, tokens, mask_prob=mask_prob, precision=precision, progress=progress
+        network, tokens, mask_prob=mask_prob, precision=precision, progress=progress, world=world
     )
+    if not world.is_first:
+        return None
     per_image = image_nats(nats)
     per_image = per_image[~np.isnan(per_image)]
     mean = float(per_image.mean())
-    counts = Counts.of(train_tokens, n_colors=network.n_colors, stride=tokens_per_pixel)
+    counts = None
+    if len(train_tokens):
+        counts = Counts.of(train_tokens, n_colors=network.n_colors, stride=tokens_per_pixel)
     raw, ar = tokens_per_pixel == 3, network.objective == "ar"
     return Likelihood(
         nats_per_token=mean,
         nats_per_token_se=float(per_image.std() / math.sqrt(len(per_image))),
         bits_per_pixel=bits_per_pixel(mean, tokens_per_pixel=tokens_per_pixel) if ar else None,
         bits_per_dim=bits_per_dim(mean, tokens_per_pixel=3) if ar and raw else None,
-        unigram_nats_per_token=counts.unigram_nats(tokens),
-        bigram_nats_per_token=counts.bigram_nats(tokens),
+        unigram_nats_per_token=counts.unigram_nats(tokens) if counts else None,
+        bigram_nats_per_token=counts.bigram_nats(tokens) if counts else None,
         gzip_nats_per_token=gzip_nats_per_token(tokens),
         n_images=len(per_image),
     )
@@ -162,45 +183,44 @@ class Counts:
 
     Args:
         single: (K,) int64 counts.
-        pairs: (K, K) int64 counts, row: the neighbour.
+        pairs: (K, K) int64 counts, row: the neighbour; none: too many colours to count pairs.
         stride: tokens back to the neighbour.
     """
 
-    def __init__(self, single: np.ndarray, pairs: np.ndarray, stride: int) -> None:
+    def __init__(self, single: np.ndarray, pairs: np.ndarray | None, stride: int) -> None:
         self._stride = stride
         self._single_nats = -np.log((single + 1) / (single + 1).sum())
-        self._pair_nats = -np.log((pairs + 1) / (pairs + 1).sum(axis=1, keepdims=True))
+        self._pair_nats = None
+        if pairs is not None:
+            self._pair_nats = -np.log((pairs + 1) / (pairs + 1).sum(axis=1, keepdims=True))
 
     @classmethod
     def of(cls, tokens: TokenSource, *, n_colors: int, stride: int) -> "Counts":
-        """Count (M, T) tokens, some images at a time.
-
-        Raises:
-            UserError: so many colours that the table of pairs would not fit in memory.
-        """
-        if n_colors > 4096:
-            raise UserError(
-                f"a bigram of {n_colors} colours is too large: use at most 4096 colours"
-            )
+        """Count (M, T) tokens, some images at a time."""
         single = np.zeros(n_colors, np.int64)
-        pairs = np.zeros(n_colors**2, np.int64)
+        pairs = np.zeros(n_colors**2, np.int64) if n_colors <= MAX_BIGRAM_COLORS else None
         for rows in _stretches(tokens):
             single += np.bincount(rows.reshape(-1), minlength=n_colors)
-            flat = rows[:, :-stride] * n_colors + rows[:, stride:]
-            pairs += np.bincount(flat.reshape(-1), minlength=n_colors**2)
-        return cls(single, pairs.reshape(n_colors, n_colors), stride)
+            if pairs is not None:
+                flat = rows[:, :-stride] * n_colors + rows[:, stride:]
+                pairs += np.bincount(flat.reshape(-1), minlength=n_colors**2)
+        square = None if pairs is None else pairs.reshape(n_colors, n_colors)
+        return cls(single, square, stride)
 
     def unigram_nats(self, tokens: TokenSource) -> float:
         """Mean -log p of (N, T) tokens by the colour counts."""
         return self._mean(tokens, lambda rows: float(self._single_nats[rows].sum()))
 
-    def bigram_nats(self, tokens: TokenSource) -> float:
-        """Mean -log p of (N, T) tokens, each given its neighbour."""
+    def bigram_nats(self, tokens: TokenSource) -> float | None:
+        """Mean -log p of (N, T) tokens, each given its neighbour; none where no pairs are known."""
+        pair_nats = self._pair_nats
+        if pair_nats is None:
+            return None
 
         def total(rows: np.ndarray) -> float:
             stride = self._stride
             first = self._single_nats[rows[:, :stride]].sum()
-            rest = self._pair_nats[rows[:, :-stride], rows[:, stride:]].sum()
+            rest = pair_nats[rows[:, :-stride], rows[:, stride:]].sum()
             return float(first + rest)
 
         return self._mean(tokens, total)

@@ -7,7 +7,7 @@ final norm). All L + 1 layers come out of one forward pass.
 import copy
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,8 @@ from igpt.config import N_BANDS, N_POOLED, Pooling, TrainConfig
 from igpt.errors import UserError
 from igpt.model.gpt import GPT, NORM_EPS
 from igpt.tokens.masks import own_masks
+from igpt.train.distributed import World
+from igpt.train.shares import ALONE, in_order
 
 # Part of the key of a kept file: raise it when the same inputs give other numbers.
 CACHE_VERSION = 3
@@ -77,6 +79,7 @@ def extract_features(
     batch_size: int | None = None,
     keep: bool = True,
     progress: Callable[[int], None] | None = None,
+    world: World = ALONE,
 ) -> np.ndarray:
     """Pooled features of all images at the chosen layers, in one pass that stops at the last one.
 
@@ -92,9 +95,11 @@ def extract_features(
         batch_size: images a forward pass; none: as many as suit the device.
         keep: read the result from the cache folder, or leave it there for the next call.
         progress: called with the number of images done after each batch.
+        world: processes that take turns at the batches; the first one gets the features.
 
     Returns:
-        (len(layers), N, D) float32, bands: 5 D; a read-only memory map where it was kept.
+        (len(layers), N, D) float32, bands: 5 D; a read-only memory map where it was kept. On every
+        process but the first, of 0 images.
 
     Raises:
         UserError: no images, tokens of another length, or a layer that the network has not.
@@ -115,7 +120,12 @@ def extract_features(
         precision=precision,
         batch_size=batch_size,
         progress=progress,
+        world=world,
     )
+    if not world.is_first:
+        if not keep or world.from_first(0):
+            fill(np.empty(0))
+        return np.empty((shape[0], 0, shape[2]), np.float32)
     if not keep:
         result = np.empty(shape, np.float32)
         fill(result)
@@ -123,7 +133,9 @@ def extract_features(
     masks = ("own", mask_prob, mask_seed) if network.objective == "bert" else None
     options = (CACHE_VERSION, shape, chosen, normalised, pooling, masks, str(dtype))
     name = _digest(weights_digest(network), tokens_digest(tokens), *options)
-    return _kept(files.cache_folder() / "features" / f"{name}.npy", shape, fill)
+    path = files.cache_folder() / "features" / f"{name}.npy"
+    world.from_first(int(not path.exists()))
+    return _kept(path, shape, fill)
 
 
 def stream_features(
@@ -139,13 +151,15 @@ def stream_features(
     precision: compute.Precision = "auto",
     batch_size: int | None = None,
     progress: Callable[[int], None] | None = None,
+    world: World = ALONE,
 ) -> None:
     """Hand pooled features on as they are made, a batch at a time; nothing is kept.
 
     Args are those of `extract_features`, and
 
     Args:
-        target: gets `target[:, rows] = (len(layers), n, D) float32`, rows in order.
+        target: gets `target[:, rows] = (len(layers), n, D) float32`, rows in order; of several
+            processes, the first one's.
     """
     chosen = _checked_layers(network, layers)
     check_tokens(network, tokens)
@@ -155,16 +169,34 @@ def stream_features(
         batch_size = max(1, compute.batch_of(BATCH_TOKENS, device) // network.seq_len)
     pays = pays_to_compile(len(tokens) * network.seq_len, device)
     model = _compiled(network) if pays else network
-    batches = token_batches(network, tokens, batch_size, mask_prob, mask_seed)
+    stretches = cut(len(tokens), batch_size)
+    width = network.config.n_embd * N_POOLED[pooling]
+
+    def pooled(number: int) -> Tensor:
+        rows = stretches[number]
+        batch, masked = token_batch(network, tokens, rows, mask_prob, mask_seed)
+        if number and len(batch) < batch_size:  # compiled blocks would be compiled anew
+            batch = _padded(batch, batch_size)
+            masked = None if masked is None else _padded(masked, batch_size)
+        found = pooled_layers(
+            model, batch, masked, layers=chosen, normalised=normalised, pooling=pooling
+        )
+        return found[:, : rows.stop - rows.start].cpu()
+
+    def shape(number: int) -> tuple[int, int, int]:
+        return len(chosen), stretches[number].stop - stretches[number].start, width
+
     with torch.inference_mode(), compute.autocast(device, dtype):
-        for rows, batch, masked in _same_shape(batches, batch_size):
-            pooled = pooled_layers(
-                model, batch, masked, layers=chosen, normalised=normalised, pooling=pooling
-            )
-            n = rows.stop - rows.start
-            target[:, rows] = pooled[:, :n].cpu().numpy()
+        found = in_order(len(stretches), world, pooled, shape)
+        for rows, features in zip(stretches, found, strict=False):
+            target[:, rows] = features.numpy()
             if progress is not None:
-                progress(n)
+                progress(rows.stop - rows.start)
+
+
+def cut(n: int, size: int) -> list[slice]:
+    """The numbers below n in stretches of `size`, the last one shorter."""
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
 def pooled_layers(
@@ -212,22 +244,6 @@ def _compiled(network: GPT) -> GPT:
     for block in copied.h:
         block.compile()
     return copied
-
-
-def _same_shape(
-    batches: Iterator[tuple[Tensor, Tensor | None]], size: int
-) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """Batches and where they belong; a last, smaller one is filled up.
-
-    Compiled blocks would be compiled anew for another shape.
-    """
-    done = 0
-    for batch, masked in batches:
-        n = len(batch)
-        if done and n < size:
-            batch, masked = _padded(batch, size), None if masked is None else _padded(masked, size)
-        yield slice(done, done + n), batch, masked
-        done += n
 
 
 def _padded(rows: Tensor, size: int) -> Tensor:
@@ -294,19 +310,17 @@ def _scale_and_gain(network: GPT, layer: int, h: Tensor) -> tuple[Tensor, Tensor
     return scale, norm.weight  # type: ignore[union-attr, return-value]
 
 
-def token_batches(
-    network: GPT, tokens: TokenSource, batch_size: int, mask_prob: float, mask_seed: int
-) -> Iterator[tuple[Tensor, Tensor | None]]:
+def token_batch(
+    network: GPT, tokens: TokenSource, rows: slice, mask_prob: float, mask_seed: int
+) -> tuple[Tensor, Tensor | None]:
     """(B, T) int64 tokens and, for BERT, (B, T) bool masks, on the network's device."""
     device = network.wpe.weight.device
-    for start in range(0, len(tokens), batch_size):
-        rows = np.asarray(tokens[start : start + batch_size])
-        batch = torch.from_numpy(rows.astype(np.int64)).to(device)
-        masked = None
-        if network.objective == "bert":
-            drawn = own_masks(rows, seed=mask_seed, mask_prob=mask_prob)
-            masked = torch.from_numpy(drawn).to(device)
-        yield batch, masked
+    held = np.asarray(tokens[rows])
+    batch = torch.from_numpy(held.astype(np.int64)).to(device)
+    if network.objective != "bert":
+        return batch, None
+    drawn = own_masks(held, seed=mask_seed, mask_prob=mask_prob)
+    return batch, torch.from_numpy(drawn).to(device)
 
 
 def _checked_layers(network: GPT, layers: Sequence[int] | None) -> tuple[int, ...]:

@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
+from igpt import compute
 from igpt.config import Pooling
 from igpt.errors import UserError
 from igpt.files import kept_if_possible
@@ -13,24 +14,18 @@ from igpt.images.packed.read import PackedSet
 from igpt.images.splits import SPLITS, Split
 from igpt.probe.features import EncodedImages, extract_features
 from igpt.probe.kmeans import KMeansConfig, KMeansFeatures
-from igpt.probe.protocol import (
-    Labelled,
-    ProbeResult,
-    check_labels,
-    join_layers,
-    pixel_features,
-    probe_layers,
-)
+from igpt.probe.protocol import Labelled, Lazy, check_labels, join_layers, pixel_features
 from igpt.probe.saved import SavedProbe
-from igpt.probe.sgd import probe_layers_by_sgd
+from igpt.probe.solve import Fit, Solver, SolverName, fit
 from igpt.probe.vote import voted_accuracy
-from igpt.progress import Counter, ticking
+from igpt.progress import Counter, say, ticking
 from igpt.shipped import is_shipped
+from igpt.train.distributed import World
+from igpt.train.shares import ALONE
 
 if TYPE_CHECKING:
     from igpt.pixelmodel import PixelModel
 
-Solver = Literal["lbfgs", "sgd"]
 N_MASKS = 5
 """Masks whose answers vote on an image (paper §4.6)."""
 PROTOCOL = (
@@ -39,11 +34,15 @@ PROTOCOL = (
 )
 
 
+EXACT = Solver()
+
+
 class _Seen(TypedDict):
     """Which features a classifier sees."""
 
     normalised: bool
     pooling: Pooling
+    precision: compute.Precision
 
 
 def probe_model(
@@ -52,72 +51,87 @@ def probe_model(
     *,
     normalised: bool = True,
     pooling: Pooling = "mean",
+    precision: compute.Precision = "auto",
     raw_pixels: bool = True,
     n_joined: int = 0,
-    solver: Solver = "lbfgs",
-    sgd_steps: int = 0,
+    solver: SolverName = "lbfgs",
+    sgd_steps: int = 10_000,
     n_centers: int = 0,
     features: tuple[Labelled, ...] | None = None,
     save: bool = True,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Probe all layers: a `ProbeResult`, and beside it what else was asked for.
 
-    A BERT model is also judged by the modal answer of several masks (paper §4.6).
+    Every kind of features (of all layers, of some side by side, pixels, k-means) is fitted by the
+    same solver. A BERT model is also judged by the modal answer of several masks (paper §4.6).
 
     Args:
         model: what is probed.
         data: labelled images at the model's size.
         normalised: the paper's features; otherwise the raw residual stream.
         pooling: of the features over positions.
+        precision: of the network's matrix products.
         raw_pixels: treat the pixels themselves the same, as `raw_pixels`.
         n_joined: adjacent layers to probe side by side, as `joined`; 0: none.
-        solver: lbfgs finds the optimum; sgd sees a batch at a time, for sets that are too large.
-        sgd_steps: updates for each rate of sgd.
+        solver: see `igpt.probe.solve`.
+        sgd_steps: updates of sgd.
         n_centers: clusters of k-means features to treat the same, as `kmeans`; 0: none.
         features: of all layers of the three splits, where they are at hand.
         save: keep the chosen classifier in the model's folder, unless it is one that ships.
+        world: processes that compute the features together; the first one does the rest.
+
+    Returns:
+        The figures; on every process but the first nothing.
 
     Raises:
         UserError: the images have no labels, or too few of them; said before anything is computed.
     """
     checked_labels(data)
+    seen: _Seen = {"normalised": normalised, "pooling": pooling, "precision": precision}
     splits = features or tuple(
-        labelled_features(model, data, name, normalised=normalised, pooling=pooling)
-        for name in SPLITS
+        labelled_features(model, data, name, **seen, world=world) for name in SPLITS
     )
+    if not world.is_first:
+        _vote_shared(model, data, seen, world)
+        return {}
+    solving = Solver(name=solver, sgd_steps=sgd_steps, device=model.device)
     layers = range(model.network.config.n_layer + 1)
-    result, weights, biases = _fitted(model, splits, layers, solver, sgd_steps)
-    seen: _Seen = {"normalised": normalised, "pooling": pooling}
-    if save and model.folder is not None and model.folder.is_dir() and not is_shipped(model.folder):
+    with ticking("probe") as ticker:
+        tick = Counter(ticker, len(layers))
+        found = fit(*splits, layers=layers, solver=solving, progress=tick)
+    if save and found.weights is not None and may_keep_probe(model):
         with kept_if_possible("the probe is"):
-            _saved(model, data, result, weights, biases, seen).save(model.folder)
+            _saved(model, data, found, seen).save(model.folder)  # type: ignore[arg-type]
+    result = found.result
     figures: dict[str, Any] = {"solver": solver, "pooling": pooling, **dataclasses.asdict(result)}
     if raw_pixels:
-        figures["raw_pixels"] = probe_pixels(data)
+        figures["raw_pixels"] = probe_pixels(data, solver=solving)
     if n_centers:
-        figures["kmeans"] = probe_kmeans(data, KMeansConfig(n_centers=n_centers))
+        figures["kmeans"] = probe_kmeans(data, KMeansConfig(n_centers=n_centers), solver=solving)
     if n_joined:
-        figures["joined"] = _probe_joined(splits, result.layer, n_joined)
+        figures["joined"] = _probe_joined(splits, result.layer, n_joined, solving)
     if model.network.objective == "bert":
-        figures["vote"] = _voted(model, data, result, weights, biases, seen)
+        figures |= _vote(model, data, found, seen, world)
     return figures
 
 
-def _saved(
-    model: "PixelModel",
-    data: PackedSet,
-    result: ProbeResult,
-    weights: np.ndarray,
-    biases: np.ndarray,
-    seen: _Seen,
-) -> SavedProbe:
+def may_keep_probe(model: "PixelModel") -> bool:
+    """Whether a fitted probe belongs into the model's folder."""
+    folder = model.folder
+    return folder is not None and folder.is_dir() and not is_shipped(folder)
+
+
+def _saved(model: "PixelModel", data: PackedSet, found: Fit, seen: _Seen) -> SavedProbe:
     """The chosen classifier, with what it must be fed."""
-    assert data.classes is not None
+    assert data.classes is not None and found.weights is not None and found.biases is not None
+    result = found.result
     return SavedProbe(
-        weights=weights,
-        biases=biases,
+        weights=found.weights,
+        biases=found.biases,
         layer=result.layer,
-        **seen,
+        normalised=seen["normalised"],
+        pooling=seen["pooling"],
         strength=result.strength,
         labels=result.labels,
         classes=tuple(data.classes[label] for label in result.labels),
@@ -126,87 +140,95 @@ def _saved(
     )
 
 
-def _fitted(
-    model: "PixelModel",
-    splits: tuple[Labelled, ...],
-    layers: range,
-    solver: Solver,
-    sgd_steps: int,
-) -> tuple[ProbeResult, np.ndarray, np.ndarray]:
-    with ticking("probe") as ticker:
-        tick = Counter(ticker, len(layers))
-        if solver == "lbfgs":
-            return probe_layers(*splits, layers=layers, device=model.device, progress=tick)
-        return probe_layers_by_sgd(
-            *splits, layers=layers, total_steps=sgd_steps, device=model.device, progress=tick
-        )
-
-
-def probe_kmeans(data: PackedSet, config: KMeansConfig) -> dict[str, Any]:
+def probe_kmeans(
+    data: PackedSet, config: KMeansConfig, *, solver: Solver = EXACT
+) -> dict[str, Any]:
     """The same protocol on k-means features of the same images, fitted on the training split."""
     extractor = KMeansFeatures.fit(data.images("train"), config)
-    train, valid, test = (
+    splits = (
         Labelled(extractor.features(data.images(name))[None], labels_of(data, name))
         for name in SPLITS
     )
-    result, _, _ = probe_layers(train, valid, test, layers=[0])
+    result = fit(*splits, layers=[0], solver=solver).result
     return {**dataclasses.asdict(config), **dataclasses.asdict(result)}
 
 
-def _probe_joined(splits: tuple[Labelled, ...], around: int, n_joined: int) -> dict[str, Any]:
+def _probe_joined(
+    splits: tuple[Labelled, ...], around: int, n_joined: int, solver: Solver
+) -> dict[str, Any]:
     """The same protocol on adjacent layers side by side (paper §4.4)."""
-    pairs = [join_layers(split.features, around, n_joined=n_joined) for split in splits]
-    train, valid, test = (
-        Labelled(features[None], split.labels)
-        for (features, _), split in zip(pairs, splits, strict=True)
+    joined = [join_layers(split.features, around, n_joined=n_joined) for split in splits]
+    sides = (
+        Labelled(features, split.labels)
+        for (features, _), split in zip(joined, splits, strict=True)
     )
-    result, _, _ = probe_layers(train, valid, test, layers=[around])
-    return {"layers": list(pairs[0][1]), **dataclasses.asdict(result)}
+    result = fit(*sides, layers=[around], solver=solver).result
+    return {"layers": list(joined[0][1]), **dataclasses.asdict(result)}
+
+
+def probe_pixels(data: PackedSet, *, solver: Solver = EXACT) -> dict[str, Any]:
+    """The same protocol on the pixels themselves."""
+    splits = (Labelled(lazy_pixels(data.images(name)), labels_of(data, name)) for name in SPLITS)
+    return dataclasses.asdict(fit(*splits, layers=[0], solver=solver).result)
+
+
+def lazy_pixels(images: Any) -> Lazy:
+    """Raw pixels as features, read a batch at a time."""
+    width = int(np.prod(images.shape[1:]))
+    return Lazy(lambda rows: pixel_features(images[rows]), len(images), width)
+
+
+def _vote(
+    model: "PixelModel", data: PackedSet, found: Fit, seen: _Seen, world: World
+) -> dict[str, Any]:
+    """The answer of several masks, where a linear classifier can give one."""
+    layer = world.from_first(found.result.layer if found.weights is not None else -1)
+    return {} if layer < 0 else {"vote": _voted(model, data, found, seen, world)}
+
+
+def _vote_shared(model: "PixelModel", data: PackedSet, seen: _Seen, world: World) -> None:
+    """What the other processes do of `_vote`."""
+    if model.network.objective == "bert" and (layer := world.from_first(-1)) >= 0:
+        _behind_masks(model, data, layer, seen, world)
 
 
 def _voted(
-    model: "PixelModel",
-    data: PackedSet,
-    result: ProbeResult,
-    weights: np.ndarray,
-    biases: np.ndarray,
-    seen: _Seen,
+    model: "PixelModel", data: PackedSet, found: Fit, seen: _Seen, world: World
 ) -> dict[str, Any]:
     """Test accuracy of the modal answer over `N_MASKS` masks; the probe saw the first one's."""
-    tokens = EncodedImages(data.images("test"), model.tokenizer.encode)
-    features = []
-    with ticking("features behind other masks") as ticker:
-        tick = Counter(ticker, N_MASKS * len(tokens), "images")
-        for seed in range(N_MASKS):
-            behind_mask = extract_features(
-                model.network,
-                tokens,
-                layers=[result.layer],
-                **seen,
-                mask_prob=model.facts.mask_prob,
-                mask_seed=seed,
-                progress=tick,
-            )
-            features.append(behind_mask[0])
+    assert found.weights is not None and found.biases is not None
     accuracy = voted_accuracy(
-        np.stack(features),
+        _behind_masks(model, data, found.result.layer, seen, world),
         labels_of(data, "test"),
-        weights=weights,
-        biases=biases,
-        present=np.array(result.labels),
+        weights=found.weights,
+        biases=found.biases,
+        present=np.array(found.result.labels),
         seed=0,
     )
     return {"n_masks": N_MASKS, "test_accuracy": accuracy}
 
 
-def probe_pixels(data: PackedSet) -> dict[str, Any]:
-    """The same protocol on the pixels themselves."""
-    train, valid, test = (
-        Labelled(pixel_features(data.images(name)[:])[None], labels_of(data, name))
-        for name in SPLITS
-    )
-    result, _, _ = probe_layers(train, valid, test, layers=[0])
-    return dataclasses.asdict(result)
+def _behind_masks(
+    model: "PixelModel", data: PackedSet, layer: int, seen: _Seen, world: World
+) -> np.ndarray:
+    """Features of the test images behind each mask: (V, N, D)."""
+    tokens = EncodedImages(data.images("test"), model.tokenizer.encode)
+    with ticking("features behind other masks") as ticker:
+        tick = Counter(ticker, N_MASKS * len(tokens), "images")
+        features = [
+            extract_features(
+                model.network,
+                tokens,
+                layers=[layer],
+                **seen,
+                mask_prob=model.facts.mask_prob,
+                mask_seed=seed,
+                progress=tick,
+                world=world,
+            )[0]
+            for seed in range(N_MASKS)
+        ]
+    return np.stack(features)
 
 
 def labelled_features(
@@ -216,7 +238,9 @@ def labelled_features(
     *,
     normalised: bool = True,
     pooling: Pooling = "mean",
+    precision: compute.Precision = "auto",
     progress: Callable[[int], None] | None = None,
+    world: World = ALONE,
 ) -> Labelled:
     """Features of all layers of a split, with its labels; kept in the cache folder.
 
@@ -231,8 +255,10 @@ def labelled_features(
             EncodedImages(images, model.tokenizer.encode),
             normalised=normalised,
             pooling=pooling,
+            precision=precision,
             mask_prob=model.facts.mask_prob,
             progress=progress or Counter(ticker, len(images), "images"),
+            world=world,
         )
     return Labelled(features, labels)
 
@@ -258,4 +284,19 @@ def checked_labels(data: PackedSet) -> dict[Split, np.ndarray]:
     labels = {split: labels_of(data, split) for split in SPLITS}
     for split, of_split in labels.items():
         check_labels(of_split, data.n(split), split)
+    for split in ("valid", "test"):
+        _tell_of_unseen(data, labels["train"], labels[split], split)
     return labels
+
+
+def _tell_of_unseen(data: PackedSet, train: np.ndarray, judged: np.ndarray, split: Split) -> None:
+    """Name the classes that training lacks: their images can only be counted as wrong."""
+    unseen = np.setdiff1d(judged, train)
+    if len(unseen) and data.classes is not None:
+        n = int(np.isin(judged, unseen).sum())
+        names = ", ".join(data.classes[label] for label in unseen[:5].tolist())
+        more = f" and {len(unseen) - 5} more" if len(unseen) > 5 else ""
+        say(
+            f"{n} of {len(judged)} {split} images are of classes that training lacks "
+            f"({names}{more}): each counts as wrong"
+        )

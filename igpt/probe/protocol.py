@@ -7,6 +7,7 @@ validation together and looks at the test split once.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +26,8 @@ SCORED_ROWS = 8192
 class Labelled:
     """One split: features of some layers, and what is on each image."""
 
-    features: np.ndarray
-    """(n_layers, N, D) float32."""
+    features: Any
+    """(n_layers, N, D) float32: an array, or `Lazy` rows."""
     labels: np.ndarray
     """(N,) int64."""
 
@@ -47,7 +48,7 @@ class LayerScore:
 
     layer: int
     strength: float
-    """The penalty, as scikit-learn's C; of a probe by stochastic gradients, the learning rate."""
+    """The penalty, as scikit-learn's C; of sgd, the learning rate; of knn, the neighbours."""
     valid_accuracy: float
     valid_loss_nats: float
 
@@ -101,6 +102,7 @@ def probe_layers(
     """
     for split, name in ((train, "train"), (valid, "valid"), (test, "test")):
         check_labels(split.labels, split.features.shape[1], name)
+    train, valid, test = (_held(split) for split in (train, valid, test))
     present = present_labels(train.labels)
     scores, fits = [], []
     for layer, on_train, on_valid in zip(layers, train.features, valid.features, strict=True):
@@ -127,6 +129,11 @@ def probe_layers(
     return result, weights, biases
 
 
+def _held(split: Labelled) -> Labelled:
+    held = split.features
+    return Labelled(held.whole(), split.labels) if isinstance(held, Lazy) else split
+
+
 def best_score(scores: Sequence[LayerScore]) -> LayerScore:
     """The best accuracy on validation; among equals, the lowest loss."""
     return max(scores, key=lambda score: (score.valid_accuracy, -score.valid_loss_nats))
@@ -150,9 +157,22 @@ def judged(
         biases: (C,) of the same.
         present: (C,) int64, the label that each row of weights is for.
     """
+    test = splits[2]
+    accuracy = accuracy_of(weights, biases, present, test.features[row], test.labels)
+    return result_of(scores, splits, accuracy, n_features=weights.shape[1], present=present)
+
+
+def result_of(
+    scores: Sequence[LayerScore],
+    splits: tuple[Labelled, Labelled, Labelled],
+    accuracy: float,
+    *,
+    n_features: int,
+    present: np.ndarray,
+) -> ProbeResult:
+    """The figures of a choice and of its accuracy on test."""
     train, valid, test = splits
     best = best_score(scores)
-    accuracy = accuracy_of(weights, biases, present, test.features[row], test.labels)
     return ProbeResult(
         by_layer=tuple(scores),
         layer=best.layer,
@@ -163,9 +183,53 @@ def judged(
         n_train=len(train.labels),
         n_valid=len(valid.labels),
         n_test=len(test.labels),
-        n_features=weights.shape[1],
+        n_features=n_features,
         labels=tuple(present.tolist()),
     )
+
+
+class Lazy:
+    """(1, N, D) features of which rows are made as they are asked for, a batch at a time.
+
+    Args:
+        make: rows, a slice or increasing integers, -> (n, D) float32.
+        n: N.
+        width: D.
+    """
+
+    def __init__(
+        self, make: Callable[[np.ndarray | slice], np.ndarray], n: int, width: int
+    ) -> None:
+        self._make = make
+        self.shape = (1, n, width)
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, layer: int) -> "LazyRows":
+        if layer != 0:
+            raise IndexError(layer)  # what ends an iteration
+        return LazyRows(self._make, self.shape[1], self.shape[2])
+
+    def whole(self) -> np.ndarray:
+        """All rows at once, as the exact solver needs them."""
+        return self._make(slice(None))[None]
+
+
+class LazyRows:
+    """(N, D) features made as they are asked for."""
+
+    def __init__(
+        self, make: Callable[[np.ndarray | slice], np.ndarray], n: int, width: int
+    ) -> None:
+        self._make = make
+        self.shape = (n, width)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        return self._make(rows)
 
 
 def pixel_features(images: np.ndarray) -> np.ndarray:
@@ -176,9 +240,7 @@ def pixel_features(images: np.ndarray) -> np.ndarray:
     return flat
 
 
-def join_layers(
-    features: np.ndarray, around: int, *, n_joined: int = 5
-) -> tuple[np.ndarray, range]:
+def join_layers(features: np.ndarray, around: int, *, n_joined: int = 5) -> tuple[Lazy, range]:
     """Features of adjacent layers side by side, centred on the best one (paper §4.4).
 
     Args:
@@ -187,12 +249,17 @@ def join_layers(
         n_joined: layers to take.
 
     Returns:
-        (N, n_joined * D) float32 and the layers taken.
+        (1, N, n_joined * D) features, put side by side as they are read, and the layers taken.
     """
     n_joined = min(n_joined, len(features))
     first = min(max(around - n_joined // 2, 0), len(features) - n_joined)
     taken = range(first, first + n_joined)
-    return np.concatenate([features[layer] for layer in taken], axis=1), taken
+
+    def side_by_side(rows: np.ndarray | slice) -> np.ndarray:
+        return np.concatenate([features[layer][rows] for layer in taken], axis=1)
+
+    _, n, width = features.shape
+    return Lazy(side_by_side, n, n_joined * width), taken
 
 
 def present_labels(labels: np.ndarray) -> np.ndarray:
@@ -289,11 +356,15 @@ def score_of(
     strength: float,
 ) -> LayerScore:
     """How one fit does on validation: accuracy, and log-loss where the label is a known one."""
-    known = np.isin(labels, present)  # a class that train lacks cannot be guessed: no loss for it
+    known = np.flatnonzero(np.isin(labels, present))  # others cannot be guessed: no loss for them
     codes = np.searchsorted(present, labels[known])
-    log_prob = log_softmax(features[known] @ weights.T + biases)
-    right = int((log_prob.argmax(axis=1) == codes).sum())
-    loss = -float(log_prob[np.arange(len(codes)), codes].mean()) if len(codes) else math.inf
+    right, total = 0, 0.0
+    for start in range(0, len(known), SCORED_ROWS):
+        part = slice(start, start + SCORED_ROWS)
+        log_prob = log_softmax(features[known[part]] @ weights.T + biases)
+        right += int((log_prob.argmax(axis=1) == codes[part]).sum())
+        total -= float(log_prob[np.arange(len(log_prob)), codes[part]].sum())
+    loss = total / len(codes) if len(codes) else math.inf
     return LayerScore(
         layer=layer,
         strength=strength,

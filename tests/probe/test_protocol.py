@@ -130,8 +130,10 @@ def test_joined_layers_are_adjacent_and_centred(around: int, taken: int) -> None
     features = np.arange(7, dtype=np.float32)[:, None, None] * np.ones((7, 4, 2), np.float32)
     joined, layers = join_layers(features, around)
     assert layers == range(taken, taken + 5)
-    assert joined.shape == (4, 10)
-    assert joined[0].tolist() == np.repeat(np.arange(taken, taken + 5), 2).tolist()
+    assert joined.shape == (1, 4, 10)
+    assert (
+        joined[0][np.array([2])][0].tolist() == np.repeat(np.arange(taken, taken + 5), 2).tolist()
+    )
 
 
 def test_saved_probe_comes_back_whole(tmp_path: Path) -> None:
