@@ -94,8 +94,8 @@ def test_sample_draws_what_one_process_draws(trained, tmp_path, capsys):
         *("--out", str(tmp_path / "one.png"), "--tokens", str(tmp_path / "one.npz")),
         capsys=capsys,
     )
-    one, two = (np.load(tmp_path / f"{name}.npz") for name in ("one", "two"))
-    assert all(np.array_equal(one[name], two[name]) for name in one.files)
+    with np.load(tmp_path / "one.npz") as one, np.load(tmp_path / "two.npz") as two:
+        assert all(np.array_equal(one[name], two[name]) for name in one.files)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     assert (tmp_path / "two.gif").exists()
 
