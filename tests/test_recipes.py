@@ -64,3 +64,52 @@ def test_unknown_recipe_names_the_nearest():
         recipe("igpt-z")
     with pytest.raises(UserError, match="known: igpt-s, igpt-m"):
         recipe("zzzzzzzz")
+
+
+PAPER = [name for name in RECIPES if name.startswith("igpt-")]
+NARROW = (
+    "--model.n-layer 1 --model.n-head 2 --model.n-embd 16 --train.batch-size 2 "
+    "--train.micro-batch 1 --train.total-steps 2 --train.compile off --train.precision fp32 "
+    "--train.draw-every 0 --data.n-colors 16 --train.valid-images 4"
+).split()
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    """A small ImageNet: `raw`, the official layout, and packed in two parts at both sides."""
+    from tests.images.pictures import encoded, smooth, tar_bytes
+
+    folder = tmp_path_factory.mktemp("imagenet")
+    (folder / "raw").mkdir()
+    photos = [encoded(smooth(230, 250, i), "JPEG", quality=80) for i in range(8)]
+    classes = {
+        f"n0000000{c}.tar": tar_bytes({f"n0000000{c}_{i}.JPEG": photos[i % 8] for i in range(36)})
+        for c in range(2)
+    }
+    (folder / "raw" / "ILSVRC2012_img_train.tar").write_bytes(tar_bytes(classes))
+    for side in (32, 64):
+        for part in ("1/2", "2/2"):
+            out = str(folder / f"packed{side}")
+            call("prepare", str(folder / "raw"), out, "--image-size", str(side), "--part", part)
+    return folder
+
+
+def call(*args):
+    from igpt.cli.main import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(list(args))
+    assert stop.value.code == 0, args
+
+
+@pytest.mark.parametrize("objective", ["ar", "bert"])
+@pytest.mark.parametrize("name", PAPER)
+def test_paper_recipe_trains_on_a_set_packed_in_parts(name, objective, imagenet, tmp_path):
+    side = recipe(name).data.image_size
+    options = [*NARROW, "--recipe", name, "--train.objective", objective]
+    call("pretrain", str(imagenet / f"packed{side}"), str(tmp_path / "run"), *options)
+    assert (tmp_path / "run" / "model" / "config.json").exists()
+
+
+def test_paper_recipe_trains_on_the_official_tars(imagenet, tmp_path):
+    call("pretrain", str(imagenet / "raw"), str(tmp_path / "run"), "--recipe", "igpt-s", *NARROW)

@@ -9,6 +9,8 @@ from igpt.errors import UserError
 
 if TYPE_CHECKING:
     from igpt.images.packed.read import PackedSet
+    from igpt.pixelmodel import PixelModel
+    from igpt.train.distributed import World
 
 
 def probe(
@@ -22,6 +24,9 @@ def probe(
     kmeans: int = 0,
     solver: Literal["lbfgs", "sgd", "knn"] = "lbfgs",
     sgd_steps: int = 10_000,
+    large: bool = False,
+    layer_images: int = 20_000,
+    plan: bool = False,
     checkpoints: bool = False,
     max_images: int | None = None,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
@@ -43,6 +48,10 @@ def probe(
         solver: of every kind of features: lbfgs finds the optimum; sgd reads a batch at a time, as
             the paper does (§3.4); knn lets the nearest training images vote.
         sgd_steps: updates of sgd, the same for each of its rates.
+        large: for sets of any size: ridge regression chooses the layer while images pass, then
+            its features alone are kept, in float16; sgd where the optimum would not fit in memory.
+        layer_images: training images, drawn at random, that choose the layer of --large; 0: all.
+        plan: only say what --large would take: memory, disk and time.
         checkpoints: probe every checkpoint that the run keeps, for Figure 3 of igpt report.
         max_images: look at so many images of each split at most, drawn at random; none: all.
         precision: of the network's matrix products; auto: bf16 where the processor has it.
@@ -52,10 +61,15 @@ def probe(
     from igpt.cli.opening import open_labelled, recorded
     from igpt.pixelmodel import load
     from igpt.probe.probing import probe_model
+    from igpt.probe.solve import Solver
     from igpt.progress import say
     from igpt.shipped import is_shipped
     from igpt.train.distributed import joined as joined_ranks
 
+    if large and (kmeans or checkpoints):
+        raise UserError("--large takes neither --kmeans nor --checkpoints: probe those apart")
+    if layer_images < 0:
+        raise UserError(f"--layer-images is {layer_images}: choose 0 for all, or a number")
     if min(joined, kmeans) < 0 or sgd_steps < 1:
         raise UserError(
             "--joined and --kmeans must not be negative and --sgd-steps must be at least 1"
@@ -70,18 +84,42 @@ def probe(
                 raise UserError("--checkpoints is done by one process: call it without torchrun")
             _print_checkpoints(_probe_checkpoints(Path(model), packed), model, packed, json=json)
             return
-        result = probe_model(
-            loaded,
-            packed,
-            normalised=not raw_residual,
-            pooling=pooling,
-            precision=precision,
-            raw_pixels=raw_pixels,
-            n_joined=joined,
-            solver=solver,
-            sgd_steps=sgd_steps,
-            n_centers=kmeans,
-            world=world,
+        if large or plan:
+            document = _probe_large(
+                loaded,
+                packed,
+                world,
+                seen={
+                    "normalised": not raw_residual,
+                    "pooling": pooling,
+                    "precision": precision,
+                },
+                raw_pixels=raw_pixels,
+                n_joined=joined,
+                layer_images=layer_images,
+                solver=Solver(name=solver, sgd_steps=sgd_steps, device=loaded.device),
+                plan=plan,
+            )
+            if plan:
+                if world.is_first:
+                    print(json_format.dumps(document) if json else "\n".join(document["lines"]))
+                return
+        result = (
+            document
+            if large
+            else probe_model(
+                loaded,
+                packed,
+                normalised=not raw_residual,
+                pooling=pooling,
+                precision=precision,
+                raw_pixels=raw_pixels,
+                n_joined=joined,
+                solver=solver,
+                sgd_steps=sgd_steps,
+                n_centers=kmeans,
+                world=world,
+            )
         )
     if not result:
         return
@@ -95,6 +133,21 @@ def probe(
             f"not saved, as {model} ships with igpt: for `igpt classify`, probe a copy "
             f"(igpt convert {model} mine)"
         )
+
+
+def _probe_large(
+    model: "PixelModel", data: "PackedSet", world: "World", *, plan: bool, **options: Any
+) -> dict[str, Any]:
+    """The figures of `--large`, or what they would take."""
+    import dataclasses
+
+    from igpt.probe.large import plan_large, probe_large
+
+    if plan:
+        del options["raw_pixels"]
+        planned = plan_large(model, data, **options)
+        return {**dataclasses.asdict(planned), "lines": planned.lines()}
+    return probe_large(model, data, **options, world=world)
 
 
 def _probe_checkpoints(run: Path, data: "PackedSet") -> dict[int, dict[str, Any]]:
@@ -142,6 +195,8 @@ def _print_result(result: dict[str, Any]) -> None:
             f"{score['layer']:>5}  {score['strength']:>8g}  {score['valid_accuracy']:>8.2%}{mark}"
         )
     spread = f"± {result['test_accuracy_se']:.2%} on {result['n_test']:,} images"
+    if rule := result.get("layer_rule"):
+        print(f"layer chosen by {rule}")
     print(f"test accuracy of layer {result['layer']}: {result['test_accuracy']:.2%} {spread}")
     if pixels := result.get("raw_pixels"):
         print(f"raw pixels, same protocol: {pixels['test_accuracy']:.2%}")

@@ -37,7 +37,7 @@ PROTOCOL = (
 EXACT = Solver()
 
 
-class _Seen(TypedDict):
+class Seen(TypedDict):
     """Which features a classifier sees."""
 
     normalised: bool
@@ -88,7 +88,7 @@ def probe_model(
         UserError: the images have no labels, or too few of them; said before anything is computed.
     """
     checked_labels(data)
-    seen: _Seen = {"normalised": normalised, "pooling": pooling, "precision": precision}
+    seen: Seen = {"normalised": normalised, "pooling": pooling, "precision": precision}
     splits = features or tuple(
         labelled_features(model, data, name, **seen, world=world) for name in SPLITS
     )
@@ -100,9 +100,8 @@ def probe_model(
     with ticking("probe") as ticker:
         tick = Counter(ticker, len(layers))
         found = fit(*splits, layers=layers, solver=solving, progress=tick)
-    if save and found.weights is not None and may_keep_probe(model):
-        with kept_if_possible("the probe is"):
-            _saved(model, data, found, seen).save(model.folder)  # type: ignore[arg-type]
+    if save:
+        keep_probe(model, data, found, seen)
     result = found.result
     figures: dict[str, Any] = {"solver": solver, "pooling": pooling, **dataclasses.asdict(result)}
     if raw_pixels:
@@ -116,17 +115,13 @@ def probe_model(
     return figures
 
 
-def may_keep_probe(model: "PixelModel") -> bool:
-    """Whether a fitted probe belongs into the model's folder."""
-    folder = model.folder
-    return folder is not None and folder.is_dir() and not is_shipped(folder)
-
-
-def _saved(model: "PixelModel", data: PackedSet, found: Fit, seen: _Seen) -> SavedProbe:
-    """The chosen classifier, with what it must be fed."""
-    assert data.classes is not None and found.weights is not None and found.biases is not None
-    result = found.result
-    return SavedProbe(
+def keep_probe(model: "PixelModel", data: PackedSet, found: Fit, seen: Seen) -> None:
+    """Write the chosen classifier into the model's folder; one that ships keeps its own."""
+    folder, result = model.folder, found.result
+    if folder is None or not folder.is_dir() or is_shipped(folder) or found.weights is None:
+        return
+    assert data.classes is not None and found.biases is not None
+    probe = SavedProbe(
         weights=found.weights,
         biases=found.biases,
         layer=result.layer,
@@ -138,6 +133,8 @@ def _saved(model: "PixelModel", data: PackedSet, found: Fit, seen: _Seen) -> Sav
         model_digest=model.digest(),
         protocol=PROTOCOL.format(source=data.source),
     )
+    with kept_if_possible("the probe is"):
+        probe.save(folder)
 
 
 def probe_kmeans(
@@ -179,21 +176,21 @@ def lazy_pixels(images: Any) -> Lazy:
 
 
 def _vote(
-    model: "PixelModel", data: PackedSet, found: Fit, seen: _Seen, world: World
+    model: "PixelModel", data: PackedSet, found: Fit, seen: Seen, world: World
 ) -> dict[str, Any]:
     """The answer of several masks, where a linear classifier can give one."""
     layer = world.from_first(found.result.layer if found.weights is not None else -1)
     return {} if layer < 0 else {"vote": _voted(model, data, found, seen, world)}
 
 
-def _vote_shared(model: "PixelModel", data: PackedSet, seen: _Seen, world: World) -> None:
+def _vote_shared(model: "PixelModel", data: PackedSet, seen: Seen, world: World) -> None:
     """What the other processes do of `_vote`."""
     if model.network.objective == "bert" and (layer := world.from_first(-1)) >= 0:
         _behind_masks(model, data, layer, seen, world)
 
 
 def _voted(
-    model: "PixelModel", data: PackedSet, found: Fit, seen: _Seen, world: World
+    model: "PixelModel", data: PackedSet, found: Fit, seen: Seen, world: World
 ) -> dict[str, Any]:
     """Test accuracy of the modal answer over `N_MASKS` masks; the probe saw the first one's."""
     assert found.weights is not None and found.biases is not None
@@ -209,7 +206,7 @@ def _voted(
 
 
 def _behind_masks(
-    model: "PixelModel", data: PackedSet, layer: int, seen: _Seen, world: World
+    model: "PixelModel", data: PackedSet, layer: int, seen: Seen, world: World
 ) -> np.ndarray:
     """Features of the test images behind each mask: (V, N, D)."""
     tokens = EncodedImages(data.images("test"), model.tokenizer.encode)

@@ -251,15 +251,20 @@ def join_layers(features: np.ndarray, around: int, *, n_joined: int = 5) -> tupl
     Returns:
         (1, N, n_joined * D) features, put side by side as they are read, and the layers taken.
     """
-    n_joined = min(n_joined, len(features))
-    first = min(max(around - n_joined // 2, 0), len(features) - n_joined)
-    taken = range(first, first + n_joined)
+    taken = window(around, len(features), n_joined)
 
     def side_by_side(rows: np.ndarray | slice) -> np.ndarray:
         return np.concatenate([features[layer][rows] for layer in taken], axis=1)
 
     _, n, width = features.shape
-    return Lazy(side_by_side, n, n_joined * width), taken
+    return Lazy(side_by_side, n, len(taken) * width), taken
+
+
+def window(around: int, n_layers: int, n_joined: int) -> range:
+    """So many adjacent layers centred on one, moved inwards near an end."""
+    n_joined = min(n_joined, n_layers)
+    first = min(max(around - n_joined // 2, 0), n_layers - n_joined)
+    return range(first, first + n_joined)
 
 
 def present_labels(labels: np.ndarray) -> np.ndarray:

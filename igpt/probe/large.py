@@ -1,0 +1,411 @@
+"""The probe of sets whose features fit neither in memory nor, of all layers, on a disk.
+
+Two passes, in bounded memory, shared by the ranks of a job:
+
+1. The layer is chosen by ridge regression. Each rank adds X^T X and X^T Y of every layer in float64
+   over its share of some training images; one all-reduce; then a single eigendecomposition a layer
+   gives the weights for every strength, which are judged on validation as its images pass.
+2. The features of the chosen layer, and of its neighbours where layers are joined, are kept in
+   float16, and one of the solvers of `igpt.probe.solve` fits them.
+"""
+
+import contextlib
+import dataclasses
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from igpt import compute, files, streams
+from igpt.errors import UserError
+from igpt.images.packed.read import PackedSet
+from igpt.images.splits import SPLITS, Split
+from igpt.model.sizes import Shape, forward_flops
+from igpt.probe.features import EncodedImages, stream_features
+from igpt.probe.probing import Seen, checked_labels, keep_probe, labels_of, probe_pixels
+from igpt.probe.protocol import Labelled, LayerScore, best_score, join_layers, window
+from igpt.probe.solve import Solver, SolverName, fit
+from igpt.progress import Counter, ticking
+from igpt.train.distributed import World
+from igpt.train.shares import ALONE
+
+if TYPE_CHECKING:
+    from igpt.pixelmodel import PixelModel
+
+LAYER_IMAGES = 20_000
+"""Default training images that choose the layer: more moved no choice that was tried."""
+SHARES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Ridge penalties, as shares of the number of images, for features of variance 1."""
+FITTED_SHARE = 0.5
+"""Of the free memory, what the exact solver may take; beyond that sgd reads from the disk."""
+FORWARD_SHARE = 0.3
+"""Of the matrix rate that a forward pass reaches, for the estimate of a plan."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LargePlan:
+    """What a large probe takes, by formula, before anything is read."""
+
+    layer_images: int
+    """Training images that choose the layer."""
+    choosing_bytes: int
+    """8 (L + 1) (D + 1) (D + 1 + C) of sums, and 4 (L + 1) P C D of P ridge fits."""
+    fitting_bytes: int
+    """Of the solver: exact, 4 N (J D + 1) twice; sgd, next to nothing."""
+    disk_bytes: int
+    """2 N J D of features in float16, over all splits."""
+    solver: SolverName
+    forward_s: float
+    """Estimated time of the network, on one process."""
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        return [
+            f"layer        chosen by ridge regression on {self.layer_images:,} training images",
+            f"memory       {self.choosing_bytes / 1e9:.2f} GB to choose, "
+            f"{self.fitting_bytes / 1e9:.2f} GB to fit by {self.solver}, beside the network",
+            f"disk         {self.disk_bytes / 1e9:.2f} GB, given back at the end",
+            f"time         about {self.forward_s / 60:,.1f} min of the network on one process",
+        ]
+
+
+def plan_large(
+    model: "PixelModel",
+    data: PackedSet,
+    *,
+    seen: Seen,
+    n_joined: int,
+    layer_images: int,
+    solver: Solver,
+) -> LargePlan:
+    """The plan of `probe_large` with the same arguments."""
+    config = model.network.config
+    width = config.n_embd * (1 if seen["pooling"] == "mean" else 5)
+    n = {split: data.n(split) for split in SPLITS}
+    n_classes, n_layers = len(data.classes or ()), config.n_layer + 1
+    sums = 8 * n_layers * (width + 1) * (width + 1 + n_classes)
+    fits = 4 * n_layers * len(SHARES) * n_classes * width
+    kept = max(1, n_joined)
+    exact = 8 * (n["train"] + n["valid"]) * (kept * width + 1)
+    fits_in = exact < FITTED_SHARE * compute.free_memory_bytes(model.device)
+    name: SolverName = solver.name if fits_in or solver.name != "lbfgs" else "sgd"
+    chosen = min(layer_images or n["train"], n["train"])
+    shape = Shape(
+        n_colors=model.network.n_colors,
+        seq_len=model.network.seq_len,
+        objective=model.facts.objective,
+    )
+    dtype = compute.choose_dtype(seen["precision"], model.device)
+    passes = chosen + n["valid"] + sum(n.values())  # the second one stops at the chosen layer
+    flops = forward_flops(config, shape) * passes
+    return LargePlan(
+        layer_images=chosen,
+        choosing_bytes=sums + fits,
+        fitting_bytes=exact if name == "lbfgs" else 0,
+        disk_bytes=2 * sum(n.values()) * kept * width,
+        solver=name,
+        forward_s=flops / (FORWARD_SHARE * compute.matrix_rate(model.device, dtype)),
+    )
+
+
+def probe_large(
+    model: "PixelModel",
+    data: PackedSet,
+    *,
+    seen: Seen,
+    raw_pixels: bool = True,
+    n_joined: int = 0,
+    layer_images: int = LAYER_IMAGES,
+    solver: Solver,
+    save: bool = True,
+    world: World = ALONE,
+) -> dict[str, Any]:
+    """What `probe_model` gives, for sets of any size.
+
+    Args:
+        model: what is probed.
+        data: labelled images at the model's size.
+        seen: which features.
+        raw_pixels: treat the pixels themselves the same, as `raw_pixels`.
+        n_joined: adjacent layers to probe side by side, as `joined`; 0: none.
+        layer_images: training images, drawn at random, that choose the layer; 0: all.
+        solver: of the chosen features; where the exact one would not fit in memory, sgd.
+        save: keep the chosen classifier in the model's folder.
+        world: processes that share the network's part; only the first one gets figures.
+
+    Raises:
+        UserError: labels are missing or too few, or the disk is too small: said before the work.
+    """
+    checked_labels(data)
+    plan = plan_large(
+        model, data, seen=seen, n_joined=n_joined, layer_images=layer_images, solver=solver
+    )
+    _check_disk(plan)
+    scores = choose_layer(model, data, seen=seen, layer_images=plan.layer_images, world=world)
+    best = best_score(scores)
+    taken = window(best.layer, len(scores), max(1, n_joined))
+    solver = dataclasses.replace(solver, name=plan.solver)
+    with kept_features(model, data, list(taken), seen=seen, world=world) as splits:
+        if not world.is_first:
+            return {}
+        own = taken.index(best.layer)
+        single = [Labelled(part.features[own : own + 1], part.labels) for part in splits]
+        found = fit(*single, layers=[best.layer], solver=solver)
+        figures: dict[str, Any] = {
+            "solver": solver.name,
+            "pooling": seen["pooling"],
+            **dataclasses.asdict(found.result),
+            "by_layer": [dataclasses.asdict(score) for score in scores],
+            "layer_rule": f"ridge regression on {plan.layer_images} training images",
+        }
+        if n_joined:
+            sides = [
+                Labelled(join_layers(part.features, own, n_joined=len(taken))[0], part.labels)
+                for part in splits
+            ]
+            joined = fit(*sides, layers=[best.layer], solver=solver).result
+            figures["joined"] = {"layers": list(taken), **dataclasses.asdict(joined)}
+    if save:
+        keep_probe(model, data, found, seen)
+    if raw_pixels:
+        figures["raw_pixels"] = probe_pixels(data, solver=solver)
+    return figures
+
+
+def _check_disk(plan: LargePlan) -> None:
+    place = files.cache_folder()
+    place.mkdir(parents=True, exist_ok=True)
+    if (free := shutil.disk_usage(place).free) < plan.disk_bytes:
+        raise UserError(
+            f"{place} has {free / 1e9:.1f} GB free, the features take {plan.disk_bytes / 1e9:.1f}: "
+            "make room, set IGPT_CACHE to a larger disk, or join fewer layers"
+        )
+
+
+def choose_layer(
+    model: "PixelModel",
+    data: PackedSet,
+    *,
+    seen: Seen,
+    layer_images: int,
+    world: World = ALONE,
+) -> list[LayerScore]:
+    """How well ridge regression on each layer classifies the validation images.
+
+    Args:
+        model: what is probed.
+        data: labelled images at its size.
+        seen: which features.
+        layer_images: training images, drawn at random, to fit on.
+        world: processes that share the images; all of them get the scores.
+    """
+    rows, labels = data.rows("train"), labels_of(data, "train")
+    drawn = np.sort(streams.stream(0, "layer-images").permutation(len(rows))[:layer_images])
+    present = np.unique(labels)
+    codes = np.searchsorted(present, labels[drawn])
+    sums = Moments(len(present), model.device)
+    _pass(model, data, rows[drawn], "layer, train", seen, world, _Adding(sums, codes, world))
+    fits = sums.over(world).ridge()
+    judged = _Judging(fits, labels_of(data, "valid"), present, model.device, world)
+    _pass(model, data, data.rows("valid"), "layer, valid", seen, world, judged)
+    right = world.sum(judged.right).numpy() / data.n("valid")  # (L + 1, P)
+    return [
+        LayerScore(
+            layer=layer,
+            strength=1 / SHARES[int(row.argmax())],
+            valid_accuracy=float(row.max()),
+            valid_loss_nats=math.inf,
+        )
+        for layer, row in enumerate(right)
+    ]
+
+
+def _pass(
+    model: "PixelModel",
+    data: PackedSet,
+    rows: np.ndarray,
+    label: str,
+    seen: Seen,
+    world: World,
+    target: Any,
+) -> None:
+    """Hand the features of this process's share of some images to `target`."""
+    own = world.slots(len(rows))
+    if own.start == own.stop:  # more processes than images
+        return
+    tokens = EncodedImages(data.images_at(rows[own]), model.tokenizer.encode)
+    with ticking(label) as ticker:
+        stream_features(
+            target,
+            model.network,
+            tokens,
+            **seen,
+            mask_prob=model.facts.mask_prob,
+            progress=Counter(ticker, len(tokens), "images"),
+        )
+
+
+class Moments:
+    """Sums over images of every layer, from which ridge regression follows.
+
+    Args:
+        n_classes: C.
+        device: where the products are taken.
+    """
+
+    def __init__(self, n_classes: int, device: torch.device) -> None:
+        self._n_classes = n_classes
+        self._device = compute.for_float64(device)
+        self._gram: Tensor | None = None  # (L + 1, D + 1, D + 1), the last feature is 1
+        self._cross: Tensor | None = None  # (L + 1, D + 1, C)
+
+    def add(self, features: np.ndarray, codes: np.ndarray) -> None:
+        """Add images: (L + 1, n, D) float32 and (n,) int64 classes."""
+        rows = torch.from_numpy(features).to(self._device).double()
+        rows = torch.cat([rows, torch.ones(*rows.shape[:2], 1, device=rows.device)], dim=2)
+        if self._gram is None or self._cross is None:
+            n_layers, _, width = rows.shape
+            like: Any = {"dtype": torch.float64, "device": self._device}
+            self._gram = torch.zeros(n_layers, width, width, **like)
+            self._cross = torch.zeros(n_layers, width, self._n_classes, **like)
+        for layer, x in enumerate(rows):
+            self._gram[layer].addmm_(x.T, x)
+            classes = torch.from_numpy(codes).to(self._device)
+            self._cross[layer].T.index_add_(0, classes, x)
+
+    def over(self, world: World) -> "Moments":
+        """The sums over all processes, on each of them."""
+        assert self._gram is not None and self._cross is not None
+        world.sum(self._gram)
+        world.sum(self._cross)
+        return self
+
+    def ridge(self) -> tuple[np.ndarray, np.ndarray]:
+        """Weights (L + 1, P, C, D) and biases (L + 1, P, C) float32, one problem a share.
+
+        Targets are 1 for the class of an image and 0 for the others; the penalty is on weights of
+        standardised features, the bias goes free.
+        """
+        assert self._gram is not None and self._cross is not None
+        found = [_ridge_of(g, c) for g, c in zip(self._gram, self._cross, strict=True)]
+        return np.stack([pair[0] for pair in found]), np.stack([pair[1] for pair in found])
+
+
+def _ridge_of(gram: Tensor, cross: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Of one layer: (P, C, D) and (P, C)."""
+    n = gram[-1, -1]
+    mean, share = gram[-1, :-1] / n, cross[-1] / n  # (D,), (C,)
+    square = gram[:-1, :-1] - n * torch.outer(mean, mean)
+    variance = square.diagonal().clamp(min=0) / n
+    # What varies by rounding only is constant: scaled up, it would be noise.
+    varies = variance > 1e-10 * (variance + mean.square())
+    scale = torch.where(varies, variance, 1.0).rsqrt()
+    values, vectors = torch.linalg.eigh(square * scale * scale[:, None])
+    turned = vectors.T @ (scale[:, None] * (cross[:-1] - n * torch.outer(mean, share)))  # (D, C)
+    weights = torch.stack(
+        [
+            ((vectors * (values.clamp(min=0) + alpha * n).reciprocal()) @ turned).T * scale
+            for alpha in SHARES
+        ]
+    )  # (P, C, D)
+    biases = share - weights @ mean
+    return weights.float().cpu().numpy(), biases.float().cpu().numpy()
+
+
+class _Adding:
+    """A target of features that adds them up.
+
+    Args:
+        sums: what they are added to.
+        codes: (N,) int64 classes of the images of all processes.
+        world: the processes.
+    """
+
+    def __init__(self, sums: Moments, codes: np.ndarray, world: World) -> None:
+        self._sums, self._codes = sums, codes[world.slots(len(codes))]
+
+    def __setitem__(self, place: tuple[slice, slice], values: np.ndarray) -> None:
+        self._sums.add(values, self._codes[place[1]])
+
+
+class _Judging:
+    """A target of features that counts what each fit gets right."""
+
+    def __init__(
+        self,
+        fits: tuple[np.ndarray, np.ndarray],
+        labels: np.ndarray,
+        present: np.ndarray,
+        device: torch.device,
+        world: World,
+    ) -> None:
+        n_layers, n_shares = fits[1].shape[:2]
+        self._weights, self._biases = (torch.from_numpy(part).to(device) for part in fits)
+        self._labels, self._present = labels[world.slots(len(labels))], present
+        self.right = torch.zeros(n_layers, n_shares, dtype=torch.float64)
+
+    def __setitem__(self, place: tuple[slice, slice], values: np.ndarray) -> None:
+        truth = self._labels[place[1]]
+        rows = torch.from_numpy(values).to(self._weights.device)  # (L + 1, n, D)
+        for layer, (x, w, b) in enumerate(zip(rows, self._weights, self._biases, strict=True)):
+            codes = (torch.einsum("nd,pcd->pnc", x, w) + b[:, None]).argmax(dim=2)
+            answers = self._present[codes.cpu().numpy()]
+            self.right[layer] += torch.from_numpy((answers == truth).sum(axis=1))
+
+
+@contextlib.contextmanager
+def kept_features(
+    model: "PixelModel",
+    data: PackedSet,
+    layers: list[int],
+    *,
+    seen: Seen,
+    world: World = ALONE,
+) -> Iterator[list[Labelled]]:
+    """The three splits with features of some layers, in float16 on the disk for the block's time.
+
+    On every process but the first the features are of no use.
+    """
+    place = files.cache_folder() / "features"
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="large-", dir=place) as folder:
+        yield [
+            _kept_split(model, data, split, layers, Path(folder), seen=seen, world=world)
+            for split in SPLITS
+        ]
+
+
+def _kept_split(
+    model: "PixelModel",
+    data: PackedSet,
+    split: Split,
+    layers: list[int],
+    folder: Path,
+    *,
+    seen: Seen,
+    world: World,
+) -> Labelled:
+    width = model.network.config.n_embd * (1 if seen["pooling"] == "mean" else 5)
+    shape = (len(layers), data.n(split) if world.is_first else 0, width)
+    path = folder / f"{split}.npy"
+    held = np.lib.format.open_memmap(path, "w+", np.float16, shape) if shape[1] else np.empty(shape)
+    tokens = EncodedImages(data.images(split), model.tokenizer.encode)
+    with ticking(f"features, {split}") as ticker:
+        stream_features(
+            held,
+            model.network,
+            tokens,
+            layers=layers,
+            **seen,
+            mask_prob=model.facts.mask_prob,
+            progress=Counter(ticker, len(tokens), "images"),
+            world=world,
+        )
+    return Labelled(held, labels_of(data, split))

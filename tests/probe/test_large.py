@@ -1,0 +1,93 @@
+"""The large probe: its sums against a plain solution, its figures against the exact path."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+
+import igpt
+from igpt.errors import UserError
+from igpt.images.packed.read import PackedSet
+from igpt.probe import large
+from igpt.probe.large import Moments, choose_layer, plan_large, probe_large
+from igpt.probe.probing import Seen, probe_model
+from igpt.probe.protocol import best_score
+from igpt.probe.solve import Solver
+
+SEEN: Seen = {"normalised": True, "pooling": "mean", "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def model() -> igpt.PixelModel:
+    return igpt.load("cifar10-small")
+
+
+@pytest.fixture(scope="module")
+def some(model: igpt.PixelModel) -> PackedSet:
+    from igpt.images.prepare import open_data
+
+    return open_data("digits", image_size=model.image_size).at_most(120)
+
+
+def test_ridge_of_added_sums_is_that_of_all_images_at_once() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 90)
+    features = (rng.normal(size=(2, 90, 6)) * [1, 5, 0.1, 1, 1, 0] + 4).astype(np.float32)
+    features[1] += labels[:, None]
+    sums = Moments(3, torch.device("cpu"))
+    for rows in (slice(0, 50), slice(50, 90)):
+        sums.add(features[:, rows], labels[rows])
+    weights, biases = sums.ridge()
+    targets = np.eye(3)[labels]
+    for layer in range(2):
+        x = features[layer].astype(np.float64)
+        spread = np.where(x.std(0) > 1e-5, x.std(0), 1)
+        scaled = (x - x.mean(0)) / spread
+        for share, w, b in zip(large.SHARES, weights[layer], biases[layer], strict=True):
+            plain = Ridge(alpha=share * 90).fit(scaled, targets)
+            assert np.abs(plain.predict(scaled) - (x @ w.T + b)).max() < 1e-4
+
+
+def test_figures_are_near_those_of_the_exact_path(model: igpt.PixelModel, some: PackedSet) -> None:
+    exact = probe_model(model, some, precision="fp32", n_joined=3, raw_pixels=True, save=False)
+    found = probe_large(model, some, seen=SEEN, n_joined=3, solver=Solver(), save=False)
+    assert found.keys() - {"layer_rule"} == exact.keys()
+    assert found["raw_pixels"] == exact["raw_pixels"]
+    assert len(found["by_layer"]) == len(exact["by_layer"])
+    assert found["layer"] in found["joined"]["layers"]
+    assert found["layer_rule"].startswith("ridge regression on 120 training images")
+    same = next(s for s in exact["by_layer"] if s["layer"] == found["layer"])
+    assert found["valid_accuracy"] == pytest.approx(same["valid_accuracy"], abs=0.02)
+    assert not list((large.files.cache_folder() / "features").glob("large-*"))
+
+
+def test_the_layer_that_knows_more_is_chosen(model: igpt.PixelModel, some: PackedSet) -> None:
+    scores = choose_layer(model, some, seen=SEEN, layer_images=100)
+    assert len(scores) == model.network.config.n_layer + 1
+    assert best_score(scores).valid_accuracy > scores[0].valid_accuracy
+
+
+def test_a_plan_says_what_it_takes(model: igpt.PixelModel, some: PackedSet) -> None:
+    plan = plan_large(model, some, seen=SEEN, n_joined=5, layer_images=0, solver=Solver(name="sgd"))
+    assert plan.layer_images == some.n("train")
+    n = sum(some.n(split) for split in ("train", "valid", "test"))
+    assert plan.disk_bytes == 2 * n * 5 * 192
+    assert plan.solver == "sgd" and plan.fitting_bytes == 0
+    assert len(plan.lines()) == 4
+
+
+def test_where_the_optimum_does_not_fit_sgd_does(
+    model: igpt.PixelModel, some: PackedSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(large.compute, "free_memory_bytes", lambda device: 1000)
+    options = {"seen": SEEN, "n_joined": 0, "layer_images": 0, "solver": Solver()}
+    assert plan_large(model, some, **options).solver == "sgd"  # type: ignore[arg-type]
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_work(
+    model: igpt.PixelModel, some: PackedSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = type("Usage", (), {"free": 10})
+    monkeypatch.setattr(large.shutil, "disk_usage", lambda place: full)
+    with pytest.raises(UserError, match="GB free, the features take"):
+        probe_large(model, some, seen=SEEN, solver=Solver(), save=False)
