@@ -35,7 +35,13 @@ RECIPES: dict[str, RunConfig] = {
 RECIPES["igpt-xl"] = RunConfig(
     data=DataConfig(image_size=64, augment="none"),
     model=ModelConfig(n_layer=60, n_head=48, n_embd=3072),
-    train=TrainConfig(lr=0.0003, batch_size=64, total_steps=2_000_000, checkpoint_activations=True),
+    train=TrainConfig(
+        lr=0.0003,
+        batch_size=64,
+        total_steps=2_000_000,
+        grad_clip_norm=0.0,
+        checkpoint_activations=True,
+    ),
 )
 # What `records/` found to teach a small network most in little time: next-pixel prediction at
 # 16 x 16, without labels.

@@ -1,6 +1,10 @@
 """A recipe that is not tested rots: each one builds, and its shrunken twin learns."""
 
 import dataclasses
+import re
+import shlex
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,3 +117,19 @@ def test_paper_recipe_trains_on_a_set_packed_in_parts(name, objective, imagenet,
 
 def test_paper_recipe_trains_on_the_official_tars(imagenet, tmp_path):
     call("pretrain", str(imagenet / "raw"), str(tmp_path / "run"), "--recipe", "igpt-s", *NARROW)
+
+
+def test_commands_of_the_cluster_page_run_one_after_another(imagenet, tmp_path, monkeypatch):
+    """As one process, on the small ImageNet, with the network and the steps narrowed."""
+    page = (Path(__file__).parent.parent / "docs" / "howto" / "cluster.md").read_text()
+    code = "\n".join(re.findall(r"^ {4}(.+)$", page.replace("\\\n", " "), re.MULTILINE))
+    commands = [shlex.split(line) for line in re.findall(r"igpt ((?:[a-z]+) .+)$", code, re.M)]
+    commands.sort(key=lambda words: words[0] != "prepare")
+    monkeypatch.chdir(tmp_path)
+    for words in commands:
+        words = [str(imagenet / "raw") if word == "/data/imagenet" else word for word in words]
+        if words[0] == "prepare":
+            shutil.rmtree(words[2], ignore_errors=True)
+            words = words[: words.index("--part")] if "--part" in words else words
+        call(*words, *(NARROW if words[0] == "pretrain" else ()))
+    assert {words[0] for words in commands} == {"prepare", "pretrain", "evaluate", "probe"}

@@ -43,6 +43,8 @@ LAYER_IMAGES = 20_000
 """Default training images that choose the layer: more moved no choice that was tried."""
 SHARES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Ridge penalties, as shares of the number of images, for features of variance 1."""
+ADDED_ROWS = 512
+"""Images whose products are added at once: each addition reads and writes all sums."""
 FITTED_SHARE = 0.5
 """Of the free memory, what the exact solver may take; beyond that sgd reads from the disk."""
 FORWARD_SHARE = 0.3
@@ -330,9 +332,16 @@ class _Adding:
 
     def __init__(self, sums: Moments, codes: np.ndarray, world: World) -> None:
         self._sums, self._codes = sums, codes[world.slots(len(codes))]
+        self._held: list[np.ndarray] = []
+        self._added = 0
 
     def __setitem__(self, place: tuple[slice, slice], values: np.ndarray) -> None:
-        self._sums.add(values, self._codes[place[1]])
+        self._held.append(values)
+        end = place[1].stop
+        if end - self._added < ADDED_ROWS and end < len(self._codes):
+            return
+        self._sums.add(np.concatenate(self._held, axis=1), self._codes[self._added : end])
+        self._added, self._held = end, []
 
 
 class _Judging:
