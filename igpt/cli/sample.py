@@ -64,7 +64,7 @@ def sample(
     with joined() as world:
         loaded = load(model)
         outputs.check_size(n * (loaded.image_size * enlarge) ** 2)
-        if n < world.size:
+        if 1 < world.size > n:
             raise UserError(f"--n is {n}: {world.size} processes need at least an image each")
         start_s = time.monotonic()
         own = world.slots(n)

@@ -98,7 +98,7 @@ def test_table_and_file_and_check(measured, tmp_path, capsys):
             "--parts x: bench growth knows T, B, d, L, prepare, palette, probe, embed, ranks: "
             "choose among these",
         ),
-        (["train", "--out", "a.txt"], "--out a.txt: choose a file name that ends in .json"),
+        (["train", "--out", "a.txt"], "--out a.txt: choose a name that ends in .json"),
         (
             ["train", "--check", "none.json"],
             "--check none.json is no file: measure first, with --out none.json",

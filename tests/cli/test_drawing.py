@@ -114,7 +114,7 @@ def test_complete_takes_a_folder_of_images_with_all_folders_below(folder, place,
             "completions.png would have 3687 million pixels",
         ),
         (["sample", "M", "--top-p", "0"], "top_p is 0.0: choose a share above 0"),
-        (["sample", "M", "--temperature", "nan"], "temperature is nan: it must not be negative"),
+        (["sample", "M", "--temperature", "nan"], "temperature is nan: it must be a finite number"),
         (["complete", "M", "text.png"], "cannot read text.png: not an image"),
         (
             ["complete", "M", "huge.png"],
