@@ -81,10 +81,12 @@ def naming_the_newest(trainer: Trainer, saver: Saver) -> Iterator[None]:
     """Add to a fault inside, such as a full disk, which checkpoint the run can go on from."""
     try:
         yield
-    except UserError as error:
+    except BaseException as error:
+        # Joined however it ends: who goes on in this process must not meet what is half written.
         with suppress(UserError):  # the first fault is the one to tell
             saver.wait()
-        if isinstance(error, Diverged) or not trainer.world.is_first:
+        told = isinstance(error, UserError) and not isinstance(error, Diverged)
+        if not told or not trainer.world.is_first:
             raise
         good, _ = checkpoint.newest(trainer.folder)
         kept = (
