@@ -358,9 +358,12 @@ class PixelModel:
         from igpt.probe.features import weights_digest
 
         # Whatever writes into a tensor raises its version; another tensor lies elsewhere.
-        state = tuple(
-            (value.data_ptr(), value._version, value.dtype)
-            for value in self.network.state_dict(keep_vars=True).values()
+        state = (
+            self.network.shifted,
+            *(
+                (value.data_ptr(), value._version, value.dtype)
+                for value in self.network.state_dict(keep_vars=True).values()
+            ),
         )
         if self._digested[0] != state:
             self._digested = state, weights_digest(self.network)
