@@ -12,7 +12,7 @@ ROWS = [
     ["errors"],
     ["system"],
     ["config", "files", "streams"],
-    ["caches", "runs"],
+    ["caches"],
     ["recipes", "progress"],
     ["cpp"],
     ["compute"],
