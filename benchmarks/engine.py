@@ -27,7 +27,8 @@ from igpt.images.prepare import open_data
 from igpt.model.gpt import GPT
 from igpt.progress import say
 from igpt.recipes import recipe
-from igpt.train import loop, run
+from igpt.runs import pretrain as run
+from igpt.train import loop
 from igpt.train.feeding import Ingredient
 from igpt.train.folder import read_run
 from igpt.train.objectives import loss_sum

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from igpt import sklearn as sklearn
     from igpt.errors import Interrupted as Interrupted
     from igpt.errors import UserError as UserError
-    from igpt.evaluate.finetuning import finetune as finetune
+    from igpt.loading import load as load
     from igpt.pixelmodel import PixelModel as PixelModel
-    from igpt.pixelmodel import load as load
+    from igpt.runs.finetune import finetune as finetune
+    from igpt.runs.pretrain import Run as Run
+    from igpt.runs.pretrain import pretrain as pretrain
     from igpt.tokens.palette import Palette as Palette
-    from igpt.train.run import Run as Run
-    from igpt.train.run import pretrain as pretrain
 
 __version__ = "0.1.0"
 
@@ -24,10 +24,10 @@ _HOME_OF = {
     "UserError": "igpt.errors",
     "Palette": "igpt.tokens.palette",
     "PixelModel": "igpt.pixelmodel",
-    "Run": "igpt.train.run",
-    "load": "igpt.pixelmodel",
-    "pretrain": "igpt.train.run",
-    "finetune": "igpt.evaluate.finetuning",
+    "Run": "igpt.runs.pretrain",
+    "load": "igpt.loading",
+    "pretrain": "igpt.runs.pretrain",
+    "finetune": "igpt.runs.finetune",
 }
 
 __all__ = [

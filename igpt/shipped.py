@@ -11,8 +11,9 @@ import torch
 
 from igpt.errors import UserError
 from igpt.files import writing_folder
-from igpt.modelfolder import ModelParts, write_folder
-from igpt.train.checkpoint import fault_of, write_manifest
+from igpt.formats.folder import write_folder
+from igpt.manifest import fault_of, write_manifest
+from igpt.trained import Trained
 
 MODELS = Path(__file__).with_name("models")
 # float16 keeps eight times as many steps between two powers of two as bfloat16; weights fit it.
@@ -44,7 +45,7 @@ def folder_of(name: str) -> Path:
     return folder
 
 
-def write_shipped(folder: Path, parts: ModelParts, files: dict[str, bytes]) -> None:
+def write_shipped(folder: Path, parts: Trained, files: dict[str, bytes]) -> None:
     """Write a model as it ships: float16 weights, further files, and the manifest.
 
     Args:

@@ -31,9 +31,11 @@ from igpt.config import Pooling
 from igpt.errors import UserError
 from igpt.images.levels import images_of
 from igpt.images.taking import Images, each_image
-from igpt.pixelmodel import PixelModel, load
+from igpt.loading import load
+from igpt.model.head import log_softmax
+from igpt.pixelmodel import PixelModel
 from igpt.probe.fewlabel import choose_inside
-from igpt.probe.protocol import Labelled, fit_standardised, log_softmax
+from igpt.probe.protocol import Labelled, fit_standardised
 
 # Stronger ones change no answer, but the numbers of classes that a plane parts grow without end.
 NO_PENALTY = 1e6
@@ -110,7 +112,7 @@ class IGPTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _OnFeature
     """Pooled features of one layer of a model (paper §2.4), as a scikit-learn transformer.
 
     Args:
-        model: a run, a model folder, a shipped name or a Hub id.
+        model: a run, a model folder, a shipped name or hf:owner/name.
         layer: from 0 to L; "best": the saved probe's, or the middle one where none is saved.
         pooling: over positions: mean, the paper's, or bands (five numbers a channel); none: the
             saved probe's where `layer` is "best", else mean.
@@ -155,7 +157,7 @@ class IGPTClassifier(ClassifierMixin, _OnFeatures):  # type: ignore[misc]
     """Logistic regression on a model's features: good with a few labels a class.
 
     Args:
-        model: a run, a model folder, a shipped name or a Hub id.
+        model: a run, a model folder, a shipped name or hf:owner/name.
         layer: from 0 to L; "best": the saved probe's, or the middle one where none is saved.
         pooling: over positions: mean, the paper's, or bands (five numbers a channel); none: the
             saved probe's where `layer` is "best", else mean.

@@ -16,9 +16,9 @@ from card import COUNTS, RIVALS, SHIPPED
 from igpt import compute
 from igpt.cli.opening import open_for
 from igpt.cli.showing import N_COMPLETED, completion_picture
-from igpt.evaluate.charts import Chart, Level, Series
 from igpt.images.grid import tile, to_png_bytes
-from igpt.pixelmodel import load
+from igpt.loading import load
+from igpt.report.charts import Chart, Level, Series
 
 HERE = Path(__file__).parent
 IMAGES = HERE.parent / "docs" / "images"

@@ -30,20 +30,22 @@ from igpt.cli.opening import open_for
 from igpt.config import RunConfig
 from igpt.evaluate.likelihood import token_surprise
 from igpt.files import write_json, writing_folder
+from igpt.formats.folder import read_newest, write_folder
 from igpt.images.packed.read import PackedSet
 from igpt.images.splits import SPLITS, Split
-from igpt.modelfolder import ModelParts, read_newest, write_folder
-from igpt.pixelmodel import PixelModel, load, load_run
+from igpt.loading import load, load_run
+from igpt.pixelmodel import PixelModel
 from igpt.probe.features import EncodedImages, extract_features, mean_of_bands
 from igpt.probe.fewlabel import evaluate_few_labels
 from igpt.probe.probing import labels_of, probe_model, probe_pixels
 from igpt.probe.protocol import Labelled, pixel_features, probe_layers
 from igpt.recipes import recipe
+from igpt.runs.pretrain import train_run
 from igpt.shipped import write_shipped
 from igpt.tokens.palette import Palette
 from igpt.train.checkpoint import all_steps
 from igpt.train.folder import read_run
-from igpt.train.run import train_run
+from igpt.trained import Trained
 
 RESULTS = Path(__file__).with_name("shipped.json")
 METRICS = Path(__file__).with_name("run-metrics.jsonl")
@@ -225,7 +227,7 @@ def repalette(folder: Path, palette: Palette, out: Path, steps: int) -> None:
     model = load(folder)
     start = out.with_name(f"{out.name}-start")
     if not start.is_dir():
-        parts = ModelParts(recoloured(model, palette), palette, model.facts)
+        parts = Trained(recoloured(model, palette), palette, model.facts)
         with writing_folder(start) as part:
             write_folder(part, parts)
     config = read_run(out)[0] if (out / "config.json").is_file() else going_on(model, steps)
@@ -273,7 +275,7 @@ def ship(folder: Path, name: str) -> None:
     files = {file: (folder / file).read_bytes() for file in ("probe.json", "probe.safetensors")}
     files["README.md"] = card.card(model, name).encode()
     target = shipped.MODELS / name
-    write_shipped(target, ModelParts(model.network, model.tokenizer, model.facts), files)
+    write_shipped(target, Trained(model.network, model.tokenizer, model.facts), files)
     print(f"{target}: {load(name).best_layer()=}")
 
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 from keeping import measured
+from pixelcnn import PixelCNNConfig, pixelcnn_nats
 
 from igpt import compute
 from igpt.evaluate.likelihood import Counts, gzip_nats_per_token
-from igpt.evaluate.pixelcnn import PixelCNNConfig, pixelcnn_nats
 from igpt.evaluate.wideresnet import WideResNetConfig, train_wide_resnet
 from igpt.images.grid import to_png_bytes
 from igpt.images.prepare import open_data

@@ -6,9 +6,9 @@ import torch
 from igpt.config import ModelConfig, Objective, SampleConfig
 from igpt.generate.draw import draw
 from igpt.model.gpt import GPT
-from igpt.modelfolder import ModelFacts
 from igpt.pixelmodel import PixelModel
 from igpt.tokens.palette import Palette
+from igpt.trained import ModelFacts
 from tests.strategies import lively_gpt
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from igpt import shipped
-from igpt.pixelmodel import load
+from igpt.loading import load
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,8 +12,8 @@ from igpt import shipped
 from igpt.cli.showing import photograph_pieces
 from igpt.errors import UserError
 from igpt.images.sources import find
-from igpt.modelfolder import ModelParts
 from igpt.probe.probing import probe_model
+from igpt.trained import Trained
 from tests.cli.test_main import run
 from tests.networks import pixel_model
 
@@ -29,7 +29,7 @@ def box(tmp_path, monkeypatch):
     """A stand-in for the package's own folder of models, with one in it."""
     monkeypatch.setattr(shipped, "MODELS", tmp_path / "models")
     model = pixel_model()
-    parts = ModelParts(model.network, model.tokenizer, model.facts)
+    parts = Trained(model.network, model.tokenizer, model.facts)
     shipped.write_shipped(tmp_path / "models" / "tiny", parts, {"README.md": b"card"})
     return tmp_path / "models" / "tiny"
 
@@ -49,8 +49,8 @@ def test_a_name_that_does_not_exist_lists_the_known_ones(box, capsys):
     status, out, err = run(["sample", "nothing-such"], capsys)
     assert (status, out) == (2, "")
     assert err == (
-        "igpt: error: nothing-such is neither a run nor a model folder: check the path, or take a "
-        "model that ships (tiny)\n"
+        "igpt: error: nothing-such is neither a run nor a model folder: check the path, take a "
+        "model that ships (tiny), or one on the Hub by hf:owner/name\n"
     )
 
 
@@ -141,7 +141,8 @@ def test_without_a_model_demo_says_how_to_get_one(tmp_path, monkeypatch, capsys)
     assert err == ("igpt: error: no model ships with this installation: run `igpt demo --train`\n")
 
 
-def test_images_far_from_the_models_size_get_a_warning_line(capsys):
+def test_images_unlike_those_of_training_get_a_warning_line_once(capsys, monkeypatch):
+    monkeypatch.setattr("igpt.images.taking._said", set())
     model = pixel_model()  # 8 x 8
     rng = np.random.default_rng(0)
     large, small, good = (
@@ -149,12 +150,14 @@ def test_images_far_from_the_models_size_get_a_warning_line(capsys):
     )
     model.encode([good])
     assert capsys.readouterr().err == ""
-    model.encode([large, good, small])
+    model.encode([large, good, small])  # what it was trained on is not known: only 7 is too small
     assert capsys.readouterr().err == (
-        "warning: 2 of 3 images are far from the 8 x 8 pixels that this model was trained on "
-        "(7 to 65 on the shorter side): detail is lost or made up, and features and likelihoods "
-        "mean less\n"
+        "warning: 1 of 3 images are unlike those that this model was trained on (7 to 7 pixels on "
+        "the shorter side; there at least 8 pixels): detail is lost or made up, and features and "
+        "likelihoods mean less\n"
     )
+    model.encode([small])
+    assert capsys.readouterr().err == ""
 
 
 def test_what_ships_keeps_to_its_size():

@@ -18,9 +18,9 @@ from igpt.bench.command import succeed
 from igpt.bench.data import picture
 from igpt.config import ModelConfig
 from igpt.model.gpt import GPT
-from igpt.modelfolder import ModelFacts
 from igpt.pixelmodel import PixelModel
 from igpt.tokens.palette import Palette
+from igpt.trained import ModelFacts
 
 TIMES = (1, 4, 16)
 # Images at 1 x: so few that 16 x takes seconds.

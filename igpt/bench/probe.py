@@ -7,8 +7,8 @@ import numpy as np
 
 from igpt.bench import measure
 from igpt.errors import UserError
+from igpt.model.head import log_softmax
 from igpt.probe.logistic import fit_logistic
-from igpt.probe.protocol import log_softmax
 
 N_LAYERS = 25
 N_CLASSES = 10

@@ -26,7 +26,7 @@ def classify(
 
     from igpt import compute
     from igpt.images.sources.names import shown
-    from igpt.pixelmodel import load
+    from igpt.loading import load
     from igpt.probe.features import EncodedImages, extract_features
 
     compute.set_threads()

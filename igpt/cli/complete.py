@@ -70,7 +70,7 @@ def complete(
     from igpt.generate.complete import completing
     from igpt.generate.pictures import cell_px, sheet
     from igpt.images.sources.names import shown
-    from igpt.pixelmodel import load
+    from igpt.loading import load
 
     compute.set_threads()
     loaded = load(model)

@@ -17,8 +17,9 @@ def convert(
     """Rewrite a model in another format, and prove it by reading it back.
 
     Args:
-        model: a run, a model folder, a transformers folder, a Hub id, or a TensorFlow checkpoint
-            of the authors': its folder, its prefix (model.ckpt-1000000) or any of its files.
+        model: a run, a model folder, a transformers folder, hf:owner/name, or a TensorFlow
+            checkpoint of the authors': its folder, its prefix
+            (model.ckpt-1000000) or any of its files.
         out: folder to write, new or empty.
         to: igpt: a model folder; transformers: for ImageGPTForCausalImageModeling;
             transformers-classifier: a fine-tuned model, for ImageGPTForImageClassification, which
@@ -29,16 +30,14 @@ def convert(
     """
     folder = empty_folder(out)
 
-    from igpt.interop.openai import find_checkpoint, read_openai
-    from igpt.interop.transformers import write_transformers
-    from igpt.pixelmodel import load
+    from igpt.formats.transformers import write_transformers
+    from igpt.loading import load
 
-    prefix = find_checkpoint(model) if palette else None
-    loaded = load(model) if prefix is None else read_openai(prefix, palette)
+    loaded = load(model, palette=palette)
     if to == "igpt":
         loaded.save(folder)
     elif to == "onnx":
-        from igpt.interop.onnx import write_onnx
+        from igpt.formats.onnx import write_onnx
 
         write_onnx(loaded, folder, layer=layer)
     else:

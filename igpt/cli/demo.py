@@ -48,9 +48,9 @@ def demo(*, train: bool = False, resume: bool = False, out: str | None = None) -
 def _train_and_show(folder: Path, *, resume: bool) -> None:
     """Data, palette, training, samples, completions, probe, report."""
     from igpt import compute
-    from igpt.evaluate.report import write_report
-    from igpt.pixelmodel import load
-    from igpt.train.run import train_run
+    from igpt.loading import load
+    from igpt.report.report import write_report
+    from igpt.runs.pretrain import train_run
 
     compute.set_threads()
     start_s = time.monotonic()
@@ -128,7 +128,7 @@ def _is_done(folder: Path, name: str, model: "PixelModel") -> bool:
 
 def _likelihood(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
     from igpt.cli.evaluate import measure_likelihood
-    from igpt.evaluate.record import write_record
+    from igpt.report.record import write_record
 
     result = measure_likelihood(model, data, split="test", max_images=N_JUDGED)
     write_record(
@@ -137,9 +137,9 @@ def _likelihood(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
 
 
 def _samples(model: "PixelModel", folder: Path) -> None:
-    from igpt.evaluate.record import write_record
     from igpt.files import write_bytes
     from igpt.images.grid import tile, to_png_bytes
+    from igpt.report.record import write_record
 
     images = model.sample(N_SAMPLES, seed=0)
     picture = tile(images, columns=16, enlarge=ENLARGE)
@@ -150,9 +150,9 @@ def _samples(model: "PixelModel", folder: Path) -> None:
 
 def _completions(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
     from igpt.cli.showing import N_COMPLETED, N_COMPLETIONS, completion_picture
-    from igpt.evaluate.record import write_record
     from igpt.files import write_bytes
     from igpt.images.grid import to_png_bytes
+    from igpt.report.record import write_record
 
     picture = completion_picture(model, data.images("test")[:N_COMPLETED])
     write_bytes(folder / "pictures" / "completions.png", to_png_bytes(picture))
@@ -170,11 +170,11 @@ def _completions(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
 
 def _probe(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
     """With the paper's mean over positions, and with bands of rows; one pass serves both."""
-    from igpt.evaluate.record import write_record
     from igpt.images.splits import SPLITS
     from igpt.probe.features import mean_of_bands
     from igpt.probe.probing import labelled_features, probe_model
     from igpt.probe.protocol import Labelled
+    from igpt.report.record import write_record
 
     bands = tuple(labelled_features(model, data, split, pooling="bands") for split in SPLITS)
     means = tuple(Labelled(mean_of_bands(part.features), part.labels) for part in bands)

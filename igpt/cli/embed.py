@@ -46,10 +46,10 @@ def embed(
     files = ImageFiles(images, max_bad=max_bad)
 
     from igpt import compute
-    from igpt.evaluate.vectors import writing_vectors
     from igpt.images.sources.names import shown
-    from igpt.pixelmodel import load
+    from igpt.loading import load
     from igpt.probe.features import EncodedImages, stream_features
+    from igpt.probe.vectors import writing_vectors
     from igpt.progress import Counter, ticking
 
     compute.set_threads()

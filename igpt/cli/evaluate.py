@@ -37,7 +37,7 @@ def evaluate(
     """
     from igpt import compute
     from igpt.cli.opening import check_max_images, open_for, recorded
-    from igpt.pixelmodel import load
+    from igpt.loading import load
     from igpt.train.distributed import joined
 
     check_max_images(max_images)

@@ -100,11 +100,11 @@ def _describe(name: str) -> dict[str, Any]:
 def _is_model(name: str) -> bool:
     """Whether MODEL may be this name, though it is no folder with a config.json."""
     from igpt import shipped
-    from igpt.interop.hub import is_hub_id
-    from igpt.interop.openai import find_checkpoint
+    from igpt.formats.hub import HUB
+    from igpt.formats.openai import find_checkpoint
 
     known = name in shipped.names() or find_checkpoint(name) is not None
-    return known or (not Path(name).exists() and is_hub_id(name))
+    return known or name.startswith(HUB)
 
 
 def _palette(path: Path) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def _packed(path: Path) -> dict[str, Any]:
 
 
 def _model(name: str) -> dict[str, Any]:
-    from igpt.pixelmodel import load
+    from igpt.loading import load
 
     model = load(name)
     network, config = model.network, model.network.config

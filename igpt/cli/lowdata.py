@@ -54,7 +54,7 @@ def lowdata(
     """
     from igpt import compute
     from igpt.cli.opening import open_labelled, recorded
-    from igpt.pixelmodel import load
+    from igpt.loading import load
 
     if subsets < 1 or min(scratch_steps, wide_resnet_steps) < 0:
         raise UserError("--subsets must be at least 1, and no number of steps may be negative")

@@ -41,8 +41,8 @@ def recorded(
         precision: as it was asked for; the type that ran is recorded.
     """
     from igpt.compute import choose_dtype, name_of
-    from igpt.evaluate.record import write_record
     from igpt.files import kept_if_possible, plain
+    from igpt.report.record import write_record
 
     ran = name_of(choose_dtype(precision, model.device))
     figures = {**figures, "precision": ran, "device": model.device.type}

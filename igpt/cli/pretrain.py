@@ -13,7 +13,7 @@ from igpt.cli.arguments import Config, Data, Run
 from igpt.config import RunConfig
 
 if TYPE_CHECKING:
-    from igpt.train import run as runs
+    from igpt.runs import pretrain as runs
 
 
 def pretrain(
@@ -54,9 +54,9 @@ def pretrain(
         _print_plan(config, json=json)
         return
     from igpt.cli.outputs import folder_to_fill
+    from igpt.runs.pretrain import train_run
+    from igpt.runs.search import search_rates
     from igpt.train.distributed import joined
-    from igpt.train.run import train_run
-    from igpt.train.search import search_rates
 
     options: dict[str, Any] = {
         "command": shlex.join(["igpt", *sys.argv[1:]]),

@@ -59,7 +59,7 @@ def probe(
     """
     from igpt import compute
     from igpt.cli.opening import open_labelled, recorded
-    from igpt.pixelmodel import load
+    from igpt.loading import load
     from igpt.probe.probing import probe_model
     from igpt.probe.solve import Solver
     from igpt.progress import say
@@ -152,11 +152,12 @@ def _probe_large(
 
 def _probe_checkpoints(run: Path, data: "PackedSet") -> dict[int, dict[str, Any]]:
     """The probe of each checkpoint by its step, recorded as `probe-step-N`."""
-    from igpt.evaluate.record import write_record
-    from igpt.pixelmodel import load_run
+    from igpt.loading import load_run
+    from igpt.manifest import fault_of
     from igpt.probe.probing import probe_model
     from igpt.progress import say
-    from igpt.train.checkpoint import all_steps, fault_of
+    from igpt.report.record import write_record
+    from igpt.train.checkpoint import all_steps
 
     found = {}
     for step, path in sorted(all_steps(run)):

@@ -20,6 +20,6 @@ def pull(hub_id: HubId, out: Out, *, revision: str | None = None) -> None:
     """
     folder = empty_folder(out)
 
-    from igpt.interop import hub
+    from igpt.loading import pull
 
-    print(hub.pull(hub_id, folder, revision=revision))
+    print(pull(hub_id, folder, revision=revision))

@@ -9,7 +9,7 @@ from igpt.cli.arguments import Model
 from igpt.cli.pull import HubId
 
 if TYPE_CHECKING:
-    from igpt.interop.card import Records
+    from igpt.formats.card import Records
     from igpt.pixelmodel import PixelModel
 
 PICTURES = ("samples.png", "completions.png")
@@ -37,8 +37,8 @@ def push(
         dry_run: folder to write what would be sent to, new or empty; nothing is sent.
     """
     from igpt.cli.outputs import empty_folder
-    from igpt.interop import hub
-    from igpt.pixelmodel import load
+    from igpt.formats import hub
+    from igpt.loading import load
 
     hub.check_hub_id(hub_id)
     place = None if dry_run is None else empty_folder(dry_run, option="--dry-run")
@@ -56,8 +56,8 @@ def write_published(
 ) -> None:
     """A model folder with pictures and the whole card."""
     from igpt.files import claim
-    from igpt.interop.card import model_card
-    from igpt.modelfolder import transformers_class
+    from igpt.formats.card import model_card
+    from igpt.formats.folder import transformers_class
 
     model.save(folder)
     pictures = [name for name in PICTURES if (run / "pictures" / name).is_file()]
@@ -88,6 +88,6 @@ def _draw(model: "PixelModel", folder: Path) -> str:
 
 def _records(run: Path) -> "Records":
     from igpt.cli.opening import record_place
-    from igpt.evaluate.record import read_records
+    from igpt.report.record import read_records
 
     return read_records(run) if record_place(run) else {}

@@ -52,7 +52,7 @@ def rank(
 
     from igpt import compute
     from igpt.images.sources.names import shown
-    from igpt.pixelmodel import load
+    from igpt.loading import load
     from igpt.progress import say
 
     compute.set_threads()

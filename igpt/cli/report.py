@@ -17,7 +17,7 @@ def report(run: Run, *, name: str | None = None, beside: tuple[str, ...] = ()) -
         beside: other runs for the paper's Figures 2, 3 and 4, each as NAME=RUN; runs of one NAME
             are one model trained with several seeds.
     """
-    from igpt.evaluate.report import OWN_NAME, write_report
+    from igpt.report.report import OWN_NAME, write_report
 
     others: dict[str, list[Path]] = {}
     for text in beside:

@@ -56,7 +56,7 @@ def sample(
     from igpt import compute
     from igpt.generate.sample import sampling
     from igpt.images.grid import tile
-    from igpt.pixelmodel import load
+    from igpt.loading import load
     from igpt.train.distributed import joined
     from igpt.train.shares import gathered
 

@@ -32,7 +32,7 @@ def serve(
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
     from igpt import compute
-    from igpt.pixelmodel import load
+    from igpt.loading import load
     from igpt.progress import say
     from igpt.web.app import build
     from igpt.web.server import listen, serve_forever

@@ -35,7 +35,7 @@ def show_shipped(name: str, folder: Path) -> None:
         UserError: the model in this installation is damaged, or the folder cannot be written.
     """
     from igpt import compute
-    from igpt.pixelmodel import load
+    from igpt.loading import load
 
     start_s = time.monotonic()
     compute.set_threads()

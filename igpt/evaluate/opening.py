@@ -6,11 +6,11 @@ from igpt.errors import UserError
 from igpt.images.packed.format import is_packed
 from igpt.images.packed.read import PackedSet
 from igpt.images.prepare import open_data
-from igpt.pixelmodel import PixelModel
+from igpt.trained import Trained
 
 
 def open_for(
-    model: PixelModel, data: str, *, image_size: int | None = None, max_images: int | None = None
+    model: Trained, data: str, *, image_size: int | None = None, max_images: int | None = None
 ) -> PackedSet:
     """DATA at the model's size or another one, split as it was for training.
 
@@ -35,7 +35,7 @@ def open_for(
 
 
 def open_labelled(
-    model: "PixelModel", data: str, *, image_size: int | None = None, max_images: int | None = None
+    model: Trained, data: str, *, image_size: int | None = None, max_images: int | None = None
 ) -> "PackedSet":
     """`open_for`, of images with a label alone, for what fits or judges a classifier.
 

@@ -22,6 +22,7 @@ from igpt.model.gpt import GPT, NORM_EPS
 from igpt.tokens.masks import own_masks
 from igpt.train.distributed import World
 from igpt.train.shares import ALONE, in_order
+from igpt.trained import weights_digest
 
 # Part of the key of a kept file: raise it when the same inputs give other numbers.
 CACHE_VERSION = 3
@@ -347,18 +348,6 @@ def check_tokens(network: GPT, tokens: TokenSource) -> None:
 
 def _digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-
-
-def weights_digest(network: GPT) -> str:
-    """The sha256 of all weights and what they are called, as hex."""
-    digest = hashlib.sha256(repr((network.config, network.objective)).encode())
-    if network.objective == "ar" and not network.shifted:
-        digest.update(b"unshifted")
-    for name, value in sorted(network.state_dict().items()):
-        data = value.detach().float().cpu().contiguous().numpy()
-        digest.update(f"{name}{data.shape}".encode())
-        digest.update(data.data)
-    return digest.hexdigest()
 
 
 def tokens_digest(tokens: TokenSource, *, batch_size: int = 4096) -> str:

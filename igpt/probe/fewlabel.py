@@ -15,12 +15,12 @@ import torch
 
 from igpt import streams
 from igpt.errors import UserError
+from igpt.model.head import log_softmax
 from igpt.probe.protocol import (
     STRENGTHS,
     Labelled,
     LabelledImages,
     fit_standardised,
-    log_softmax,
     present_labels,
 )
 from igpt.tokens.tokenizer import ImageArray

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,9 +35,7 @@ from igpt.probe.solve import Solver, SolverName, fit
 from igpt.progress import Counter, ticking
 from igpt.train.distributed import World
 from igpt.train.shares import ALONE
-
-if TYPE_CHECKING:
-    from igpt.pixelmodel import PixelModel
+from igpt.trained import Trained
 
 LAYER_IMAGES = 20_000
 """Default training images that choose the layer: more moved no choice that was tried."""
@@ -79,7 +77,7 @@ class LargePlan:
 
 
 def plan_large(
-    model: "PixelModel",
+    model: Trained,
     data: PackedSet,
     *,
     seen: Seen,
@@ -118,7 +116,7 @@ def plan_large(
 
 
 def probe_large(
-    model: "PixelModel",
+    model: Trained,
     data: PackedSet,
     *,
     seen: Seen,
@@ -192,7 +190,7 @@ def _check_disk(plan: LargePlan) -> None:
 
 
 def choose_layer(
-    model: "PixelModel",
+    model: Trained,
     data: PackedSet,
     *,
     seen: Seen,
@@ -230,7 +228,7 @@ def choose_layer(
 
 
 def _pass(
-    model: "PixelModel",
+    model: Trained,
     data: PackedSet,
     rows: np.ndarray,
     label: str,
@@ -371,7 +369,7 @@ class _Judging:
 
 @contextlib.contextmanager
 def kept_features(
-    model: "PixelModel",
+    model: Trained,
     data: PackedSet,
     layers: list[int],
     *,
@@ -392,7 +390,7 @@ def kept_features(
 
 
 def _kept_split(
-    model: "PixelModel",
+    model: Trained,
     data: PackedSet,
     split: Split,
     layers: list[int],

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -12,19 +12,17 @@ from igpt.errors import UserError
 from igpt.files import kept_if_possible
 from igpt.images.packed.read import PackedSet
 from igpt.images.splits import SPLITS, Split
+from igpt.model.head import SavedProbe
 from igpt.probe.features import EncodedImages, extract_features
 from igpt.probe.kmeans import KMeansConfig, KMeansFeatures
 from igpt.probe.protocol import Labelled, Lazy, check_labels, join_layers, pixel_features
-from igpt.probe.saved import SavedProbe
 from igpt.probe.solve import Fit, Solver, SolverName, fit
 from igpt.probe.vote import voted_accuracy
 from igpt.progress import Counter, say, ticking
 from igpt.shipped import is_shipped
 from igpt.train.distributed import World
 from igpt.train.shares import ALONE
-
-if TYPE_CHECKING:
-    from igpt.pixelmodel import PixelModel
+from igpt.trained import Trained
 
 N_MASKS = 5
 """Masks whose answers vote on an image (paper §4.6)."""
@@ -46,7 +44,7 @@ class Seen(TypedDict):
 
 
 def probe_model(
-    model: "PixelModel",
+    model: Trained,
     data: PackedSet,
     *,
     normalised: bool = True,
@@ -115,7 +113,7 @@ def probe_model(
     return figures
 
 
-def keep_probe(model: "PixelModel", data: PackedSet, found: Fit, seen: Seen) -> None:
+def keep_probe(model: Trained, data: PackedSet, found: Fit, seen: Seen) -> None:
     """Write the chosen classifier into the model's folder; one that ships keeps its own."""
     folder, result = model.folder, found.result
     if folder is None or not folder.is_dir() or is_shipped(folder) or found.weights is None:
@@ -175,23 +173,19 @@ def lazy_pixels(images: Any) -> Lazy:
     return Lazy(lambda rows: pixel_features(images[rows]), len(images), width)
 
 
-def _vote(
-    model: "PixelModel", data: PackedSet, found: Fit, seen: Seen, world: World
-) -> dict[str, Any]:
+def _vote(model: Trained, data: PackedSet, found: Fit, seen: Seen, world: World) -> dict[str, Any]:
     """The answer of several masks, where a linear classifier can give one."""
     layer = world.from_first(found.result.layer if found.weights is not None else -1)
     return {} if layer < 0 else {"vote": _voted(model, data, found, seen, world)}
 
 
-def _vote_shared(model: "PixelModel", data: PackedSet, seen: Seen, world: World) -> None:
+def _vote_shared(model: Trained, data: PackedSet, seen: Seen, world: World) -> None:
     """What the other processes do of `_vote`."""
     if model.network.objective == "bert" and (layer := world.from_first(-1)) >= 0:
         _behind_masks(model, data, layer, seen, world)
 
 
-def _voted(
-    model: "PixelModel", data: PackedSet, found: Fit, seen: Seen, world: World
-) -> dict[str, Any]:
+def _voted(model: Trained, data: PackedSet, found: Fit, seen: Seen, world: World) -> dict[str, Any]:
     """Test accuracy of the modal answer over `N_MASKS` masks; the probe saw the first one's."""
     assert found.weights is not None and found.biases is not None
     accuracy = voted_accuracy(
@@ -206,7 +200,7 @@ def _voted(
 
 
 def _behind_masks(
-    model: "PixelModel", data: PackedSet, layer: int, seen: Seen, world: World
+    model: Trained, data: PackedSet, layer: int, seen: Seen, world: World
 ) -> np.ndarray:
     """Features of the test images behind each mask: (V, N, D)."""
     tokens = EncodedImages(data.images("test"), model.tokenizer.encode)
@@ -229,7 +223,7 @@ def _behind_masks(
 
 
 def labelled_features(
-    model: "PixelModel",
+    model: Trained,
     data: PackedSet,
     split: Split,
     *,

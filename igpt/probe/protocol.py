@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from igpt.errors import UserError
+from igpt.model.head import log_softmax
 from igpt.probe.logistic import fit_logistic
 from igpt.tokens.tokenizer import ImageArray
 
@@ -326,12 +327,6 @@ def fit_standardised(
         device=device,
     )
     return fit.weights, fit.biases
-
-
-def log_softmax(scores: np.ndarray) -> np.ndarray:
-    """Log-probabilities over the last axis."""
-    shifted = scores - scores.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))  # type: ignore[no-any-return]
 
 
 def accuracy_of(

@@ -6,7 +6,6 @@ beside its place and renamed into it, so a kill at any moment leaves the earlier
 `igpt.train.sharded` writes networks that are cut up over ranks, as one safetensors file a rank.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -20,10 +19,9 @@ from torch import Tensor
 
 from igpt.errors import UserError
 from igpt.files import read_json, settle_below, sha256_of, writing_folder
+from igpt.manifest import KIND, fault_of, write_manifest
 from igpt.train.tensors import write_tensors
 
-SCHEMA_VERSION = 1
-KIND = ("*.safetensors", "*.json")
 _STEP_FOLDER = re.compile(r"step-(\d{7,})")
 _MAIN_FILES = ("model.safetensors", "optimizer.safetensors")
 
@@ -70,54 +68,7 @@ def save(
             digests[file] = write_tensors(part / file, tensors)
         (part / "state.json").write_bytes((json.dumps(dict(state), indent=2) + "\n").encode())
         digests["state.json"] = sha256_of(part / "state.json")
-        (part / "manifest.json").write_bytes(_manifest_bytes(dict(sorted(digests.items()))))
-
-
-def write_manifest(folder: Path) -> None:
-    """Close a checkpoint folder with the hashes of all that it holds."""
-    digests = {file.name: sha256_of(file) for file in sorted(folder.iterdir())}
-    (folder / "manifest.json").write_bytes(_manifest_bytes(digests))
-
-
-def _manifest_bytes(digests: Mapping[str, str]) -> bytes:
-    content = {"schema_version": SCHEMA_VERSION, "sha256": dict(digests)}
-    document = {**content, "own_sha256": _own_digest(content)}
-    return (json.dumps(document, indent=2) + "\n").encode()
-
-
-def _own_digest(content: Mapping[str, Any]) -> str:
-    others = {key: value for key, value in content.items() if key != "own_sha256"}
-    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
-
-
-def fault_of(path: Path) -> str | None:
-    """Why the checkpoint at `path` may not be used; none where it is intact.
-
-    Raises:
-        UserError: a newer igpt wrote it, so that this one cannot tell.
-    """
-    manifest = path / "manifest.json"
-    if not manifest.is_file():
-        return "manifest.json is missing"
-    try:
-        content = json.loads(manifest.read_bytes())
-        version, digests = content["schema_version"], content["sha256"]
-        names = sorted(digests)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return "manifest.json is damaged"
-    if version != SCHEMA_VERSION and _own_digest(content) == content.get("own_sha256"):
-        raise UserError(
-            f"{path} has schema version {version}, this igpt reads {SCHEMA_VERSION}: "
-            "use the igpt version that wrote it"
-        )
-    if manifest.read_bytes() != _manifest_bytes(digests):
-        return "manifest.json is damaged"
-    for name in names:
-        if not (path / name).is_file():
-            return f"{name} is missing"
-        if sha256_of(path / name) != digests[name]:
-            return f"{name} is damaged (its sha256 differs from the manifest's)"
-    return None
+        write_manifest(part, digests)
 
 
 def load(path: Path, *, checked: bool = False) -> Checkpoint:

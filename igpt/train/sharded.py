@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 
 from igpt.errors import UserError
 from igpt.files import write_error, writing_folder
-from igpt.train.checkpoint import KIND, write_manifest
+from igpt.manifest import KIND, write_manifest
 from igpt.train.distributed import World
 
 

@@ -18,8 +18,8 @@ from igpt.images.decode import open_image, read_image
 from igpt.images.grid import to_png_bytes
 from igpt.images.rejects import read_bytes
 from igpt.images.taking import square
+from igpt.model.head import SavedProbe
 from igpt.pixelmodel import PixelModel
-from igpt.probe.saved import SavedProbe
 from igpt.web.canvas import Canvas
 
 MAX_COMPLETIONS = 8

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from igpt.pixelmodel import load
-from igpt.probe.saved import SavedProbe
+from igpt.loading import load
+from igpt.model.head import SavedProbe
 from tests.cli.test_main import run
 from tests.networks import pixel_model
 

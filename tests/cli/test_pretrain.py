@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 
 from igpt.cli.main import main
+from igpt.manifest import write_manifest
 from igpt.train import checkpoint
 from igpt.train.folder import read_metrics
 from tests.full_disk import digests
@@ -157,7 +158,7 @@ def test_a_checkpoint_whose_tensors_do_not_fit_is_refused_by_name(capsys, stoppe
     change(tensors)
     (path / "model.safetensors").write_bytes(safetensors.torch.save(tensors))
     (path / "manifest.json").unlink()
-    checkpoint.write_manifest(path)
+    write_manifest(path)
     assert said in complaint(capsys, stopped, "--resume")
 
 

@@ -339,7 +339,7 @@ def odd_value(rng: Rng) -> Any:
 @functools.cache
 def sound_models() -> dict[str, Files]:
     """The files of small models that `igpt info` reads, by the form that they are in."""
-    from igpt.interop.transformers import write_transformers
+    from igpt.formats.transformers import write_transformers
     from tests.networks import pixel_model
 
     found = {}

@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from igpt.errors import UserError
+from igpt.model.head import SavedProbe
 from igpt.probe.protocol import (
     Labelled,
     check_labels,
@@ -18,7 +19,6 @@ from igpt.probe.protocol import (
     present_labels,
     probe_layers,
 )
-from igpt.probe.saved import SavedProbe
 
 N_LAYERS, WIDTH, N_CLASSES = 3, 8, 4
 

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 from igpt.errors import UserError
-from igpt.train import checkpoint, run
+from igpt.runs import pretrain as run
+from igpt.train import checkpoint
 
 
 def train(folder, config, data, **options):

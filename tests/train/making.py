@@ -4,8 +4,9 @@ import dataclasses
 
 from igpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from igpt.progress import Ticker
+from igpt.runs import pretrain as run
 from igpt.train import folder as run_folder
-from igpt.train import log, loop, run
+from igpt.train import log, loop
 from igpt.train.feeding import Ingredient
 from igpt.train.standing import standing, tokenizer_of
 from igpt.train.trainer import make_trainer

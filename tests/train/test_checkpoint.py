@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from igpt.errors import UserError
+from igpt.manifest import fault_of
 from igpt.train import checkpoint
 from igpt.train.saving import prune, set_aside
 from igpt.train.tensors import load_weights
@@ -116,7 +117,7 @@ def test_a_newer_format_is_not_called_damaged(tmp_path, monkeypatch):
     path = write(tmp_path, 7)
     monkeypatch.undo()
     with pytest.raises(UserError, match="has schema version 2, this igpt reads 1: use the igpt"):
-        checkpoint.fault_of(path)
+        fault_of(path)
 
 
 def test_the_written_file_is_what_safetensors_writes(tmp_path):

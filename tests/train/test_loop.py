@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from igpt.errors import Interrupted, UserError
-from igpt.train import checkpoint, loop, run, settings
+from igpt.runs import pretrain as run
+from igpt.train import checkpoint, loop, settings
 from igpt.train.feeding import Ingredient
 from igpt.train.folder import read_metrics, read_run
 from igpt.train.optim import lr_factor_at

@@ -9,10 +9,10 @@ import pytest
 
 import igpt
 from igpt.errors import UserError
+from igpt.runs.pretrain import overlaid
 from igpt.tokens.palette import Palette
 from igpt.train import checkpoint, loop
 from igpt.train.folder import read_metrics, read_run
-from igpt.train.run import overlaid
 from igpt.train.trainer import Trainer
 from tests.train.killing import final_weights
 from tests.train.making import TINY, tiny, trained

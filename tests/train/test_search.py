@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from igpt.train.search import Trial, best, rates, search
+from igpt.runs.search import Trial, best, rates, search
 
 
 def outcomes(losses):

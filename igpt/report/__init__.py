@@ -1,0 +1,1 @@
+"""What was found, for people: records, charts, tables, pages; nothing here computes a figure."""
