@@ -91,8 +91,9 @@ def test_options_that_no_recipe_sets_can_only_be_turned_from_their_default(capsy
         (["info", "/no/such/place"], "/no/such/place does not exist: check the path"),
         (
             ["evaluate", "/no/such/place", "cifar10"],
-            "/no/such/place is neither a run nor a model folder: check the path, or take a model "
-            f"that ships ({', '.join(shipped.names()) or 'none in this installation'})",
+            "/no/such/place is neither a run nor a model folder: check the path, take a model that "
+            f"ships ({', '.join(shipped.names()) or 'none in this installation'}), or one on the "
+            "Hub by hf:owner/name",
         ),
     ],
 )

@@ -58,7 +58,7 @@ def place(tmp_path, monkeypatch):
     def work(*_args, **_kwargs):
         raise AssertionError("work began before the place was tried")
 
-    for name in ("igpt.pixelmodel.load", "igpt.images.prepare.open_data",
+    for name in ("igpt.loading.load", "igpt.images.prepare.open_data",
                  "igpt.images.sources.find.open_source",
                  "igpt.formats.hub.pull"):  # fmt: skip
         monkeypatch.setattr(name, work)

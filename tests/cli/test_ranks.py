@@ -41,7 +41,7 @@ def shared(folder, *args, ranks=2, status=0):
     return found.stdout, found.stderr
 
 
-@pytest.fixture(scope="module", params=["ar", "bert"])
+@pytest.fixture(scope="module", params=["ar", pytest.param("bert", marks=pytest.mark.slow)])
 def trained(request, tmp_path_factory):
     """A folder with labelled `photos` and a model `run` of them."""
     folder = tmp_path_factory.mktemp("ranks")

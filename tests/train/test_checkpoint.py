@@ -113,7 +113,7 @@ def test_what_is_set_aside_is_kept_by_name_and_not_looked_at(tmp_path):
 
 
 def test_a_newer_format_is_not_called_damaged(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr("igpt.manifest.SCHEMA_VERSION", 2)
     path = write(tmp_path, 7)
     monkeypatch.undo()
     with pytest.raises(UserError, match="has schema version 2, this igpt reads 1: use the igpt"):
