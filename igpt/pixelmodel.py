@@ -1,6 +1,5 @@
 """`PixelModel`: what users do with a trained model: features, likelihood, samples, completions."""
 
-import warnings
 from pathlib import Path
 from typing import cast
 
@@ -17,7 +16,6 @@ from igpt.formats.folder import KIND, check_may_replace, transformers_class, wri
 from igpt.generate.complete import complete, rows_kept
 from igpt.generate.sample import sample
 from igpt.images.taking import Images
-from igpt.model.head import SavedProbe
 from igpt.probe.features import extract_features
 from igpt.trained import Trained
 
@@ -157,13 +155,6 @@ class PixelModel(Trained):
         drawn = complete(self.network, tokens, per_token, n=n, seed=seed, config=config)
         return self.decode(drawn).reshape(len(tokens), n, side, side, 3)
 
-    def _own_probe(self) -> "SavedProbe | None":
-        try:
-            return self.probe()
-        except UserError as error:  # such as one that an earlier state of the weights left behind
-            warnings.warn(f"saved without its probe: {error}", stacklevel=2)
-            return self.classifier
-
     def save(self, folder: str | Path) -> Path:
         """Write a model folder with its card and its probe; it appears whole or not at all.
 
@@ -172,7 +163,7 @@ class PixelModel(Trained):
         Raises:
             UserError: the folder exists and is no model folder of ours, or cannot be written.
         """
-        path, probe = Path(folder), self._own_probe()
+        path, probe = Path(folder), self.own_probe()
         check_may_replace(path)
         with writing_folder(path, kind=KIND, keep_others=True) as part:
             write_folder(part, self)

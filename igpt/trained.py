@@ -4,9 +4,12 @@
 """
 
 import hashlib
-from collections.abc import Sequence
+import os
+import re
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, get_args
 
 import numpy as np
@@ -57,6 +60,28 @@ class ModelFacts:
         ):
             if not sound:
                 raise ValueError(f"{name} is {getattr(self, name)!r}"[:80])
+
+
+# Of the run and the machine that trained a model, these are nobody else's business.
+_PRIVATE = ("id", "command", "commands")
+_ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:")
+
+
+def published(value: Any) -> Any:
+    """The facts of a run as a model folder holds them: no command line, of a local path its name.
+
+    Args:
+        value: any part of the facts, such as `ModelFacts.trained`.
+    """
+    if isinstance(value, Mapping):
+        return {key: published(held) for key, held in value.items() if key not in _PRIVATE}
+    if isinstance(value, list | tuple):
+        return [published(held) for held in value]
+    if not isinstance(value, str) or ("/" not in value and os.sep not in value):
+        return value
+    if _ELSEWHERE.match(value):  # hf:owner/name, https://...; without a login or a key
+        return re.sub(r"(?<=//)[^/@]*@", "", value).partition("?")[0]
+    return PurePath(value).name
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +207,14 @@ class Trained:
         if self.folder is None or not (self.folder / "probe.json").is_file():
             return self.classifier
         return SavedProbe.load(self.folder, model_digest=self.digest())
+
+    def own_probe(self) -> SavedProbe | None:
+        """`probe`, but one that belongs to other weights is left out with a warning."""
+        try:
+            return self.probe()
+        except UserError as error:  # such as one that an earlier state of the weights left behind
+            warnings.warn(f"saved without its probe: {error}", stacklevel=2)
+            return self.classifier
 
     def take_class_head(
         self,

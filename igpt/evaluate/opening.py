@@ -5,7 +5,10 @@ from pathlib import Path
 from igpt.errors import UserError
 from igpt.images.packed.format import is_packed
 from igpt.images.packed.read import PackedSet
+from igpt.images.packed.seen import seen_of
 from igpt.images.prepare import open_data
+from igpt.images.splits import SPLITS
+from igpt.progress import say
 from igpt.trained import Trained
 
 
@@ -31,7 +34,26 @@ def open_for(
         seed=trained.get("seed", 0),
         valid_fraction=trained.get("valid_fraction"),
     )
-    return packed.at_most(max_images)
+    packed = packed.at_most(max_images)
+    _say_of_seen(model, packed, data)
+    return packed
+
+
+def _say_of_seen(model: Trained, packed: PackedSet, data: str) -> None:
+    """Say which images are judged that the model was trained on: since then the set has changed."""
+    then = model.facts.trained.get("data_digest")
+    if then in (None, packed.digest):
+        return
+    if model.folder is None or model.folder.name != "model":
+        return  # no run is beside it
+    for split in SPLITS[1:]:
+        if seen := seen_of(packed, split, model.folder.parent):
+            say(
+                f"warning: {seen} of {packed.n(split)} {split} images of {data} are among those "
+                "that this model was trained on (files were added, removed or moved since, or it "
+                "is another split): figures on them are too good; judge it on images of their own, "
+                "or on the set that it was trained on, packed by igpt prepare"
+            )
 
 
 def open_labelled(
@@ -41,9 +63,6 @@ def open_labelled(
 
     How many have none is said, and which classes are judged that training lacks.
     """
-    from igpt.images.splits import SPLITS
-    from igpt.progress import say
-
     packed = open_for(model, data, image_size=image_size, max_images=max_images)
     if packed.classes is None:
         return packed

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from igpt.model.gpt import GPT
-from igpt.trained import Trained
+from igpt.trained import Trained, published
 
 Records = Mapping[str, Mapping[str, Any]]
 
@@ -138,9 +138,7 @@ def _facts(model: Trained) -> str:
     rows = []
     for key, label in _FACTS.items():
         if (value := trained.get(key)) not in (None, ""):
-            # The place of a data set on someone's disk is nobody else's business.
-            shown = PurePath(str(value)).name if key in ("data", "finetuned") else value
-            rows.append((label, shown))
+            rows.append((label, published(value)))
     if model.network.objective == "bert":
         rows.append(("share of positions masked", model.facts.mask_prob))
     if not rows:
@@ -165,7 +163,7 @@ def _figures(model: Trained, records: Records) -> str:
 
 
 def _shown(data: Any, split: Any) -> tuple[str, str]:
-    return PurePath(str(data)).name if data else "", str(split or "")
+    return published(str(data or "")), str(split or "")
 
 
 def _likelihood(record: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -30,7 +30,7 @@ from igpt.train import checkpoint
 from igpt.train.folder import exported_step, read_run
 from igpt.train.standing import tokenizer_of
 from igpt.train.tensors import load_weights
-from igpt.trained import ModelFacts, Trained
+from igpt.trained import ModelFacts, Trained, published
 
 SCHEMA_VERSION = 1
 # What makes a model folder; a card and pictures may lie beside it.
@@ -113,7 +113,7 @@ def _own_config(network: GPT, facts: ModelFacts) -> dict[str, Any]:
         "model_type": "igpt",
         "model": dataclasses.asdict(network.config),
         "n_colors": network.n_colors,
-        "igpt": {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(facts)},
+        "igpt": {"schema_version": SCHEMA_VERSION, **published(dataclasses.asdict(facts))},
     }
 
 

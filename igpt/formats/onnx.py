@@ -23,8 +23,9 @@ from igpt.errors import UserError
 from igpt.files import write_json, writing_folder
 from igpt.model.cache import LayerCache
 from igpt.model.gpt import GPT, Block
+from igpt.progress import say
 from igpt.tokens.palette import Palette
-from igpt.trained import Trained
+from igpt.trained import Trained, published
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 # Of the two runtimes' numbers, relative to their size.
@@ -37,8 +38,9 @@ _EXAMPLE_BATCH = 2
 _README = """\
 # A model of igpt for ONNX runtimes
 
-`features.onnx` turns tokens into the pooled features of one layer; `model.json` says which, and all
-sizes. `images` is (N, S, S, 3) uint8 at the model's size:
+`features.onnx` turns tokens into the features of one layer, the mean over positions; `model.json`
+says which layer, all sizes, and whether a saved probe reads the same. `images` is (N, S, S, 3)
+uint8 at the model's size:
 
 ```python
 import numpy as np
@@ -220,7 +222,20 @@ def write_onnx(model: Trained, folder: Path, *, layer: int | None = None) -> Pat
             _write_program(export_step(model), part / "step.onnx", _STEP_NAMES)
             _prove_step(model, part / "step.onnx")
         _write_facts(model, part, layer)
+    if _fit(model, layer) is False:
+        say(
+            f"features.onnx gives layer {layer} pooled by mean, the saved probe reads other "
+            "features: it cannot be used on them (model.json says so)"
+        )
     return folder
+
+
+def _fit(model: Trained, layer: int) -> bool | None:
+    """Whether the saved probe reads just what `features.onnx` gives; none: there is no probe."""
+    if model.own_probe() is None:
+        return None
+    wanted = model.feature_choice()
+    return (wanted.layer, wanted.pooling, wanted.normalised) == (layer, "mean", True)
 
 
 _FEATURES_NAMES = (("tokens", "masked"), ("features",))
@@ -271,9 +286,12 @@ def _write_facts(model: Trained, folder: Path, layer: int) -> None:
         "n_colors": network.n_colors,
         "seq_len": network.seq_len,
         "feature_layer": layer,
+        "feature_pooling": "mean",
+        "feature_normalised": True,
+        "features_fit_the_saved_probe": _fit(model, layer),
         "caches": list(_cache_shape(network, 1)),
         "model_digest": model.digest(),
-        "trained": model.facts.trained,
+        "trained": published(model.facts.trained),
     }
     write_json(folder / "model.json", facts)
     encode = _ENCODE_PALETTE if isinstance(tokenizer, Palette) else _ENCODE_RAW

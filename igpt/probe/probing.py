@@ -22,7 +22,7 @@ from igpt.progress import Counter, say, ticking
 from igpt.shipped import is_shipped
 from igpt.train.distributed import World
 from igpt.train.shares import ALONE
-from igpt.trained import Trained
+from igpt.trained import Trained, published
 
 N_MASKS = 5
 """Masks whose answers vote on an image (paper §4.6)."""
@@ -129,7 +129,7 @@ def keep_probe(model: Trained, data: PackedSet, found: Fit, seen: Seen) -> None:
         labels=result.labels,
         classes=tuple(data.classes[label] for label in result.labels),
         model_digest=model.digest(),
-        protocol=PROTOCOL.format(source=data.source),
+        protocol=PROTOCOL.format(source=published(data.source)),
     )
     with kept_if_possible("the probe is"):
         probe.save(folder)

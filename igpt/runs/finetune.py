@@ -58,6 +58,7 @@ from igpt.train.folder import check_new, is_run, read_metrics
 from igpt.train.log import Tracker
 from igpt.train.standing import versions
 from igpt.train.trainer import Trainer
+from igpt.trained import published
 
 TABLE = "search.json"
 RESULT = "result.json"
@@ -578,7 +579,7 @@ def _export(
             model.facts, image_size=data.image_size, trained={**trained, "finetuned": data.source}
         )
         found = PixelModel(network, model.tokenizer, facts)
-        protocol = f"all weights fine-tuned on {data.source} (paper §2.3)"
+        protocol = f"all weights fine-tuned on {published(data.source)} (paper §2.3)"
         found.take_class_head(
             weights["head.weight"].detach().cpu().numpy(),
             data.classes,

@@ -24,6 +24,8 @@ from igpt.evaluate.classifier import resampled
 from igpt.files import FolderLock
 from igpt.report.grids import N_COMPLETED, grids
 from igpt.images.packed.read import PackedSet
+from igpt.images.packed.seen import keep_seen
+from igpt.images.splits import Split
 from igpt.trained import ModelFacts
 from igpt.loading import export_run, load
 from igpt.manifest import fault_of
@@ -556,6 +558,8 @@ def begin(
         _say_of_split(start, facts)
     if isinstance(tokenizer, Palette):
         tokenizer.save(folder / "palette.npy")
+    learnt: tuple[Split, ...] = ("train", "valid") if config.data.fold_validation else ("train",)
+    keep_seen(folder, (s.packed.images(split) for s in sets for split in learnt))
     write_run(folder, config, facts)
 
 
@@ -571,7 +575,7 @@ def _say_of_split(start: Start, facts: Mapping[str, Any]) -> None:
     """Say where images that now validate were trained on by the model that the run starts from."""
     trained = start.trained
     before = trained.get("split") or {key: trained.get(key) for key in ("seed", "valid_fraction")}
-    if trained.get("data") == facts["data"] and before != facts["split"]:
+    if trained.get("data_digest") == facts["data_digest"] and before != facts["split"]:
         say(
             f"warning: --init-from {start.place} was trained on another split of {facts['data']}: "
             f"it has seen some of the images that validate here; --seed {before['seed']} has its "

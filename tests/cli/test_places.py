@@ -60,7 +60,7 @@ def place(tmp_path, monkeypatch):
 
     for name in ("igpt.loading.load", "igpt.images.prepare.open_data",
                  "igpt.images.sources.find.open_source",
-                 "igpt.formats.hub.pull"):  # fmt: skip
+                 "igpt.loading.pull"):  # fmt: skip
         monkeypatch.setattr(name, work)
     return tmp_path
 

@@ -85,6 +85,8 @@ def test_onnx_files_do_what_their_readme_says(tmp_path, monkeypatch):
     close(names["logits"], model.logits(drawn)[:, -1])
     facts = json.loads((tmp_path / "o" / "model.json").read_text())
     assert facts["feature_layer"] == 2
+    assert (facts["feature_pooling"], facts["feature_normalised"]) == ("mean", True)
+    assert facts["features_fit_the_saved_probe"] is None
     assert facts["model_digest"] == model.digest()
 
 
