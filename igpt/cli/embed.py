@@ -1,14 +1,21 @@
 """`igpt embed`."""
 
+import contextlib
 import json as json_format
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from igpt.cli.arguments import Model
 from igpt.cli.images import FileImages, ImageFiles, Images, MaxBad
 from igpt.cli.outputs import checked
 from igpt.config import Pooling
 from igpt.images.rejects import MAX_BAD
+
+if TYPE_CHECKING:
+    from igpt.pixelmodel import PixelModel
+    from igpt.train.distributed import World
+    from igpt.trained import FeatureChoice
 
 ENDINGS = (".npz", ".parquet")
 
@@ -46,36 +53,21 @@ def embed(
     files = ImageFiles(images, max_bad=max_bad)
 
     from igpt import compute
-    from igpt.images.sources.names import shown
     from igpt.loading import load
-    from igpt.probe.features import EncodedImages, stream_features
-    from igpt.probe.vectors import writing_vectors
-    from igpt.progress import Counter, ticking
+    from igpt.train.distributed import joined
 
     compute.set_threads()
-    loaded = load(model)
-    chosen = loaded.feature_choice(
-        "best" if layer is None else layer, pooling, normalised=False if raw_residual else None
-    )
-    names = [shown(file) for file in files.files]
-    labels = [shown(_folder_name(file)) for file in files.files]
-    pictures = FileImages(files, loaded)
-    with (
-        ticking("features") as ticker,
-        writing_vectors(path, names, labels, chosen.width, is_good=pictures.is_good) as target,
-    ):
-        stream_features(
-            target,
-            loaded.network.in_float32(),
-            EncodedImages(pictures, loaded.tokenizer.encode),
-            layers=[chosen.layer],
-            normalised=chosen.normalised,
-            pooling=chosen.pooling,
-            mask_prob=loaded.facts.mask_prob,
-            progress=Counter(ticker, len(files), "images"),
+    with joined() as world:
+        loaded = load(model)
+        chosen = loaded.feature_choice(
+            "best" if layer is None else layer, pooling, normalised=False if raw_residual else None
         )
+        pictures = FileImages(files, loaded)
+        _write(path, files, pictures, loaded, chosen, world)
+    if not world.is_first:
+        return
     pictures.finish()
-    written = int(pictures.is_good.sum())
+    written = len(files) - len(files.bad)
     said = {
         "out": str(path),
         "images": written,
@@ -89,6 +81,41 @@ def embed(
     else:
         kind = f"layer {chosen.layer}, pooled by {chosen.pooling}"
         print(f"{path}: {written} vectors of {chosen.width} numbers, {kind}")
+
+
+def _write(
+    path: Path,
+    files: ImageFiles,
+    pictures: FileImages,
+    model: "PixelModel",
+    chosen: "FeatureChoice",
+    world: "World",
+) -> None:
+    """Have all processes compute the features, and the first one write them."""
+    from igpt.images.sources.names import shown
+    from igpt.probe.features import EncodedImages, stream_features
+    from igpt.probe.vectors import writing_vectors
+    from igpt.progress import Counter, ticking
+
+    with ticking("features") as ticker, contextlib.ExitStack() as held:
+        target: Any = None
+        if world.is_first:
+            names = [shown(file) for file in files.files]
+            labels = [shown(_folder_name(file)) for file in files.files]
+            target = held.enter_context(writing_vectors(path, names, labels, chosen.width))
+        stream_features(
+            target,
+            model.network.in_float32(),
+            EncodedImages(pictures, model.tokenizer.encode),
+            layers=[chosen.layer],
+            normalised=chosen.normalised,
+            pooling=chosen.pooling,
+            mask_prob=model.facts.mask_prob,
+            is_good=pictures.is_good,
+            progress=Counter(ticker, len(files), "images"),
+            world=world,
+        )
+        pictures.gather(world)
 
 
 def _folder_name(file: Path) -> str:

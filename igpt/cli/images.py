@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from igpt.pixelmodel import PixelModel
+    from igpt.train.distributed import World
 
 Images = Positional[
     Annotated[tuple[str, ...], arg(metavar="IMAGES", help_behavior_hint="(one or more)")]
@@ -50,7 +51,8 @@ class ImageFiles:
         self.rejects = Rejects()
         self._max_bad = max_bad
         self._n_read = 0
-        self._bad: set[int] = set()
+        self.bad: dict[int, str] = {}
+        """Place in `files` of what was left out, and why."""
         self._found: set[int] = set()
         for name in names:
             path = Path(name).expanduser()
@@ -89,7 +91,7 @@ class ImageFiles:
         from igpt.images.taking import read_square
 
         for i in range(len(self.files))[rows]:
-            if i in self._bad:
+            if i in self.bad:
                 continue
             check = check_not_own if i in self._found else None
             try:
@@ -106,7 +108,7 @@ class ImageFiles:
 
         reason = str(error.__cause__ or error)
         name = shown(self.files[i])
-        self._bad.add(i)
+        self.bad[i] = reason
         self.rejects.add(name, reason)
         if len(self.files) == 1:
             raise error
@@ -119,6 +121,22 @@ class ImageFiles:
             max_bad=self._max_bad,
             listed="the lines above",
         )
+
+    def take_over(self, others: "dict[int, str]") -> None:
+        """Leave out what other processes could not read: place in `files` and reason.
+
+        Raises:
+            UserError: with these there are too many.
+        """
+        from igpt.images.sources.names import shown
+
+        for i, reason in sorted(others.items()):
+            if i not in self.bad:  # every process looks at the first image
+                self._leave_out(i, UserError(reason))
+        if others:
+            self.rejects = Rejects()
+            for i, reason in sorted(self.bad.items()):
+                self.rejects.add(shown(self.files[i]), reason)
 
     def say_left_out(self) -> None:
         """How many were left out, if any."""
@@ -148,7 +166,7 @@ class FileImages:
 
         self._files = files
         self._model = model
-        self._shorter_px: list[int] = []
+        self._shorter_px: dict[int, int] = {}
         self.is_good = np.zeros(len(files), bool)
 
     def __len__(self) -> int:
@@ -164,8 +182,17 @@ class FileImages:
             images[i - places.start] = made
             if not self.is_good[i]:
                 self.is_good[i] = True
-                self._shorter_px.append(px)
+                self._shorter_px[i] = px
         return images
+
+    def gather(self, world: "World") -> None:
+        """Tell the first process what the others read and could not read; all must call this."""
+        from igpt.train.shares import collected
+
+        found = collected((self._files.bad, self._shorter_px), world)
+        for bad, shorter_px in found[1:]:
+            self._files.take_over(bad)
+            self._shorter_px |= shorter_px
 
     def finish(self) -> None:
         """Say what was left out, and which images are far from what the model knows."""
@@ -173,7 +200,7 @@ class FileImages:
 
         self._files.say_left_out()
         side, source_px = self._model.image_size, self._model.source_px
-        warn_of_sizes(self._shorter_px, side, source_px=source_px)
+        warn_of_sizes(list(self._shorter_px.values()), side, source_px=source_px)
 
 
 def read_beside(

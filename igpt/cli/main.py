@@ -50,7 +50,7 @@ COMMANDS = {
 }
 
 # Commands whose processes share one job under `torchrun`; every other one would be done many times.
-SHARED = ("prepare", "pretrain", "evaluate", "probe", "finetune", "sample")
+SHARED = ("prepare", "pretrain", "evaluate", "probe", "finetune", "embed", "sample")
 # Commands that compute with a network, and so have `--device`.
 COMPUTING = (
     *("demo", "info", "pretrain", "evaluate", "probe", "finetune", "lowdata", "embed", "classify"),

@@ -8,9 +8,11 @@ from igpt.cli.arguments import Data, Model
 from igpt.errors import UserError
 
 if TYPE_CHECKING:
+    from igpt.compute import Precision
     from igpt.images.packed.read import PackedSet
     from igpt.pixelmodel import PixelModel
-    from igpt.train.distributed import World
+    from igpt.probe.probing import Seen
+    from igpt.probe.solve import Solver
 
 
 def probe(
@@ -48,9 +50,10 @@ def probe(
         solver: of every kind of features: lbfgs finds the optimum; sgd reads a batch at a time, as
             the paper does (§3.4); knn lets the nearest training images vote.
         sgd_steps: updates of sgd, the same for each of its rates.
-        large: for sets of any size: ridge regression chooses the layer while images pass, then
-            its features alone are kept, in float16; sgd where the optimum would not fit in memory.
-        layer_images: training images, drawn at random, that choose the layer of --large; 0: all.
+        large: for sets of any size: ridge regression ranks the layers while images pass, then the
+            features of the best three are kept, in float16, for the solver to choose between; sgd
+            where the optimum would not fit in memory.
+        layer_images: training images, drawn at random, that rank the layers of --large; 0: all.
         plan: only say what --large would take: memory, disk and time.
         checkpoints: probe every checkpoint that the run keeps, for Figure 3 of igpt report.
         max_images: look at so many images of each split at most, drawn at random; none: all.
@@ -58,12 +61,9 @@ def probe(
         json: print the result as one JSON document.
     """
     from igpt import compute
-    from igpt.cli.opening import open_labelled, recorded
+    from igpt.cli.opening import open_labelled
     from igpt.loading import load
-    from igpt.probe.probing import probe_model
     from igpt.probe.solve import Solver
-    from igpt.progress import say
-    from igpt.shipped import is_shipped
     from igpt.train.distributed import joined as joined_ranks
 
     if large and (kmeans or checkpoints):
@@ -75,79 +75,85 @@ def probe(
             "--joined and --kmeans must not be negative and --sgd-steps must be at least 1"
         )
     compute.set_threads()
+    seen: Seen = {"normalised": not raw_residual, "pooling": pooling, "precision": precision}
     with joined_ranks() as world:
+        if checkpoints and world.size > 1:
+            raise UserError("--checkpoints is done by one process: call it without torchrun")
         loaded = load(model)
         with world.first_alone():
             packed = open_labelled(loaded, data, max_images=max_images)
         if checkpoints:
-            if world.size > 1:
-                raise UserError("--checkpoints is done by one process: call it without torchrun")
             _print_checkpoints(_probe_checkpoints(Path(model), packed), model, packed, json=json)
             return
-        if large or plan:
-            document = _probe_large(
-                loaded,
-                packed,
-                world,
-                seen={
-                    "normalised": not raw_residual,
-                    "pooling": pooling,
-                    "precision": precision,
-                },
-                raw_pixels=raw_pixels,
-                n_joined=joined,
-                layer_images=layer_images,
-                solver=Solver(name=solver, sgd_steps=sgd_steps, device=loaded.device),
-                plan=plan,
-            )
-            if plan:
-                if world.is_first:
-                    print(json_format.dumps(document) if json else "\n".join(document["lines"]))
-                return
-        result = (
-            document
-            if large
-            else probe_model(
-                loaded,
-                packed,
-                normalised=not raw_residual,
-                pooling=pooling,
-                precision=precision,
-                raw_pixels=raw_pixels,
-                n_joined=joined,
-                solver=solver,
-                sgd_steps=sgd_steps,
-                n_centers=kmeans,
-                world=world,
-            )
+        solving = Solver(name=solver, sgd_steps=sgd_steps, device=loaded.device)
+        sized: Any = {"seen": seen, "n_joined": joined, "solver": solving}
+        if plan:
+            if world.is_first:
+                _print_plan(loaded, packed, json=json, layer_images=layer_images, **sized)
+            return
+        if large:
+            sized["layer_images"] = layer_images
+        result = _probed(
+            loaded, packed, large=large, kmeans=kmeans, raw_pixels=raw_pixels, world=world, **sized
         )
-    if not result:
-        return
-    document = recorded(model, loaded, "probe", result, data=packed, precision=precision)
+    if result:
+        _tell(model, loaded, packed, result, precision=precision, json=json)
+
+
+def _probed(
+    model: "PixelModel",
+    data: "PackedSet",
+    *,
+    large: bool,
+    kmeans: int,
+    seen: "Seen",
+    solver: "Solver",
+    **options: Any,
+) -> dict[str, Any]:
+    """The figures by one of the two paths; on every process but the first nothing."""
+    from igpt.probe.large import probe_large
+    from igpt.probe.probing import probe_model
+
+    if large:
+        return probe_large(model, data, seen=seen, solver=solver, **options)
+    own: Any = {"solver": solver.name, "sgd_steps": solver.sgd_steps, "n_centers": kmeans}
+    return probe_model(model, data, **seen, **own, **options)
+
+
+def _print_plan(model: "PixelModel", data: "PackedSet", *, json: bool, **options: Any) -> None:
+    import dataclasses
+
+    from igpt.probe.large import plan_large
+
+    planned = plan_large(model, data, **options)
+    document = {**dataclasses.asdict(planned), "lines": planned.lines()}
+    print(json_format.dumps(document) if json else "\n".join(planned.lines()))
+
+
+def _tell(
+    name: str,
+    model: "PixelModel",
+    data: "PackedSet",
+    result: dict[str, Any],
+    *,
+    precision: "Precision",
+    json: bool,
+) -> None:
+    """Record the figures and print them."""
+    from igpt.cli.opening import recorded
+    from igpt.progress import say
+    from igpt.shipped import is_shipped
+
+    document = recorded(name, model, "probe", result, data=data, precision=precision)
     if json:
         print(json_format.dumps(document))
     else:
         _print_result(result)
-    if is_shipped(loaded.folder):
+    if is_shipped(model.folder):
         say(
-            f"not saved, as {model} ships with igpt: for `igpt classify`, probe a copy "
-            f"(igpt convert {model} mine)"
+            f"not saved, as {name} ships with igpt: for `igpt classify`, probe a copy "
+            f"(igpt convert {name} mine)"
         )
-
-
-def _probe_large(
-    model: "PixelModel", data: "PackedSet", world: "World", *, plan: bool, **options: Any
-) -> dict[str, Any]:
-    """The figures of `--large`, or what they would take."""
-    import dataclasses
-
-    from igpt.probe.large import plan_large, probe_large
-
-    if plan:
-        del options["raw_pixels"]
-        planned = plan_large(model, data, **options)
-        return {**dataclasses.asdict(planned), "lines": planned.lines()}
-    return probe_large(model, data, **options, world=world)
 
 
 def _probe_checkpoints(run: Path, data: "PackedSet") -> dict[int, dict[str, Any]]:

@@ -7,6 +7,7 @@ final norm). All L + 1 layers come out of one forward pass.
 import copy
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +27,9 @@ from igpt.trained import weights_digest
 
 # Part of the key of a kept file: raise it when the same inputs give other numbers.
 CACHE_VERSION = 3
+
+# In every place of a vector that stands for no image; no features are this.
+LEFT_OUT = -math.inf
 
 # A batch whose activations stay in the caches of a CPU; a GPU wants more work at a time.
 BATCH_TOKENS = {"cpu": 4096, "cuda": 2**17}
@@ -151,6 +155,7 @@ def stream_features(
     mask_seed: int = 0,
     precision: compute.Precision = "auto",
     batch_size: int | None = None,
+    is_good: np.ndarray | None = None,
     progress: Callable[[int], None] | None = None,
     world: World = ALONE,
 ) -> None:
@@ -161,6 +166,7 @@ def stream_features(
     Args:
         target: gets `target[:, rows] = (len(layers), n, D) float32`, rows in order; of several
             processes, the first one's.
+        is_good: (N,) bool, known for an image once its tokens are read: others give `LEFT_OUT`.
     """
     chosen = _checked_layers(network, layers)
     check_tokens(network, tokens)
@@ -182,7 +188,10 @@ def stream_features(
         found = pooled_layers(
             model, batch, masked, layers=chosen, normalised=normalised, pooling=pooling
         )
-        return found[:, : rows.stop - rows.start].cpu()
+        found = found[:, : rows.stop - rows.start].cpu()
+        if is_good is not None:
+            found[:, torch.from_numpy(~is_good[rows])] = LEFT_OUT
+        return found
 
     def shape(number: int) -> tuple[int, int, int]:
         return len(chosen), stretches[number].stop - stretches[number].start, width

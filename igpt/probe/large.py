@@ -2,11 +2,11 @@
 
 Two passes, in bounded memory, shared by the ranks of a job:
 
-1. The layer is chosen by ridge regression. Each rank adds X^T X and X^T Y of every layer in float64
+1. Ridge regression ranks the layers. Each rank adds X^T X and X^T Y of every layer in float64
    over its share of some training images; one all-reduce; then a single eigendecomposition a layer
    gives the weights for every strength, which are judged on validation as its images pass.
-2. The features of the chosen layer, and of its neighbours where layers are joined, are kept in
-   float16, and one of the solvers of `igpt.probe.solve` fits them.
+2. The features of the `FINALISTS` best layers, and of the best one's neighbours where layers are
+   joined, are kept in float16; one of the solvers of `igpt.probe.solve` fits them, and chooses.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import dataclasses
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,22 @@ import torch
 from torch import Tensor
 
 from igpt import compute, files, streams
+from igpt.config import N_POOLED
 from igpt.errors import UserError
 from igpt.images.packed.read import PackedSet
 from igpt.images.splits import SPLITS, Split
 from igpt.model.sizes import Shape, forward_flops
 from igpt.probe.features import EncodedImages, stream_features
-from igpt.probe.probing import Seen, checked_labels, keep_probe, labels_of, probe_pixels
-from igpt.probe.protocol import Labelled, LayerScore, best_score, join_layers, window
-from igpt.probe.solve import Solver, SolverName, fit
+from igpt.probe.probing import (
+    Seen,
+    checked_labels,
+    fitted,
+    labels_of,
+    probe_joined,
+    probe_pixels,
+)
+from igpt.probe.protocol import Labelled, LayerScore, best_score, window
+from igpt.probe.solve import Solver, SolverName
 from igpt.progress import Counter, ticking
 from igpt.train.distributed import World
 from igpt.train.shares import ALONE
@@ -39,6 +47,8 @@ from igpt.trained import Trained
 
 LAYER_IMAGES = 20_000
 """Default training images that choose the layer: more moved no choice that was tried."""
+FINALISTS = 3
+"""Layers between which the solver chooses: ridge regression alone was off by two on small sets."""
 SHARES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Ridge penalties, as shares of the number of images, for features of variance 1."""
 ADDED_ROWS = 512
@@ -60,7 +70,7 @@ class LargePlan:
     fitting_bytes: int
     """Of the solver: exact, 4 N (J D + 1) twice; sgd, next to nothing."""
     disk_bytes: int
-    """2 N J D of features in float16, over all splits."""
+    """2 N J D of features in float16, over all splits, of J layers at most."""
     solver: SolverName
     forward_s: float
     """Estimated time of the network, on one process."""
@@ -68,7 +78,8 @@ class LargePlan:
     def lines(self) -> list[str]:
         """For a person."""
         return [
-            f"layer        chosen by ridge regression on {self.layer_images:,} training images",
+            f"layers       the best {FINALISTS} by ridge regression "
+            f"on {self.layer_images:,} training images",
             f"memory       {self.choosing_bytes / 1e9:.2f} GB to choose, "
             f"{self.fitting_bytes / 1e9:.2f} GB to fit by {self.solver}, beside the network",
             f"disk         {self.disk_bytes / 1e9:.2f} GB, given back at the end",
@@ -87,13 +98,13 @@ def plan_large(
 ) -> LargePlan:
     """The plan of `probe_large` with the same arguments."""
     config = model.network.config
-    width = config.n_embd * (1 if seen["pooling"] == "mean" else 5)
+    width = config.n_embd * N_POOLED[seen["pooling"]]
     n = {split: data.n(split) for split in SPLITS}
     n_classes, n_layers = len(data.classes or ()), config.n_layer + 1
     sums = 8 * n_layers * (width + 1) * (width + 1 + n_classes)
     fits = 4 * n_layers * len(SHARES) * n_classes * width
-    kept = max(1, n_joined)
-    exact = 8 * (n["train"] + n["valid"]) * (kept * width + 1)
+    exact = 8 * (n["train"] + n["valid"]) * (max(1, n_joined) * width + 1)
+    kept = min(n_layers, FINALISTS if n_joined < 2 else n_joined + FINALISTS - 1)
     fits_in = exact < FITTED_SHARE * compute.free_memory_bytes(model.device)
     name: SolverName = solver.name if fits_in or solver.name != "lbfgs" else "sgd"
     chosen = min(layer_images or n["train"], n["train"])
@@ -147,36 +158,35 @@ def probe_large(
     plan = plan_large(
         model, data, seen=seen, n_joined=n_joined, layer_images=layer_images, solver=solver
     )
-    _check_disk(plan)
+    world.told(lambda: _check_disk(plan))
     scores = choose_layer(model, data, seen=seen, layer_images=plan.layer_images, world=world)
-    best = best_score(scores)
-    taken = window(best.layer, len(scores), max(1, n_joined))
+    best = best_score(scores).layer
+    side_by_side = window(best, len(scores), n_joined)
+    layers = sorted({*finalists(scores), *side_by_side})
     solver = dataclasses.replace(solver, name=plan.solver)
-    with kept_features(model, data, list(taken), seen=seen, world=world) as splits:
-        if not world.is_first:
+    with kept_features(model, data, layers, seen=seen, world=world) as splits:
+        found, figures = fitted(
+            model, data, splits, layers, seen=seen, solver=solver, save=save, world=world
+        )
+        if found is None:
             return {}
-        own = taken.index(best.layer)
-        single = [Labelled(part.features[own : own + 1], part.labels) for part in splits]
-        found = fit(*single, layers=[best.layer], solver=solver)
-        figures: dict[str, Any] = {
-            "solver": solver.name,
-            "pooling": seen["pooling"],
-            **dataclasses.asdict(found.result),
-            "by_layer": [dataclasses.asdict(score) for score in scores],
-            "layer_rule": f"ridge regression on {plan.layer_images} training images",
-        }
         if n_joined:
-            sides = [
-                Labelled(join_layers(part.features, own, n_joined=len(taken))[0], part.labels)
-                for part in splits
-            ]
-            joined = fit(*sides, layers=[best.layer], solver=solver).result
-            figures["joined"] = {"layers": list(taken), **dataclasses.asdict(joined)}
-    if save:
-        keep_probe(model, data, found, seen)
+            figures["joined"] = probe_joined(splits, side_by_side, layers, best, solver)
+    figures["finalists"] = figures["by_layer"]
+    figures["by_layer"] = [dataclasses.asdict(score) for score in scores]
+    figures["layer_rule"] = (
+        f"{solver.name} among layers {', '.join(map(str, layers))}, the best by ridge regression "
+        f"on {plan.layer_images} training images"
+    )
     if raw_pixels:
         figures["raw_pixels"] = probe_pixels(data, solver=solver)
     return figures
+
+
+def finalists(scores: Sequence[LayerScore]) -> list[int]:
+    """The layers that ridge regression finds best, in increasing order."""
+    ranked = sorted(scores, key=lambda score: -score.valid_accuracy)
+    return sorted(score.layer for score in ranked[:FINALISTS])
 
 
 def _check_disk(plan: LargePlan) -> None:
@@ -210,7 +220,9 @@ def choose_layer(
     drawn = np.sort(streams.stream(0, "layer-images").permutation(len(rows))[:layer_images])
     present = np.unique(labels)
     codes = np.searchsorted(present, labels[drawn])
-    sums = Moments(len(present), model.device)
+    config = model.network.config
+    width = config.n_embd * N_POOLED[seen["pooling"]]
+    sums = Moments(config.n_layer + 1, width, len(present), model.device)
     _pass(model, data, rows[drawn], "layer, train", seen, world, _Adding(sums, codes, world))
     fits = sums.over(world).ridge()
     judged = _Judging(fits, labels_of(data, "valid"), present, model.device, world)
@@ -256,33 +268,30 @@ class Moments:
     """Sums over images of every layer, from which ridge regression follows.
 
     Args:
+        n_layers: L + 1.
+        width: D.
         n_classes: C.
         device: where the products are taken.
     """
 
-    def __init__(self, n_classes: int, device: torch.device) -> None:
-        self._n_classes = n_classes
-        self._device = compute.for_float64(device)
-        self._gram: Tensor | None = None  # (L + 1, D + 1, D + 1), the last feature is 1
-        self._cross: Tensor | None = None  # (L + 1, D + 1, C)
+    def __init__(self, n_layers: int, width: int, n_classes: int, device: torch.device) -> None:
+        like: Any = {"dtype": torch.float64, "device": compute.for_float64(device)}
+        # The last feature of each image is 1.
+        self._gram = torch.zeros(n_layers, width + 1, width + 1, **like)
+        self._cross = torch.zeros(n_layers, width + 1, n_classes, **like)
 
     def add(self, features: np.ndarray, codes: np.ndarray) -> None:
         """Add images: (L + 1, n, D) float32 and (n,) int64 classes."""
-        rows = torch.from_numpy(features).to(self._device).double()
-        rows = torch.cat([rows, torch.ones(*rows.shape[:2], 1, device=rows.device)], dim=2)
-        if self._gram is None or self._cross is None:
-            n_layers, _, width = rows.shape
-            like: Any = {"dtype": torch.float64, "device": self._device}
-            self._gram = torch.zeros(n_layers, width, width, **like)
-            self._cross = torch.zeros(n_layers, width, self._n_classes, **like)
-        for layer, x in enumerate(rows):
-            self._gram[layer].addmm_(x.T, x)
-            classes = torch.from_numpy(codes).to(self._device)
-            self._cross[layer].T.index_add_(0, classes, x)
+        device = self._gram.device
+        classes = torch.from_numpy(codes).to(device)
+        for gram, cross, rows in zip(self._gram, self._cross, features, strict=True):
+            x = torch.ones(len(rows), gram.shape[0], dtype=torch.float64, device=device)
+            x[:, :-1] = torch.from_numpy(rows)
+            gram.addmm_(x.T, x)
+            cross.T.index_add_(0, classes, x)
 
     def over(self, world: World) -> "Moments":
         """The sums over all processes, on each of them."""
-        assert self._gram is not None and self._cross is not None
         world.sum(self._gram)
         world.sum(self._cross)
         return self
@@ -293,7 +302,6 @@ class Moments:
         Targets are 1 for the class of an image and 0 for the others; the penalty is on weights of
         standardised features, the bias goes free.
         """
-        assert self._gram is not None and self._cross is not None
         found = [_ridge_of(g, c) for g, c in zip(self._gram, self._cross, strict=True)]
         return np.stack([pair[0] for pair in found]), np.stack([pair[1] for pair in found])
 
@@ -378,31 +386,38 @@ def kept_features(
 ) -> Iterator[list[Labelled]]:
     """The three splits with features of some layers, in float16 on the disk for the block's time.
 
-    On every process but the first the features are of no use.
+    On every process but the first they are not there.
     """
     place = files.cache_folder() / "features"
+    if not world.is_first:
+        for split in SPLITS:
+            _fill(None, model, data, split, layers, seen=seen, world=world)
+        yield []
+        return
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="large-", dir=place) as folder:
-        yield [
-            _kept_split(model, data, split, layers, Path(folder), seen=seen, world=world)
-            for split in SPLITS
-        ]
+        splits = []
+        for split in SPLITS:
+            width = model.network.config.n_embd * N_POOLED[seen["pooling"]]
+            shape = (len(layers), data.n(split), width)
+            path = Path(folder) / f"{split}.npy"
+            held = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+            _fill(held, model, data, split, layers, seen=seen, world=world)
+            splits.append(Labelled(held, labels_of(data, split)))
+        yield splits
 
 
-def _kept_split(
+def _fill(
+    held: Any,
     model: Trained,
     data: PackedSet,
     split: Split,
     layers: list[int],
-    folder: Path,
     *,
     seen: Seen,
     world: World,
-) -> Labelled:
-    width = model.network.config.n_embd * (1 if seen["pooling"] == "mean" else 5)
-    shape = (len(layers), data.n(split) if world.is_first else 0, width)
-    path = folder / f"{split}.npy"
-    held = np.lib.format.open_memmap(path, "w+", np.float16, shape) if shape[1] else np.empty(shape)
+) -> None:
+    """Have all processes compute the features of a split into the first one's array."""
     tokens = EncodedImages(data.images(split), model.tokenizer.encode)
     with ticking(f"features, {split}") as ticker:
         stream_features(
@@ -415,4 +430,3 @@ def _kept_split(
             progress=Counter(ticker, len(tokens), "images"),
             world=world,
         )
-    return Labelled(held, labels_of(data, split))

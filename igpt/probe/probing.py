@@ -1,7 +1,7 @@
 """The linear probe of a model on a data set: features, protocol, joined layers, votes, pixels."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -15,7 +15,14 @@ from igpt.images.splits import SPLITS, Split
 from igpt.model.head import SavedProbe
 from igpt.probe.features import EncodedImages, extract_features
 from igpt.probe.kmeans import KMeansConfig, KMeansFeatures
-from igpt.probe.protocol import Labelled, Lazy, check_labels, join_layers, pixel_features
+from igpt.probe.protocol import (
+    Labelled,
+    Lazy,
+    check_labels,
+    join_layers,
+    pixel_features,
+    window,
+)
 from igpt.probe.solve import Fit, Solver, SolverName, fit
 from igpt.probe.vote import voted_accuracy
 from igpt.progress import Counter, say, ticking
@@ -90,27 +97,58 @@ def probe_model(
     splits = features or tuple(
         labelled_features(model, data, name, **seen, world=world) for name in SPLITS
     )
-    if not world.is_first:
-        _vote_shared(model, data, seen, world)
-        return {}
     solving = Solver(name=solver, sgd_steps=sgd_steps, device=model.device)
     layers = range(model.network.config.n_layer + 1)
-    with ticking("probe") as ticker:
-        tick = Counter(ticker, len(layers))
-        found = fit(*splits, layers=layers, solver=solving, progress=tick)
-    if save:
-        keep_probe(model, data, found, seen)
-    result = found.result
-    figures: dict[str, Any] = {"solver": solver, "pooling": pooling, **dataclasses.asdict(result)}
+    found, figures = fitted(
+        model, data, splits, layers, seen=seen, solver=solving, save=save, world=world
+    )
+    if found is None:
+        return {}
     if raw_pixels:
         figures["raw_pixels"] = probe_pixels(data, solver=solving)
     if n_centers:
         figures["kmeans"] = probe_kmeans(data, KMeansConfig(n_centers=n_centers), solver=solving)
     if n_joined:
-        figures["joined"] = _probe_joined(splits, result.layer, n_joined, solving)
-    if model.network.objective == "bert":
-        figures |= _vote(model, data, found, seen, world)
+        taken = window(found.result.layer, len(layers), n_joined)
+        figures["joined"] = probe_joined(splits, taken, layers, found.result.layer, solving)
     return figures
+
+
+def fitted(
+    model: Trained,
+    data: PackedSet,
+    splits: Sequence[Labelled],
+    layers: Sequence[int],
+    *,
+    seen: Seen,
+    solver: Solver,
+    save: bool,
+    world: World,
+) -> tuple[Fit | None, dict[str, Any]]:
+    """The protocol on features that are at hand, and of BERT the vote of several masks.
+
+    Args:
+        model: whose features they are.
+        data: of which images.
+        splits: train, valid and test; used by the first process only.
+        layers: the number of each row of `features`.
+        seen: which features they are.
+        solver: what fits.
+        save: keep the chosen classifier in the model's folder.
+        world: all processes, which must call this; only the first one gets anything.
+    """
+    found = None
+    if world.is_first:
+        with ticking("probe") as ticker:
+            tick = Counter(ticker, len(layers))
+            found = fit(*splits, layers=layers, solver=solver, progress=tick)
+        if save:
+            keep_probe(model, data, found, seen)
+    vote = _vote(model, data, found, seen, world) if model.network.objective == "bert" else {}
+    if found is None:
+        return None, {}
+    told = dataclasses.asdict(found.result)
+    return found, {"solver": solver.name, "pooling": seen["pooling"], **told, **vote}
 
 
 def keep_probe(model: Trained, data: PackedSet, found: Fit, seen: Seen) -> None:
@@ -148,17 +186,26 @@ def probe_kmeans(
     return {**dataclasses.asdict(config), **dataclasses.asdict(result)}
 
 
-def _probe_joined(
-    splits: tuple[Labelled, ...], around: int, n_joined: int, solver: Solver
+def probe_joined(
+    splits: Sequence[Labelled],
+    taken: Sequence[int],
+    layers: Sequence[int],
+    around: int,
+    solver: Solver,
 ) -> dict[str, Any]:
-    """The same protocol on adjacent layers side by side (paper §4.4)."""
-    joined = [join_layers(split.features, around, n_joined=n_joined) for split in splits]
-    sides = (
-        Labelled(features, split.labels)
-        for (features, _), split in zip(joined, splits, strict=True)
-    )
+    """The same protocol on adjacent layers side by side (paper §4.4).
+
+    Args:
+        splits: train, valid and test.
+        taken: the layers to put side by side.
+        layers: the number of each row of `features`.
+        around: the layer that is named in the result.
+        solver: what fits.
+    """
+    rows = [list(layers).index(layer) for layer in taken]
+    sides = (Labelled(join_layers(part.features, rows), part.labels) for part in splits)
     result = fit(*sides, layers=[around], solver=solver).result
-    return {"layers": list(joined[0][1]), **dataclasses.asdict(result)}
+    return {"layers": list(taken), **dataclasses.asdict(result)}
 
 
 def probe_pixels(data: PackedSet, *, solver: Solver = EXACT) -> dict[str, Any]:
@@ -173,30 +220,29 @@ def lazy_pixels(images: Any) -> Lazy:
     return Lazy(lambda rows: pixel_features(images[rows]), len(images), width)
 
 
-def _vote(model: Trained, data: PackedSet, found: Fit, seen: Seen, world: World) -> dict[str, Any]:
-    """The answer of several masks, where a linear classifier can give one."""
-    layer = world.from_first(found.result.layer if found.weights is not None else -1)
-    return {} if layer < 0 else {"vote": _voted(model, data, found, seen, world)}
+def _vote(
+    model: Trained, data: PackedSet, found: Fit | None, seen: Seen, world: World
+) -> dict[str, Any]:
+    """Test accuracy of the modal answer over `N_MASKS` masks; the probe saw the first one's.
 
-
-def _vote_shared(model: Trained, data: PackedSet, seen: Seen, world: World) -> None:
-    """What the other processes do of `_vote`."""
-    if model.network.objective == "bert" and (layer := world.from_first(-1)) >= 0:
-        _behind_masks(model, data, layer, seen, world)
-
-
-def _voted(model: Trained, data: PackedSet, found: Fit, seen: Seen, world: World) -> dict[str, Any]:
-    """Test accuracy of the modal answer over `N_MASKS` masks; the probe saw the first one's."""
-    assert found.weights is not None and found.biases is not None
+    Empty where no linear classifier was fitted; `found` is the first process's alone.
+    """
+    has_one = found is not None and found.weights is not None
+    layer = world.from_first(found.result.layer if found is not None and has_one else -1)
+    if layer < 0:
+        return {}
+    features = _behind_masks(model, data, layer, seen, world)
+    if found is None or found.weights is None or found.biases is None:
+        return {}
     accuracy = voted_accuracy(
-        _behind_masks(model, data, found.result.layer, seen, world),
+        features,
         labels_of(data, "test"),
         weights=found.weights,
         biases=found.biases,
         present=np.array(found.result.labels),
         seed=0,
     )
-    return {"n_masks": N_MASKS, "test_accuracy": accuracy}
+    return {"vote": {"n_masks": N_MASKS, "test_accuracy": accuracy}}
 
 
 def _behind_masks(

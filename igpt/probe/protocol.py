@@ -241,24 +241,22 @@ def pixel_features(images: np.ndarray) -> np.ndarray:
     return flat
 
 
-def join_layers(features: np.ndarray, around: int, *, n_joined: int = 5) -> tuple[Lazy, range]:
-    """Features of adjacent layers side by side, centred on the best one (paper §4.4).
+def join_layers(features: np.ndarray, taken: Sequence[int]) -> Lazy:
+    """Features of some layers side by side (paper §4.4).
 
     Args:
-        features: (n_layers, N, D) of all layers.
-        around: the best layer; near an end the window moves inwards.
-        n_joined: layers to take.
+        features: (n_layers, N, D).
+        taken: rows of it.
 
     Returns:
-        (1, N, n_joined * D) features, put side by side as they are read, and the layers taken.
+        (1, N, len(taken) * D) features, put side by side as they are read.
     """
-    taken = window(around, len(features), n_joined)
 
     def side_by_side(rows: np.ndarray | slice) -> np.ndarray:
-        return np.concatenate([features[layer][rows] for layer in taken], axis=1)
+        return np.concatenate([features[row][rows] for row in taken], axis=1)
 
     _, n, width = features.shape
-    return Lazy(side_by_side, n, len(taken) * width), taken
+    return Lazy(side_by_side, n, len(taken) * width)
 
 
 def window(around: int, n_layers: int, n_joined: int) -> range:

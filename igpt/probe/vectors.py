@@ -12,7 +12,7 @@ import numpy as np
 
 from igpt.errors import UserError
 from igpt.files import writing
-from igpt.probe.features import FeatureTarget
+from igpt.probe.features import LEFT_OUT, FeatureTarget
 
 # Rows of parquet that are gathered before they are written: small groups read slowly.
 GROUP_ROWS = 4096
@@ -20,7 +20,7 @@ GROUP_ROWS = 4096
 
 @contextmanager
 def writing_vectors(
-    path: Path, names: Sequence[str], labels: Sequence[str], width: int, *, is_good: np.ndarray
+    path: Path, names: Sequence[str], labels: Sequence[str], width: int
 ) -> Iterator[FeatureTarget]:
     """A target for `stream_features` of one layer that becomes the file `path`, or nothing at all.
 
@@ -28,29 +28,33 @@ def writing_vectors(
         path: ends in .npz (arrays path, label, vector) or .parquet (columns of these names).
         names: of all N images, in order.
         labels: of the same.
-        width: D of a vector.
-        is_good: (N,) bool, known for an image when its vector comes: whether it is written.
+        width: D of a vector; one of `LEFT_OUT` is not written, nor its name and label.
 
     Raises:
         UserError: pyarrow is missing for parquet, the disk is full, or the place cannot be written.
     """
     kind = _NpzRows if path.suffix.lower() == ".npz" else _ParquetRows
-    with writing(path) as part, kind(part, names, labels, width, is_good) as rows:
+    with writing(path) as part, kind(part, names, labels, width) as rows:
         yield rows
         rows.finish()
+
+
+def is_image(vectors: np.ndarray) -> np.ndarray:
+    """Which of (n, D) vectors stand for an image: (n,) bool."""
+    return (vectors != LEFT_OUT).any(axis=1)  # type: ignore[no-any-return]
 
 
 class _NpzRows:
     """(n, D) float32 beside path and label; their number is known only at the end."""
 
-    def __init__(
-        self, part: Path, names: Sequence[str], labels: Sequence[str], width: int, good: np.ndarray
-    ) -> None:
-        self._part, self._width, self._good = part, width, good
+    def __init__(self, part: Path, names: Sequence[str], labels: Sequence[str], width: int) -> None:
+        self._part, self._width = part, width
+        self._good = np.zeros(len(names), bool)
         self._columns = {"path": names, "label": labels}
         self._raw = tempfile.TemporaryFile(dir=part.parent)  # noqa: SIM115
 
     def __setitem__(self, place: tuple[slice, slice], values: np.ndarray) -> None:
+        self._good[place[1]] = is_image(values[0])
         kept = values[0][self._good[place[1]]]
         self._raw.write(np.ascontiguousarray(kept, "<f4").data)
 
@@ -80,9 +84,7 @@ class _NpzRows:
 class _ParquetRows:
     """Groups of rows with the path, the label and the vector of each image."""
 
-    def __init__(
-        self, part: Path, names: Sequence[str], labels: Sequence[str], width: int, good: np.ndarray
-    ) -> None:
+    def __init__(self, part: Path, names: Sequence[str], labels: Sequence[str], width: int) -> None:
         try:
             import pyarrow as pa
             import pyarrow.parquet as pq
@@ -95,12 +97,12 @@ class _ParquetRows:
         fields = [("path", pa.string()), ("label", pa.string()), ("vector", vector)]
         self._schema = pa.schema(fields)
         self._writer = pq.ParquetWriter(part, self._schema)
-        self._names, self._labels, self._good = names, labels, good
+        self._names, self._labels = names, labels
         self._places: list[int] = []
         self._waiting: list[np.ndarray] = []
 
     def __setitem__(self, place: tuple[slice, slice], values: np.ndarray) -> None:
-        good = self._good[place[1]]
+        good = is_image(values[0])
         self._waiting.append(values[0][good])
         self._places += (np.flatnonzero(good) + place[1].start).tolist()
         if len(self._places) >= GROUP_ROWS:

@@ -2,14 +2,19 @@
 
 PyTorch's own makes them matrix by matrix and always in bfloat16, which a processor that does not
 multiply it takes seventeen times as long for.
+
+Where each rank holds some rows of every matrix (FSDP2), a stack is exchanged so that each rank has
+some matrices whole, turns those, and is exchanged back: no product is made twice.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
 
 # Numbers in one stack of matrices: a few MB, which stay in a cache.
 STACK = 2**21
@@ -38,16 +43,18 @@ class Muon(torch.optim.Muon):
                 if parameter.grad is not None:
                     updates[parameter] = self._with_momentum(parameter, group["momentum"])
             for stack in _stacks(updates):
-                turned = orthogonal(
-                    torch.stack([updates[parameter] for parameter in stack]).to(self._dtype),
-                    group["ns_coefficients"],
+                turn = functools.partial(
+                    orthogonal,
+                    coefficients=group["ns_coefficients"],
                     n_steps=group["ns_steps"],
                     eps=group["eps"],
                 )
-                rate = group["lr"] * 0.2 * math.sqrt(max(turned.shape[1:]))
+                turned = _each_whole([updates[p].to(self._dtype) for p in stack], turn)
+                rate = group["lr"] * 0.2 * math.sqrt(max(stack[0].shape))
                 for parameter, update in zip(stack, turned, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update, alpha=-rate)
+                    own = _own_rows(parameter)
+                    own.mul_(1 - group["lr"] * group["weight_decay"])
+                    own.add_(update, alpha=-rate)
 
     def _with_momentum(self, parameter: Tensor, momentum: float) -> Tensor:
         assert parameter.grad is not None
@@ -58,13 +65,44 @@ class Muon(torch.optim.Muon):
         return parameter.grad.lerp(state["momentum_buffer"], momentum)  # as Nesterov's
 
 
+def _own_rows(tensor: Tensor) -> Tensor:
+    """What this rank holds of it: all, or some rows."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _each_whole(matrices: list[Tensor], turn: Callable[[Tensor], Tensor]) -> Tensor:
+    """`turn` of matrices of equal shape, whole: (n, rows that this rank holds, columns).
+
+    Args:
+        matrices: (rows, columns), all whole or all cut up by rows over the same ranks.
+        turn: (m, rows, columns) -> the same shape, each matrix by itself.
+    """
+    first = matrices[0]
+    stack = torch.stack([_own_rows(matrix) for matrix in matrices])
+    if not isinstance(first, DTensor):
+        return turn(stack)
+    shape = torch.Size([len(matrices), *first.shape])
+    stride = (first.numel(), first.shape[1], 1)
+    mesh = first.device_mesh
+
+    def of_all(own: Tensor, dim: int) -> DTensor:
+        return DTensor.from_local(
+            own, mesh, [Shard(dim)], run_check=False, shape=shape, stride=stride
+        )
+
+    own = of_all(stack, 1).redistribute(placements=[Shard(0)]).to_local()
+    turned = turn(own) if len(own) else own
+    return of_all(turned.contiguous(), 0).redistribute(placements=[Shard(1)]).to_local()
+
+
 def _stacks(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """Groups of parameters of equal shape, in a fixed order."""
     by_shape: dict[torch.Size, list[Tensor]] = {}
     for parameter in parameters:
         by_shape.setdefault(parameter.shape, []).append(parameter)
     for shape, equal in by_shape.items():
-        n = max(1, STACK // shape.numel())
+        ranks = equal[0].device_mesh.size() if isinstance(equal[0], DTensor) else 1
+        n = max(1, STACK // shape.numel()) * ranks
         for start in range(0, len(equal), n):
             yield equal[start : start + n]
 

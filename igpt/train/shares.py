@@ -49,8 +49,12 @@ def gathered(own: np.ndarray, world: World) -> np.ndarray:
         own: (n, ...) of this process, of the same type and row shape on all.
         world: the processes; all of them must call this.
     """
-    if world.size == 1:
-        return own
-    parts: list[Any] = [None] * world.size
-    dist.gather_object(own, parts if world.is_first else None)
-    return np.concatenate(parts) if world.is_first else own
+    return np.concatenate(parts) if (parts := collected(own, world)) else own
+
+
+def collected(own: Any, world: World) -> list[Any]:
+    """What each process gives, in their order, on the first one; on the others nothing."""
+    parts: list[Any] = [own] * world.size
+    if world.size > 1:
+        dist.gather_object(own, parts if world.is_first else None)
+    return parts if world.is_first else []

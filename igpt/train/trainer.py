@@ -177,11 +177,6 @@ def _check_machine(train: TrainConfig, world: World, device: torch.device) -> No
             f"train.batch_size {train.batch_size} is less than the {world.size} processes of "
             "torchrun: each needs an image, so start fewer or raise it"
         )
-    if world.size > 1 and train.parallel == "fsdp" and train.optimizer == "muon":
-        raise UserError(
-            "train.optimizer muon needs whole matrices, which train.parallel fsdp cuts up: "
-            "choose --train.parallel ddp or --train.optimizer adamw"
-        )
     if train.compile == "blocks" and (problem := compute.compile_problem(device)):
         raise UserError(
             f"train.compile blocks is not possible here: {problem}; or add --train.compile off"

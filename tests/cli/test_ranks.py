@@ -58,6 +58,7 @@ def test_evaluate_and_probe_give_the_figures_of_one_process(trained, capsys):
     for args in (
         ["evaluate", run, photos, "--split", "train", "--precision", "fp32"],
         ["probe", run, photos, "--precision", "fp32", "--joined", "2"],
+        ["probe", run, photos, "--precision", "fp32", "--joined", "2", "--large"],
     ):
         out, _ = shared(trained, *args, "--json")
         (line,) = out.splitlines()
@@ -66,6 +67,37 @@ def test_evaluate_and_probe_give_the_figures_of_one_process(trained, capsys):
         for name, value in one.items():
             if isinstance(value, float):
                 assert together[name] == pytest.approx(value, abs=1e-5), name
+            if name in ("layer", "by_layer", "finalists", "joined", "vote"):
+                assert near(together[name], value), name
+
+
+def near(one, other):
+    """Plain values that are the same, numbers to 1e-5."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(near(one[k], other[k]) for k in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(near, one, other))
+    return one == pytest.approx(other, abs=1e-5)
+
+
+def test_embed_writes_what_one_process_writes(trained, tmp_path, capsys):
+    """With a file that cannot be read in each process's share."""
+    bad = [trained / "photos" / name for name in ("bad-a.png", "zz-bad.png")]
+    photos = [str(path) for path in sorted((trained / "photos").rglob("*.*"))[:40]]
+    for path in bad:
+        path.write_bytes(b"no image")
+    args = ["embed", str(trained / "run"), str(bad[0]), *photos, str(bad[1])]
+    args += ["--layer", "1", "--json", "--out"]
+    out, err = shared(tmp_path, *args, "two.npz")
+    one = json.loads(alone(*args, str(tmp_path / "one.npz"), capsys=capsys))
+    two = json.loads(out)
+    assert two["left_out"] == one["left_out"] and len(one["left_out"]) == 2
+    assert err.count("left out:") == 2
+    with np.load(tmp_path / "one.npz") as a, np.load(tmp_path / "two.npz") as b:
+        assert len(a["path"]) == 40
+        assert all(np.array_equal(a[name], b[name]) for name in a.files)
+    for path in bad:
+        path.unlink()
 
 
 def test_prepare_takes_one_part_a_process(trained, tmp_path, capsys):

@@ -18,6 +18,7 @@ from igpt.probe.protocol import (
     pixel_features,
     present_labels,
     probe_layers,
+    window,
 )
 
 N_LAYERS, WIDTH, N_CLASSES = 3, 8, 4
@@ -128,8 +129,9 @@ def test_pixels_lie_between_minus_one_and_one() -> None:
 @pytest.mark.parametrize(("around", "taken"), [(0, 0), (1, 0), (3, 1), (6, 2)])
 def test_joined_layers_are_adjacent_and_centred(around: int, taken: int) -> None:
     features = np.arange(7, dtype=np.float32)[:, None, None] * np.ones((7, 4, 2), np.float32)
-    joined, layers = join_layers(features, around)
+    layers = window(around, len(features), 5)
     assert layers == range(taken, taken + 5)
+    joined = join_layers(features, layers)
     assert joined.shape == (1, 4, 10)
     assert (
         joined[0][np.array([2])][0].tolist() == np.repeat(np.arange(taken, taken + 5), 2).tolist()

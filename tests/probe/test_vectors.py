@@ -8,14 +8,16 @@ import pytest
 
 from igpt.errors import UserError
 from igpt.probe import vectors as vectors_module
+from igpt.probe.features import LEFT_OUT
 from igpt.probe.vectors import writing_vectors
 
 N, D = 11, 3
 
 
 def written(path: Path, values: np.ndarray, is_good: np.ndarray, *, batch: int) -> None:
+    values = np.where(is_good[:, None], values, LEFT_OUT)
     names = [f"{i}.png" for i in range(N)]
-    with writing_vectors(path, names, ["a"] * N, D, is_good=is_good) as target:
+    with writing_vectors(path, names, ["a"] * N, D) as target:
         for start in range(0, N, batch):
             rows = slice(start, min(start + batch, N))
             target[:, rows] = values[None, rows]
@@ -46,9 +48,7 @@ def test_batches_become_one_array(
 def test_failure_leaves_no_file(tmp_path: Path, ending: str) -> None:
     with (
         pytest.raises(UserError, match="damaged"),
-        writing_vectors(
-            tmp_path / f"v.{ending}", ["a", "b"], ["", ""], D, is_good=np.ones(2, bool)
-        ) as target,
+        writing_vectors(tmp_path / f"v.{ending}", ["a", "b"], ["", ""], D) as target,
     ):
         target[:, slice(0, 1)] = np.zeros((1, 1, D), np.float32)
         raise UserError("damaged image")
