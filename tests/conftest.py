@@ -1,9 +1,13 @@
 """Every test has its own cache folder for the session, one thread a process, and no network."""
 
 import os
+import signal
 
 import pytest
 import torch
+
+# A shell that starts the tests in the background has Ctrl-C ignored, by them and their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
