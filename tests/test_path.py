@@ -33,12 +33,7 @@ def test_modules_and_functions_can_be_read(path):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = node.end_lineno - node.lineno + 1 - docstring_lines(node)
-            most = LONGER.get(node.name, 60) if "cli" in path.parts else 60
-            assert length <= most, f"{node.name} at line {node.lineno} has {length} lines"
-
-
-# A debt, to be cut up: a command that grew when it learned to share its work among ranks.
-LONGER = {"prepare": 73}
+            assert length <= 60, f"{node.name} at line {node.lineno} has {length} lines"
 
 
 def docstring_lines(node):

@@ -2,6 +2,7 @@
 
 import json as json_format
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igpt.cli.arguments import Out, Source
@@ -10,6 +11,7 @@ from igpt.images.packed.read import PackedSet
 from igpt.images.rejects import MAX_BAD
 
 if TYPE_CHECKING:
+    from igpt.images.sources.source import Part
     from igpt.tokens.palette import Palette
 
 
@@ -40,13 +42,13 @@ def prepare(
     Args:
         src: a name (cifar10, cifar100, stl10, fashion-mnist, digits), a folder of images (one
             folder a class, or none), the folder of ImageNet's official tars, a packed set, or a
-            .tar, .tar.gz, .csv, .parquet, .arrow, .npz or .npy file; * in a file's name takes
-            several. Or elsewhere: hf:owner/name[@revision][:config], https://..., s3://...
+            .tar, .tar.gz, .csv, .jsonl, .parquet, .arrow, .npz or .npy file; * in a file's name
+            takes several. Or elsewhere: hf:owner/name[@revision][:config], https://..., s3://...
         out: folder of the packed set.
         image_size: side S of the result, in pixels.
         views: random crops stored of each training image (shorter side 256 to 384, 224 x 224).
         upsample: enlarge images that are smaller than the result instead of leaving them out.
-        unlabelled: folders, columns and .cls files are no classes.
+        unlabelled: leave labels out, wherever they would come from.
         full_decoding: decode every JPEG in full; else at a reduced scale where that is enough.
         keep_side: also keep every image as a JPEG of this shorter side, such as 256, to be cropped
             anew in training (data.augment imagenet); 0: the originals serve while they are there.
@@ -62,20 +64,14 @@ def prepare(
         json: print the result as one JSON document.
     """
     from igpt.cli.outputs import folder_to_fill
-    from igpt.images.packed.merge import missing_parts
     from igpt.images.packed.rows import Packing
     from igpt.images.prepare import prepare as prepare_source
     from igpt.images.sources.find import open_source
-    from igpt.images.sources.source import Part
-    from igpt.progress import n_ranks, own_rank, say
-    from igpt.tokens.stored import store_tokens
+    from igpt.tokens.palette import Palette
 
-    rank, ranks = own_rank(), n_ranks()
-    if ranks > 1 and part != "1/1":
-        raise UserError("--part is the rank under torchrun: leave it out")
-    share = Part(rank + 1, ranks) if ranks > 1 else Part.parse(part)
+    share = _share(part)
     folder = folder_to_fill(out)
-    palette = None if tokens is None else _palette(tokens)
+    palette = None if tokens is None else Palette.load(tokens)
     packing = Packing(
         image_size=image_size,
         views=views,
@@ -94,20 +90,10 @@ def prepare(
         workers=workers,
         max_bad=max_bad,
     )
-    if ranks > 1:
-        from igpt.train.distributed import joined
-
-        with joined() as world:  # where all have their part, the last one has merged them
-            pass
-        if not world.is_first:
-            return
-        packed = PackedSet.open(folder)
-    facts = _facts(packed, time.monotonic() - start_s)
-    if packed.folder != folder:
-        missing = missing_parts(folder, share.count)
-        say(f"part {part} is done; missing: {', '.join(f'{i}/{share.count}' for i in missing)}")
-    elif palette is not None:
-        facts["tokens"] = str(store_tokens(packed, palette))
+    if (whole := _gathered(packed, folder)) is None:
+        return
+    facts = _facts(whole, time.monotonic() - start_s)
+    facts |= _completed(whole, folder, share, palette)
     if json:
         print(json_format.dumps(facts))
         return
@@ -115,13 +101,47 @@ def prepare(
     for key, value in facts.items():
         if key != "rejects":
             print(f"{key:<{width}}  {value}")
-    _print_rejects(packed)
+    _print_rejects(whole)
 
 
-def _palette(path: str) -> "Palette":
-    from igpt.tokens.palette import Palette
+def _share(part: str) -> "Part":
+    """What this process does: the part that was asked for, or its rank's."""
+    from igpt.images.sources.source import Part
+    from igpt.progress import n_ranks, own_rank
 
-    return Palette.load(path)
+    if n_ranks() == 1:
+        return Part.parse(part)
+    if part != "1/1":
+        raise UserError("--part is the rank under torchrun: leave it out")
+    return Part(own_rank() + 1, n_ranks())
+
+
+def _gathered(packed: PackedSet, folder: Path) -> PackedSet | None:
+    """What is to be reported, once all ranks have their part; None where another rank does it."""
+    from igpt.progress import n_ranks
+
+    if n_ranks() == 1:
+        return packed
+    from igpt.train.distributed import joined
+
+    with joined() as world:  # where all have their part, the last one has merged them
+        pass
+    return PackedSet.open(folder) if world.is_first else None
+
+
+def _completed(
+    packed: PackedSet, folder: Path, share: "Part", palette: "Palette | None"
+) -> dict[str, str]:
+    """Store the tokens of a whole set; of a part, say which others are missing."""
+    from igpt.images.packed.merge import missing_parts
+    from igpt.progress import say
+    from igpt.tokens.stored import store_tokens
+
+    if packed.folder == folder:
+        return {} if palette is None else {"tokens": str(store_tokens(packed, palette))}
+    missing = ", ".join(f"{i}/{share.count}" for i in missing_parts(folder, share.count))
+    say(f"part {share.index}/{share.count} is done; missing: {missing}")
+    return {}
 
 
 def _facts(packed: PackedSet, seconds: float) -> dict[str, Any]:

@@ -93,6 +93,15 @@ def check_pointer(data: bytes) -> None:
         raise UserError(IS_POINTER)
 
 
+def is_pointer(path: Path) -> bool:
+    """Whether a file is what Git LFS left in its place."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(POINTER_START)) == POINTER_START
+    except OSError:
+        return False
+
+
 def check_max_bad(max_bad: float) -> None:
     """Refuse what is no share.
 

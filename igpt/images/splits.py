@@ -10,8 +10,10 @@ such (§3.1).
 What the names leave open is drawn by seed, the same share of every class.
 """
 
+import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -50,6 +52,14 @@ def file_codes(names: Collection[str]) -> dict[str, int]:
     return {name: codes.get(name, TRAIN) for name in names} if codes else {}
 
 
+def codes_of_files(paths: Sequence[Path]) -> dict[Path, int]:
+    """`file_codes` of files that may lie apart: the folders that hold all of them mean nothing."""
+    top = Path(os.path.commonpath([path.parent for path in paths]))
+    names = {path: path.relative_to(top).as_posix() for path in paths}
+    said = file_codes(list(names.values()))
+    return {path: said[name] for path, name in names.items()} if said else {}
+
+
 def _believed(codes: dict[str, int]) -> dict[str, int]:
     if TRAIN not in codes.values() or len(set(codes.values())) < 2:
         return {}
@@ -58,11 +68,14 @@ def _believed(codes: dict[str, int]) -> dict[str, int]:
     return codes
 
 
+def split_words(name: str) -> list[str]:
+    """The words of a name, set off by anything that is no letter, that say a split."""
+    return [word for word in re.findall(r"[^\W\d_]+", name.lower()) if word in SPLIT_WORDS]
+
+
 def _said(name: str) -> int | None:
     for part in reversed(name.lower().split("/")):
-        found = {
-            SPLIT_WORDS[word] for word in re.findall(r"[^\W\d_]+", part) if word in SPLIT_WORDS
-        }
+        found = {SPLIT_WORDS[word] for word in split_words(part)}
         if len(found) == 1:
             return found.pop()
     return None

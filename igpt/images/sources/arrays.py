@@ -1,8 +1,15 @@
-"""Sets that are arrays already: `.npz` and `.npy` files, read a block at a time."""
+"""Sets that are arrays already: `.npz` and `.npy` files, read some images at a time.
 
+`igpt.images.levels` says which shapes and numbers are images, `igpt.images.sources.labels` which
+are labels. An array of an `.npz` is known by the words of its name: one of a split, perhaps, and
+one for images or labels (`x_train`, `train_images`, `labels`); where no name says images, the only
+array that has their shape.
+"""
+
+import contextlib
 import math
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,23 +18,17 @@ from typing import IO
 import numpy as np
 
 from igpt.errors import UserError
-from igpt.images.sources.source import MAX_LABEL, Block, Part, Source, array_blocks, block_length
-from igpt.images.splits import TEST, TRAIN, VALID
+from igpt.images.levels import ACCEPTED, form_of, value_range
+from igpt.images.rejects import IS_POINTER, is_pointer
+from igpt.images.sources.labels import label_key, labels_in, numbered, said_of_labels
+from igpt.images.sources.source import Block, Source, array_blocks, block_length
+from igpt.images.splits import TRAIN, said_of_splits, split_codes, split_words
 
 _MAX_LABEL_BYTES = 2**30
 # A header's claim of more bytes than this for one image is damage.
 _MAX_IMAGE_BYTES = 2**28
-_NPZ_NAMES = {
-    TRAIN: (
-        ("train_images", "train_labels"),
-        ("x_train", "y_train"),
-        ("images", "labels"),
-        ("x", "y"),
-        ("arr_0", "arr_1"),
-    ),
-    VALID: (("val_images", "val_labels"), ("valid_images", "valid_labels"), ("x_val", "y_val")),
-    TEST: (("test_images", "test_labels"), ("x_test", "y_test")),
-}
+_IMAGE_NAMES = ("images", "image", "x", "imgs", "img", "data", "pixels", "pictures", "arr_0")
+_LABELS_OF = {"arr_0": "arr_1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,78 +36,226 @@ class Piece:
     """Images of one split, and their labels."""
 
     code: int
-    shape: tuple[int, ...]
-    """(N, H, W), (N, H, W, 1) or (N, H, W, 3)."""
-    open: Callable[[], IO[bytes]]
-    """A stream at the first pixel."""
+    n: int
+    images: Callable[[], Iterator[np.ndarray]]
+    """All of them in order, some at a time: (k, H, W, 3) uint8."""
     labels: np.ndarray | None
-    """(N,) int."""
+    """(n,) numbers or words; None: there are none."""
     name: str
     """Before each image's number, in its key."""
-    is_planar: bool = False
-    """Stored as (N, 3, W, H): channel after channel, column after column."""
 
 
-def open_npz(path: Path) -> Source:
-    """The arrays of an `.npz`: images with labels, or train, val and test of both.
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An array in a file, not read yet."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    open: Callable[[], IO[bytes]]
+    """A stream at the first number."""
+    held_bytes: int = 0
+    """What follows the header."""
+
+    def check(self) -> None:
+        """Refuse a header that claims other numbers than follow it, or none.
+
+        Raises:
+            UserError: it does.
+        """
+        claimed = self.dtype.itemsize * math.prod(self.shape)
+        if not self.shape or min(self.shape) < 1 or claimed > self.held_bytes:
+            raise UserError(
+                f"{self.name} claims {self.shape} {self.dtype}, but holds {self.held_bytes} bytes: "
+                "fetch it again"
+            )
+
+    def rows(self) -> Iterator[np.ndarray]:
+        """The array in its own form, some rows at a time: the whole is never in memory."""
+        row_bytes = self.dtype.itemsize * math.prod(self.shape[1:])
+        if row_bytes > _MAX_IMAGE_BYTES:
+            raise UserError(f"{self.name} claims images of {row_bytes} bytes: it is damaged")
+        step = block_length(row_bytes)
+        with self.open() as file:
+            for start in range(0, self.shape[0], step):
+                n = min(step, self.shape[0] - start)
+                numbers = np.frombuffer(read_exactly(file, n * row_bytes), self.dtype)
+                yield numbers.reshape(n, *self.shape[1:])
+
+    def whole(self) -> np.ndarray:
+        """All of it.
+
+        Raises:
+            UserError: it is too large for labels, or none.
+        """
+        if not self.dtype.hasobject:  # which `labels_in` would refuse, and nothing is unpickled
+            self.check()
+        n_bytes = self.dtype.itemsize * math.prod(self.shape)
+        if n_bytes > _MAX_LABEL_BYTES or self.dtype.hasobject:
+            raise UserError(f"{self.name} holds {self.shape} {self.dtype}: these are no labels")
+        with self.open() as file:
+            return np.frombuffer(read_exactly(file, n_bytes), self.dtype).reshape(self.shape)
+
+
+def open_npz(path: Path, *, unlabelled: bool = False) -> Source:
+    """The arrays of an `.npz`: images, perhaps with labels, perhaps of several splits.
 
     Raises:
-        UserError: there are no uint8 images under a known name, or it is damaged.
+        UserError: none is known as images, their form is none, or the file is damaged.
     """
     with reading_arrays(path), zipfile.ZipFile(path) as archive:
-        names = {name.removesuffix(".npy") for name in archive.namelist()}
-        pieces = []
-        for code, choices in _NPZ_NAMES.items():
-            pair = next((pair for pair in choices if pair[0] in names), None)
-            if pair is not None:
-                pieces.append(_npz_piece(path, archive, code, pair, has_labels=pair[1] in names))
-        if not pieces:
-            raise UserError(
-                f"{path} has no array named images (or x_train, train_images, x, arr_0): rename it"
-            )
-    return pieces_source(path, pieces)
+        names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
+        stored = {name: _member(path, archive, name) for name in names if _is_read(archive, name)}
+        pairs = _pairs(stored, path)
+        used = {name for pair in pairs.values() for name in pair}
+        pieces = _pieces(
+            path,
+            [stored[image] for image, _ in pairs.values()],
+            [None if unlabelled or not label else stored[label] for _, label in pairs.values()],
+            list(pairs),
+        )
+    left = [name for name in names if name not in used]
+    said = [f"arrays that are not read: {', '.join(left)}"] if left else []
+    return pieces_source(path, pieces, decided=said)
 
 
 def open_npy(path: Path) -> Source:
     """The images of an `.npy` file.
 
     Raises:
-        UserError: they are no uint8 images, or it is damaged.
+        UserError: they are no images, or it is damaged.
     """
     with reading_arrays(path), path.open("rb") as file:
-        shape = _image_header(file, str(path))
+        shape, dtype = _header(file)
         start = file.tell()
-        _check_held(shape, path.stat().st_size - start, str(path))
 
-    def opened() -> IO[bytes]:
-        stream = path.open("rb")
-        stream.seek(start)
-        return stream
+        def opened() -> IO[bytes]:
+            stream = path.open("rb")
+            stream.seek(start)
+            return stream
 
-    return pieces_source(path, [Piece(TRAIN, shape, opened, None, path.stem)])
+        held_bytes = path.stat().st_size - start
+        stored = Stored(path.stem, shape, dtype, opened, held_bytes)
+        pieces = _pieces(path, [stored], [None], [TRAIN])
+    return pieces_source(path, pieces)
 
 
-def _npz_piece(
-    path: Path, archive: zipfile.ZipFile, code: int, pair: tuple[str, str], *, has_labels: bool
-) -> Piece:
-    with archive.open(f"{pair[0]}.npy") as file:
-        shape = _image_header(file, f"{path}: {pair[0]}")
+def _pieces(
+    path: Path,
+    images: Sequence[Stored],
+    labels: Sequence[Stored | None],
+    codes: Sequence[int],
+) -> list[Piece]:
+    try:
+        low, high = _span(images)
+        made = []
+        for stored, label, code in zip(images, labels, codes, strict=True):
+            n = stored.shape[0]
+            held = None if label is None else labels_in(label.whole(), n, label.name)
+            made.append(Piece(code, n, images_of_levels(stored, low, high), held, stored.name))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return made
+
+
+def _span(images: Sequence[Stored]) -> tuple[float, float]:
+    """The least and the greatest number of all arrays, which say together what a number means."""
+    spans = [(0.0, 0.0)]
+    for stored in images:
+        if stored.dtype.kind not in "biuf":
+            raise UserError(
+                f"{stored.name} holds {stored.shape} {stored.dtype}: images are {ACCEPTED}; list "
+                "paths of files in a .csv"
+            )
+        stored.check()
+        if stored.dtype != np.uint8:
+            spans += map(value_range, stored.rows())
+    low, high = np.array(spans).T  # not Python's min, which may pass over NaN
+    return float(low.min()), float(high.max())
+
+
+def images_of_levels(
+    stored: Stored, low: float = 0, high: float = 255
+) -> Callable[[], Iterator[np.ndarray]]:
+    """What reads an array as images, by `igpt.images.levels`.
+
+    Args:
+        stored: the array.
+        low: least of its numbers; of levels of 8 bits it is no matter.
+        high: greatest of its numbers.
+
+    Raises:
+        UserError: it is in no form that is known.
+    """
+    try:
+        form = form_of(stored.shape, stored.dtype, low, high)
+    except UserError as error:
+        raise UserError(f"{stored.name}: {error}") from error
+    return lambda: map(form.images, stored.rows())
+
+
+def _is_read(archive: zipfile.ZipFile, name: str) -> bool:
+    """Whether an array may hold images or labels, by its name or its number of axes."""
+    rest, _ = _words(name)
+    if rest in _IMAGE_NAMES or label_key([rest]) or name in _LABELS_OF.values():
+        return True
+    with contextlib.suppress(Exception), archive.open(f"{name}.npy") as file:
+        return len(_header(file)[0]) in (3, 4)
+    return False
+
+
+def _words(name: str) -> tuple[str, str]:
+    """What an array's name says besides a split, and that split's word."""
+    split = next(iter(split_words(name)), "")
+    kept = [part for part in name.lower().replace("-", "_").split("_") if part and part != split]
+    return "_".join(kept), split
+
+
+def _pairs(stored: dict[str, Stored], path: Path) -> dict[int, tuple[str, str]]:
+    """Names of the images and of the labels ("" for none) by the code of their split.
+
+    Raises:
+        UserError: nothing is known as images.
+    """
+    said = {name: _words(name) for name in stored}
+    kinds = {name: rest for name, (rest, _) in said.items()}
+    images = sorted(
+        (name for name in stored if kinds[name] in _IMAGE_NAMES),
+        key=lambda name: _IMAGE_NAMES.index(kinds[name]),
+    )
+    if not images:
+        shaped = [n for n in stored if len(stored[n].shape) in (3, 4) and not label_key([kinds[n]])]
+        images = shaped if len(shaped) == 1 else []
+    if not images:
+        raise UserError(
+            f"{path} has no array named images (or x_train, train_images, x, arr_0): rename it; "
+            f"it holds {', '.join(sorted(stored)) or 'none of numbers'}"
+        )
+    codes = split_codes({said[name][1] or "train" for name in images})
+    found: dict[int, tuple[str, str]] = {}
+    for name in images:
+        code = codes.get(said[name][1] or "train", TRAIN)
+        same = {kinds[n]: n for n in stored if said[n][1] == said[name][1] and n not in images}
+        key = label_key(same) or ""
+        label = _LABELS_OF.get(name, "") if name in _LABELS_OF else same.get(key, "")
+        found.setdefault(code, (name, label if label in stored else ""))
+    return found
+
+
+def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Stored:
+    with archive.open(f"{name}.npy") as file:
+        shape, dtype = _header(file)
         start = file.tell()
-        held = archive.getinfo(f"{pair[0]}.npy").file_size - start
-        _check_held(shape, held, f"{path}: {pair[0]}")
-    labels = None
-    if has_labels:
-        with archive.open(f"{pair[1]}.npy") as file:
-            labels = _label_array(file, shape[0], f"{path}: {pair[1]}")
+    held_bytes = archive.getinfo(f"{name}.npy").file_size - start
 
     def opened() -> IO[bytes]:
         # The archive stays open as long as the stream: zipfile counts its users.
         with zipfile.ZipFile(path) as held:
-            stream = held.open(f"{pair[0]}.npy")
+            stream = held.open(f"{name}.npy")
         stream.read(start)
         return stream
 
-    return Piece(code, shape, opened, labels, pair[0])
+    return Stored(name, shape, dtype, opened, held_bytes)
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
@@ -115,85 +264,61 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     if version != (1, 0):
         read = np.lib.format.read_array_header_2_0
     shape, is_fortran, dtype = read(file)
-    if is_fortran:
+    if is_fortran and len(shape) > 1:
         raise UserError("its arrays are in column order: save them in C order")
     return shape, dtype
 
 
-def _image_header(file: IO[bytes], name: str) -> tuple[int, ...]:
-    shape, dtype = _header(file)
-    is_grey = len(shape) == 3 or (len(shape) == 4 and shape[3] == 1)
-    if dtype != np.uint8 or not (is_grey or (len(shape) == 4 and shape[3] == 3)):
-        raise UserError(f"{name} holds {shape} {dtype}: save (N, H, W, 3) uint8")
-    return shape
+def pieces_source(
+    path: Path, pieces: list[Piece], *, names: Sequence[str] = (), decided: Sequence[str] = ()
+) -> Source:
+    """A source that reads its pieces one after another.
 
-
-def _check_held(shape: tuple[int, ...], n_bytes: int, name: str) -> None:
-    """Refuse a header that claims other pixels than follow it, or none."""
-    if min(shape) < 1 or math.prod(shape) > n_bytes:
-        raise UserError(f"{name} claims {shape} uint8, but holds {n_bytes} bytes: fetch it again")
-
-
-def _label_array(file: IO[bytes], n: int, name: str) -> np.ndarray:
-    shape, dtype = _header(file)
-    count = math.prod(shape)
-    if dtype.kind not in "iu" or count != n or count * dtype.itemsize > _MAX_LABEL_BYTES:
-        raise UserError(f"{name} holds {shape} {dtype}: save one whole number an image ({n})")
-    labels = np.frombuffer(read_exactly(file, count * dtype.itemsize), dtype)
-    return checked_labels(labels.astype(np.int64), name)
-
-
-def checked_labels(labels: np.ndarray, name: str) -> np.ndarray:
-    """The labels, if they can be classes.
-
-    Raises:
-        UserError: one is negative or far too large.
+    Args:
+        path: its name.
+        pieces: of several splits, at most one each.
+        names: of the classes, where the labels are places among them.
+        decided: what else is to be said of it.
     """
-    if labels.min(initial=0) < 0 or labels.max(initial=0) > MAX_LABEL:
-        raise UserError(f"{name} has labels outside 0 to {MAX_LABEL}: number the classes from 0")
-    return labels
-
-
-def pieces_source(path: Path, pieces: list[Piece], classes: tuple[str, ...] = ()) -> Source:
-    """A source that reads its pieces one after another; no class names: numbered ones."""
-    has_labels = all(piece.labels is not None for piece in pieces)
-
-    def blocks(part: Part) -> Iterator[Block]:
-        return part.share(every_block())
+    held = [piece.labels for piece in pieces if piece.labels is not None]
+    classes, numbers = numbered(held, str(path), names=names)
+    left = iter(numbers)
+    codes = [None if piece.labels is None else next(left) for piece in pieces]
+    is_labelled = bool(classes) and any((some >= 0).any() for some in numbers)
+    n_images = sum(piece.n for piece in pieces)
+    said = []
+    if len(pieces) > 1:
+        counts = {piece.code: piece.n for piece in pieces}
+        said.append(said_of_splits("the names of arrays", counts))
+    if is_labelled:
+        n_labelled = sum(int((some >= 0).sum()) for some in numbers)
+        said.append(
+            said_of_labels(
+                "arrays", n_labelled=n_labelled, n_images=n_images, n_classes=len(classes)
+            )
+        )
 
     def every_block() -> Iterator[Block]:
         with reading_arrays(path):
-            for piece in pieces:
-                yield from _piece_blocks(piece)
+            for piece, labels in zip(pieces, codes, strict=True):
+                yield from _blocks(piece, labels if is_labelled else None)
 
     return Source(
         name=str(path),
-        blocks=blocks,
-        classes=classes if has_labels else None,
+        blocks=lambda part: part.share(every_block()),
+        classes=classes if is_labelled else None,
         own_splits=frozenset(piece.code for piece in pieces),
-        n_images=sum(piece.shape[0] for piece in pieces),
+        n_images=n_images,
+        decided=(*said, *decided),
     )
 
 
-def _piece_blocks(piece: Piece) -> Iterator[Block]:
-    """Blocks read one after another: the whole array is never in memory."""
-    N, H, W = piece.shape[:3]
-    image_bytes = int(np.prod(piece.shape[1:], dtype=object))
-    if image_bytes > _MAX_IMAGE_BYTES:
-        raise UserError(f"{piece.name} claims images of {image_bytes} bytes: it is damaged")
-    with piece.open() as file:
-        step = block_length(image_bytes)
-        for start in range(0, N, step):
-            n = min(step, N - start)
-            pixels = np.frombuffer(read_exactly(file, n * image_bytes), np.uint8)
-            if piece.is_planar:
-                images = pixels.reshape(n, 3, W, H).transpose(0, 3, 2, 1)
-            else:
-                images = np.broadcast_to(pixels.reshape(n, H, W, -1), (n, H, W, 3))
-            labels = None if piece.labels is None else piece.labels[start : start + n]
-            for block in array_blocks(images, labels, code=piece.code, name=piece.name):
-                keys = [f"{piece.name}/{start + i}" for i in range(len(block.keys))]
-                yield Block(images=block.images, keys=keys, labels=block.labels, code=block.code)
+def _blocks(piece: Piece, labels: np.ndarray | None) -> Iterator[Block]:
+    first = 0
+    for images in piece.images():
+        some = None if labels is None else labels[first : first + len(images)]
+        yield from array_blocks(images, some, code=piece.code, name=piece.name, first=first)
+        first += len(images)
 
 
 def read_exactly(file: IO[bytes], n_bytes: int) -> bytes:
@@ -209,11 +334,13 @@ def reading_arrays(path: Path) -> Iterator[None]:
     """Whatever a damaged file raises inside becomes one line.
 
     Raises:
-        UserError: it is damaged.
+        UserError: it is damaged, or a pointer in its place.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # zip, gzip and npy headers, each with errors of its own
+        if is_pointer(path):
+            raise UserError(f"{path}: {IS_POINTER}") from error
         raise UserError(f"{path} is damaged ({error}): fetch it again") from error

@@ -13,7 +13,8 @@ from igpt.errors import UserError
 from igpt.files import cache_folder, writing
 from igpt.images.sources.arrays import (
     Piece,
-    checked_labels,
+    Stored,
+    images_of_levels,
     pieces_source,
     read_exactly,
     reading_arrays,
@@ -71,7 +72,7 @@ def find_idx(folder: Path) -> Source | None:
     """The idx files of MNIST's form in a folder, if the training images are there.
 
     Raises:
-        UserError: a file is damaged, or the images have no labels.
+        UserError: a file is damaged.
     """
     if _idx_file(folder, "train-images-idx3-ubyte") is None:
         return None
@@ -81,10 +82,10 @@ def find_idx(folder: Path) -> Source | None:
             for code, prefix in ((TRAIN, "train"), (TEST, "t10k"))
             if _idx_file(folder, f"{prefix}-images-idx3-ubyte") is not None
         ]
-    labels = pieces[0].labels
-    assert labels is not None
-    digest = hashlib.md5(_label_bytes(labels), usedforsecurity=False).hexdigest()
-    return pieces_source(folder, pieces, FASHION_CLASSES if digest == _FASHION_LABELS_MD5 else ())
+    held = b"" if pieces[0].labels is None else _label_bytes(pieces[0].labels)
+    digest = hashlib.md5(held, usedforsecurity=False).hexdigest()
+    is_fashion = digest == _FASHION_LABELS_MD5
+    return pieces_source(folder, pieces, names=FASHION_CLASSES if is_fashion else ())
 
 
 def _label_bytes(labels: np.ndarray) -> bytes:
@@ -105,24 +106,27 @@ def _idx_piece(folder: Path, code: int, prefix: str) -> Piece:
     images = _idx_file(folder, f"{prefix}-images-idx3-ubyte")
     labels = _idx_file(folder, f"{prefix}-labels-idx1-ubyte")
     assert images is not None
-    if labels is None:
-        raise UserError(f"{images} has no {prefix}-labels-idx1-ubyte beside it: fetch that too")
     with _opened(images) as file:
         magic, n, height, width = _words(file, 4)
     if magic != _IDX_IMAGES or not 0 < n <= _MAX_IDX_IMAGES:
         raise ValueError(f"{images.name} is no idx file of images")
-    with _opened(labels) as file:
-        magic, n_labels = _words(file, 2)
-        if magic != _IDX_LABELS or n_labels != n:
-            raise ValueError(f"{labels.name} does not hold {n} labels")
-        values = np.frombuffer(read_exactly(file, n), np.uint8).astype(np.int64)
+    values = None if labels is None else _idx_labels(labels, n)
 
     def opened() -> IO[bytes]:
         stream = _opened(images)
         stream.read(16)
         return stream
 
-    return Piece(code, (n, height, width), opened, values, images.name)
+    stored = Stored(images.name, (n, height, width), np.dtype(np.uint8), opened)
+    return Piece(code, n, images_of_levels(stored), values, images.name)
+
+
+def _idx_labels(path: Path, n: int) -> np.ndarray:
+    with _opened(path) as file:
+        magic, n_labels = _words(file, 2)
+        if magic != _IDX_LABELS or n_labels != n:
+            raise ValueError(f"{path.name} does not hold {n} labels")
+        return np.frombuffer(read_exactly(file, n), np.uint8)
 
 
 def _words(file: IO[bytes], count: int) -> list[int]:
@@ -170,7 +174,7 @@ def find_stl10(folder: Path) -> Source | None:
             for code, prefix in ((TRAIN, "train"), (TEST, "test"))
             if (folder / f"{prefix}_X.bin").is_file()
         ]
-    return pieces_source(folder, pieces, _STL10_CLASSES)
+    return pieces_source(folder, pieces, names=_STL10_CLASSES)
 
 
 def _stl10_piece(folder: Path, code: int, prefix: str) -> Piece:
@@ -179,6 +183,7 @@ def _stl10_piece(folder: Path, code: int, prefix: str) -> Piece:
     n, rest = divmod(path.stat().st_size, 3 * STL10_SIDE**2)
     if rest or n != len(values):
         raise ValueError(f"{path.name} does not hold {len(values)} images")
-    labels = checked_labels(values, f"{prefix}_y.bin")
-    shape = (n, STL10_SIDE, STL10_SIDE, 3)
-    return Piece(code, shape, lambda: path.open("rb"), labels, path.name, is_planar=True)
+    shape = (n, 3, STL10_SIDE, STL10_SIDE)
+    stored = Stored(path.name, shape, np.dtype(np.uint8), lambda: path.open("rb"))
+    upright = images_of_levels(stored)  # they are stored column after column
+    return Piece(code, n, lambda: (some.swapaxes(1, 2) for some in upright()), values, path.name)

@@ -7,23 +7,27 @@ path means that file. Labels, splits and file names follow `igpt.images.sources.
 """
 
 import json
-import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from igpt.errors import UserError
 from igpt.images.decode import open_image
+from igpt.images.rejects import IS_POINTER, MAX_FILE_BYTES, is_pointer
 from igpt.images.sources.labels import Numbering, label_key, label_of, ordered, said_of_labels
 from igpt.images.sources.names import find_named
 from igpt.images.sources.remote import present
 from igpt.images.sources.source import BLOCK_IMAGES, Block, BlockBuilder, Part, Source, Span
-from igpt.images.splits import TRAIN, file_codes, said_of_splits
+from igpt.images.splits import TRAIN, codes_of_files, said_of_splits
 
 SUFFIXES = (".parquet", ".arrow")
 NO_BYTES = "no image in the row"
+# Of encoded images that are in memory at a time.
+_BATCH_BYTES = 2**27
 _IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes")
 
 
@@ -42,7 +46,9 @@ def open_columns(paths: list[Path], *, name: str, unlabelled: bool = False) -> S
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise UserError(f"{name} needs pyarrow: pip install 'igpt[parquet]'") from error
-    codes, held, without = _codes(paths), list[Path](), list[UserError]()
+    said_codes = codes_of_files(paths)
+    codes = {path: said_codes.get(path, TRAIN) for path in paths}
+    held, without = list[Path](), list[UserError]()
     n_rows: Counter[int] = Counter()
     label: str | None = None
     names: tuple[str, ...] = ()
@@ -97,18 +103,10 @@ def open_columns(paths: list[Path], *, name: str, unlabelled: bool = False) -> S
     )
 
 
-def _codes(paths: Sequence[Path]) -> dict[Path, int]:
-    """The split of every file, by its name and the folders that not all of them lie in."""
-    top = Path(os.path.commonpath([path.parent for path in paths]))
-    names = {path: path.relative_to(top).as_posix() for path in paths}
-    said = file_codes(list(names.values()))
-    return {path: said.get(name, TRAIN) for path, name in names.items()}
-
-
 def _values(path: Path, column: str) -> Iterator[str | None]:
     with _reading(path):
-        for batch in _batches(path, [column]):
-            yield from map(label_of, batch.column(column).to_pylist())
+        for batch in _batches(path, column):
+            yield from map(label_of, _column(batch, column).to_pylist())
 
 
 def has_images(path: Path) -> bool:
@@ -129,7 +127,7 @@ def _open(path: Path) -> tuple[Any, int]:
     import pyarrow.parquet as pq
 
     path = present(path)
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         file = pq.ParquetFile(path)
         return file.schema_arrow, file.metadata.num_rows
     with pa.memory_map(str(path)) as source:
@@ -152,18 +150,38 @@ def _arrow_batches(reader: Any) -> Iterator[Any]:
         yield from reader
 
 
-def _batches(path: Path, columns: list[str]) -> Iterator[Any]:
+def _batches(path: Path, *columns: str | None) -> Iterator[Any]:
+    """Some rows at a time, of these columns (or those that hold them)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    wanted = [column for column in columns if column is not None]
     path = present(path)
-    if path.suffix == ".parquet":
-        yield from pq.ParquetFile(path).iter_batches(BLOCK_IMAGES, columns=columns)
+    if path.suffix.lower() == ".parquet":
+        file = pq.ParquetFile(path)
+        for batch in file.iter_batches(_rows_at_once(file.metadata), columns=wanted):
+            yield _checked(batch)
         return
     with pa.memory_map(str(path)) as source:
         for batch in _arrow_batches(_arrow_reader(pa, source)):
+            names = batch.schema.names
+            tops = [name if name in names else name.split(".")[0] for name in wanted]
+            chosen = _checked(batch.select(list(dict.fromkeys(tops))))
             for start in range(0, batch.num_rows, BLOCK_IMAGES):
-                yield batch.slice(start, BLOCK_IMAGES).select(columns)
+                yield chosen.slice(start, BLOCK_IMAGES)
+
+
+def _checked(batch: Any) -> Any:
+    """Rows whose offsets lie in their buffers: pyarrow reads wherever a damaged one points."""
+    batch.validate(full=True)
+    return batch
+
+
+def _rows_at_once(metadata: Any) -> int:
+    """Rows of a parquet file that take little memory, by what it says of its groups of rows."""
+    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+    largest = max((g.total_byte_size // max(1, g.num_rows) for g in groups), default=0)
+    return max(1, min(BLOCK_IMAGES, _BATCH_BYTES // max(1, largest)))
 
 
 def _image_column(schema: Any, path: Path, name: str) -> str:
@@ -175,8 +193,9 @@ def _image_column(schema: Any, path: Path, name: str) -> str:
     ]
     if declared:
         return str(declared[0])
-    held = [field.name for field in schema if _holds_bytes(field.type)]
-    named = [known for known in _IMAGE_NAMES if known in held]
+    held = [leaf for leaf, kind in _leaves(schema) if _holds_bytes(kind)]
+    by_name = {leaf.rpartition(".")[2].lower(): leaf for leaf in reversed(held)}
+    named = [by_name[known] for known in _IMAGE_NAMES if known in by_name]
     for column in (*named, *held):
         if column in named or len(held) == 1 or _decodes(path, column):
             return str(column)
@@ -186,20 +205,58 @@ def _image_column(schema: Any, path: Path, name: str) -> str:
     )
 
 
-def _holds_bytes(kind: Any) -> bool:
+def _leaves(fields: Iterable[Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every column and its type; of one that is a record of others, `name.inner` for each."""
     import pyarrow as pa
 
+    for field in fields:
+        name = f"{above}{field.name}"
+        if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") < 0:
+            yield from _leaves(field.type, f"{name}.")
+        else:
+            yield name, field.type
+
+
+def _holds_bytes(kind: Any) -> bool:
+    """Whether a column of this type may hold an image, or a list of them, in each row."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind) or _is_list(kind):
+        return _holds_bytes(kind.value_type)
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    return any(test(kind) for test in (*tests, pa.types.is_binary_view))
+
+
+def _is_list(kind: Any) -> bool:
+    import pyarrow as pa
+
+    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(test(kind) for test in tests)
+
+
+def _column(batch: Any, name: str) -> Any:
+    """A column by the name that `_leaves` gives it."""
+    import pyarrow.compute as pc
+
+    if name in batch.schema.names:
+        return batch.column(name)
+    first, *inner = name.split(".")
+    return pc.struct_field(batch.column(first), inner)
+
+
+def _cells(held: Any) -> list[Any]:
+    """The images of one row."""
+    return held if isinstance(held, list) else [held]
 
 
 def _decodes(path: Path, column: str) -> bool:
     """Whether the first value of a column is an image."""
     with _reading(path):
-        for batch in _batches(path, [column]):
-            for cell in batch.column(column):
-                data = _encoded(cell.as_py(), path.parent)
+        for batch in _batches(path, column):
+            for cell in chain.from_iterable(_cells(row.as_py()) for row in _column(batch, column)):
+                data = _encoded(cell, path.parent)
                 if isinstance(data, bytes):
                     try:
                         with open_image(data):
@@ -212,10 +269,16 @@ def _decodes(path: Path, column: str) -> bool:
 def _encoded(held: Any, folder: Path) -> bytes | Span | None:
     """What a cell holds: bytes, or the path of a file; None: neither."""
     if not isinstance(held, Mapping):
-        return held or None
+        return _bytes(held) if held else None
     if held.get("bytes"):
-        return bytes(held["bytes"])
+        return _bytes(held["bytes"])
     return Span(find_named(folder, str(held["path"]))) if held.get("path") else None
+
+
+def _bytes(held: bytes) -> bytes:
+    if len(held) > MAX_FILE_BYTES:
+        raise UserError(f"more than {MAX_FILE_BYTES} bytes")
+    return held
 
 
 def _label_column(schema: Any) -> tuple[str | None, tuple[str, ...]]:
@@ -231,7 +294,9 @@ def _label_column(schema: Any) -> tuple[str | None, tuple[str, ...]]:
         tests = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
         return any(test(kind) for test in (*tests, pa.types.is_floating, pa.types.is_boolean))
 
-    return label_key(field.name for field in schema if is_plain(field.type)), ()
+    plain = {leaf.rpartition(".")[2]: leaf for leaf, kind in _leaves(schema) if is_plain(kind)}
+    key = label_key(plain)
+    return (None if key is None else plain[key]), ()
 
 
 def _features(schema: Any) -> dict[str, Any]:
@@ -246,26 +311,33 @@ def _features(schema: Any) -> dict[str, Any]:
 
 def _blocks(path: Path, name: str, numbering: Numbering | None, code: int) -> Iterator[Block]:
     builder = BlockBuilder(labelled=numbering is not None)
-    row = 0
     with _reading(path):
         schema = _open(path)[0]
         image = _image_column(schema, path, name)
         label = None if numbering is None else _label_column(schema)[0]
-        for batch in _batches(path, [image] if label is None else [image, label]):
-            labels = [None] * batch.num_rows if label is None else batch.column(label).to_pylist()
-            for cell, value in zip(batch.column(image), labels, strict=True):
-                key, row = f"{path.name}/{row}", row + 1
-                data = _encoded(cell.as_py(), path.parent)
-                if data is None:
-                    builder.reject(key, NO_BYTES)
-                    continue
+        rows = chain.from_iterable(map(partial(_pairs, image, label), _batches(path, image, label)))
+        for row, (held, value) in enumerate(rows):
+            cells = _cells(held)
+            for i, cell in enumerate(cells or [None]):
+                key = f"{path.name}/{row}" + (f"/{i}" if len(cells) > 1 else "")
                 try:
+                    data = _encoded(cell, path.parent)
                     number = -1 if numbering is None else numbering.number(value)
                 except UserError as error:
                     builder.reject(key, str(error))
                     continue
+                if data is None:
+                    builder.reject(key, NO_BYTES)
+                    continue
                 yield from builder.add(data, key, number, code)
     yield from builder.rest()
+
+
+def _pairs(image: str, label: str | None, batch: Any) -> Iterator[tuple[Any, Any]]:
+    """Image and label of each row."""
+    labels = [None] * batch.num_rows if label is None else _column(batch, label).to_pylist()
+    cells = (cell.as_py() for cell in _column(batch, image))
+    return zip(cells, labels, strict=True)
 
 
 @contextmanager
@@ -275,5 +347,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        if is_pointer(path):
+            raise UserError(f"{path}: {IS_POINTER}") from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is damaged ({reason}): fetch it again") from error

@@ -25,7 +25,7 @@ from igpt.images.sources import (
 )
 from igpt.images.sources.names import counts, is_image_name
 from igpt.images.sources.names import suffixes as image_suffixes
-from igpt.images.sources.source import Source
+from igpt.images.sources.source import Source, without_labels
 
 NAMED: dict[str, Callable[[], Source]] = {
     "cifar10": cifar.open_cifar10,
@@ -34,7 +34,9 @@ NAMED: dict[str, Callable[[], Source]] = {
     "fashion-mnist": binaries.open_fashion_mnist,
     "digits": digits.open_digits,
 }
-KINDS = "a folder of images, or a .tar .tar.gz .tar.zst .csv .tsv .parquet .arrow .npz .npy file"
+KINDS = (
+    "a folder of images, or a .tar .tar.gz .tar.zst .csv .tsv .jsonl .parquet .arrow .npz .npy file"
+)
 # Sets whose folder is known by the names of its files.
 _FINDERS: tuple[Callable[[Path], Source | None], ...] = (
     imagenet.find_imagenet,
@@ -61,8 +63,10 @@ def open_source(data: str, *, unlabelled: bool = False) -> Source:
         held = remote.mirror(data)
         with remote.named(held):
             source = _open_path(held.path, str(held.path), unlabelled=unlabelled)
-        return replace(source, name=held.name)
-    return _open_path(Path(data).expanduser(), data, unlabelled=unlabelled)
+        source = replace(source, name=held.name)
+    else:
+        source = _open_path(Path(data).expanduser(), data, unlabelled=unlabelled)
+    return without_labels(source) if unlabelled and source.classes is not None else source
 
 
 def _open_path(path: Path, data: str, *, unlabelled: bool) -> Source:
@@ -101,32 +105,36 @@ def _open_folder(folder: Path, *, unlabelled: bool) -> Source:
     for find in () if remote.is_mirrored(folder) else _FINDERS:
         if (source := find(folder)) is not None:
             return source
-    archives, column_files, n_images = _inside(folder)
+    archives, column_files, listed, n_images = _inside(folder)
     beside = f"{n_images} images beside them are not read: name their folder, or move them away"
     if archives:
         source = _open_files(archives, name=str(folder), unlabelled=unlabelled)
     elif column_files and not (n_images and not columns.has_images(column_files[0])):
         source = _open_files(column_files, name=str(folder), unlabelled=unlabelled)
+    elif listed and all(tables.gives_labels(remote.present(path)) for path in listed):
+        return _open_files(listed, name=str(folder), unlabelled=unlabelled)
     else:
         return folders.open_folder(folder, unlabelled=unlabelled)
     return replace(source, decided=(*source.decided, *([beside] if n_images else [])))
 
 
-def _inside(folder: Path) -> tuple[list[Path], list[Path], int]:
-    """Archives and tables of a folder and all below it, and the number of its images.
+def _inside(folder: Path) -> tuple[list[Path], list[Path], list[Path], int]:
+    """Archives, tables and lists of a folder and all below it, and the number of its images.
 
     A table of addresses stands beside images, as downloaders leave it, and means nothing then.
     """
-    archives, column_files, n_images = [], [], 0
+    archives, column_files, listed, n_images = list[Path](), list[Path](), list[Path](), 0
     for inner, names in folders.walk_folders(folder):
         for name in filter(counts, names):
             if archive.is_archive_name(name):
                 archives.append(folder / inner / name)
-            elif name.endswith(columns.SUFFIXES):
+            elif name.lower().endswith(columns.SUFFIXES):
                 column_files.append(folder / inner / name)
+            elif name.lower() in tables.METADATA:
+                listed.append(folder / inner / name)
             else:
                 n_images += is_image_name(name)
-    return archives, column_files, n_images
+    return archives, column_files, listed, n_images
 
 
 def _open_files(files: list[Path], *, name: str, unlabelled: bool) -> Source:
@@ -139,10 +147,10 @@ def _open_files(files: list[Path], *, name: str, unlabelled: bool) -> Source:
         return columns.open_columns(files, name=name, unlabelled=unlabelled)
     for path in files:
         remote.present(path)
-    if len(files) == 1 and suffixes <= {".csv", ".tsv"}:
-        return tables.open_table(files[0], unlabelled=unlabelled)
+    if suffixes <= set(tables.SUFFIXES):
+        return tables.open_tables(files, name=name, unlabelled=unlabelled)
     if suffixes == {".npz"} and len(files) == 1:
-        return arrays.open_npz(files[0])
+        return arrays.open_npz(files[0], unlabelled=unlabelled)
     if suffixes == {".npy"} and len(files) == 1:
         return arrays.open_npy(files[0])
     if suffixes <= {".gz", ".zip", ".7z", ".bz2", ".xz", ".zst"}:

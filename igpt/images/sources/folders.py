@@ -129,7 +129,7 @@ def _walk(
 ) -> Iterator[tuple[str, list[str]]]:
     try:
         with os.scandir(top / inner) as entries:
-            seen = sorted((e.name, e.is_dir()) for e in entries if not is_hidden(e.name))
+            seen = sorted((e.name, _is_folder(e)) for e in entries if not is_hidden(e.name))
     except OSError as error:
         raise UserError(
             f"cannot read folder {top / inner}: {error.strerror}: check the path"
@@ -143,6 +143,13 @@ def _walk(
         real = os.path.realpath(top / below)
         if real not in above:
             yield from _walk(top, below, (*above, real), own)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: its name decides whether it is a lost image
+        return False
 
 
 def _is_own(real: str, names: Collection[str]) -> bool:

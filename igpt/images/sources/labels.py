@@ -13,8 +13,12 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from igpt.errors import UserError
 
+MAX_CLASSES = 100_000
+"""More different labels are no classes."""
 BAD_LABEL = "label is not one of the classes"
 LABEL_NAMES = (
     *("label", "labels", "class", "classes", "cls", "target", "targets", "category"),
@@ -101,6 +105,66 @@ class Numbering:
         if self._are_places and _is_whole(label) and 0 <= int(label) < len(self.classes):
             return int(label)
         raise UserError(BAD_LABEL)
+
+
+def labels_in(held: np.ndarray, n: int, name: str) -> np.ndarray:
+    """The labels of n images in an array: one each, or one-hot rows.
+
+    Args:
+        held: (n,) or (n, 1) numbers or words, or (n, C) with a single 1 in each row.
+        n: images.
+        name: of the array, for the error.
+
+    Returns:
+        (n,), of one-hot rows the place of the 1.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if held.size == n and held.dtype.kind in "iufbUS":
+        return held.reshape(n)
+    if held.ndim == 2 and len(held) == n and held.dtype.kind in "iufb":
+        # Some rows at a time: the array may be a file's.
+        chunks = [held[start : start + 4096] for start in range(0, n, 4096)]
+        if all(((rows != 0).sum(axis=1) == 1).all() for rows in chunks):
+            return np.concatenate([rows.argmax(axis=1) for rows in chunks])
+    raise UserError(
+        f"{name} holds {held.shape} {held.dtype}: it needs a label an image ({n}), or one-hot "
+        "rows; --unlabelled leaves labels out"
+    )
+
+
+def numbered(
+    held: Sequence[np.ndarray], name: str, *, names: Sequence[str] = ()
+) -> tuple[tuple[str, ...], list[np.ndarray]]:
+    """The classes that arrays of labels share, and each array as their numbers.
+
+    Args:
+        held: (n,) each, as `labels_in` gives them.
+        name: of the source, for the error.
+        names: of the classes, where the labels are places among them.
+
+    Returns:
+        Names of the classes, and (n,) int64 each, -1 for no label.
+
+    Raises:
+        UserError: there are more labels than classes, or one is none of `names`.
+    """
+    found = [np.unique(labels, return_inverse=True) for labels in held]
+    if sum(len(values) for values, _ in found) > len(found) * MAX_CLASSES:
+        raise UserError(
+            f"{name} has more than {MAX_CLASSES} different labels, so they are no classes: leave "
+            "them out by --unlabelled"
+        )
+    words = [[label_of(value) for value in values] for values, _ in found]
+    seen = ordered(word for some in words for word in some if word is not None)
+    numbering = Numbering(names or seen, are_places=bool(names))
+    try:
+        numbers = [np.array([*map(numbering.number, some)], np.int64) for some in words]
+    except UserError as error:
+        raise UserError(f"{name}: a {error}") from error
+    codes = [values[place] for values, (_, place) in zip(numbers, found, strict=True)]
+    return numbering.classes, codes
 
 
 def said_of_labels(where: str, *, n_labelled: int, n_images: int, n_classes: int) -> str:

@@ -34,10 +34,12 @@ _SYSTEM_NAMES = frozenset(
     )
 )
 HEIF_REMEDY = "pip install 'igpt[heif]'"
+_TABLE_REMEDY = "pass one as DATA where it lists images and their labels"
 _RAW_REMEDY = "convert them to JPEG or PNG"
 # What people take for images and no reader here does, with what to do about it.
 _REMEDIES = {
     **dict.fromkeys(HEIF_SUFFIXES, HEIF_REMEDY),
+    **dict.fromkeys((".csv", ".tsv", ".jsonl"), _TABLE_REMEDY),
     **dict.fromkeys(
         (
             *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw"),

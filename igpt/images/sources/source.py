@@ -1,7 +1,7 @@
 """What every reader gives: blocks of images, encoded or as arrays, with labels and names."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -17,8 +17,6 @@ from igpt.images.splits import TRAIN, VALID_FRACTION
 BLOCK_IMAGES = 64
 # Bytes of encoded or plain pixels in a block.
 BLOCK_BYTES = 2**24
-# Numbered classes; a larger number is damage.
-MAX_LABEL = 99_999
 
 T = TypeVar("T")
 
@@ -124,6 +122,16 @@ class Source:
     decided: tuple[str, ...] = ()
     """What was made of its files, labels and splits, a line each; printed and kept in the manifest
     when it is prepared."""
+
+
+def without_labels(source: Source) -> Source:
+    """A source whose images have no labels, whatever it brings."""
+
+    def blocks(part: Part) -> Iterator[Block]:
+        return (replace(block, labels=None) for block in source.blocks(part))
+
+    said = tuple(line for line in source.decided if not line.startswith("labels:"))
+    return replace(source, blocks=blocks, classes=None, decided=said)
 
 
 def block_length(image_bytes: int) -> int:

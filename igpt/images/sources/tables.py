@@ -1,114 +1,179 @@
-"""A CSV (or TSV) file of image paths and labels."""
+"""Tables of image paths and labels: CSV, TSV, and JSON lines, one or several.
+
+The first line names the columns (of JSON lines each record does), separated by commas, tabs,
+semicolons or bars. The column of images is the first of a usual name that names files which are
+there; else another one that does. Labels, splits and files that were named on another machine
+follow `igpt.images.sources.labels`, `igpt.images.splits` and `igpt.images.sources.names`. Where no
+column says a split, the names of several tables do (`train.csv`, `test/metadata.jsonl`).
+"""
 
 import csv
+import json
 import os
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any, TextIO
 
 from igpt.errors import UserError
-from igpt.images.rejects import NOT_LISTED
+from igpt.images.rejects import NOT_LISTED, check_pointer
+from igpt.images.sources.labels import Numbering, label_key, label_of, ordered, said_of_labels
 from igpt.images.sources.layout import DUPLICATE, Duplicates
-from igpt.images.sources.names import is_image_name
-from igpt.images.sources.source import Block, BlockBuilder, Part, Source, Span
-from igpt.images.splits import TRAIN, split_codes
+from igpt.images.sources.names import find_named, is_image_name
+from igpt.images.sources.source import Block, BlockBuilder, Source, Span
+from igpt.images.splits import TRAIN, codes_of_files, said_of_splits, split_codes
 
-NO_LABEL = "no label"
+SUFFIXES = (".csv", ".tsv", ".jsonl")
+METADATA = frozenset(("metadata.csv", "metadata.jsonl", "metadata.tsv"))
+"""Names of the tables that stand beside images on the Hub."""
 NO_PATH = "no path"
-_PATH_NAMES = ("path", "file", "filename", "file_name", "image", "image_path")
-_LABEL_NAMES = ("label", "class", "target", "category")
+ADDRESS = "an address on the network, not a file here: download it first"
+_PATH_NAMES = (
+    *("path", "file", "filename", "file_name", "filepath", "file_path", "image_path", "img_path"),
+    *("image", "img", "image_file", "image_name", "img_name", "image_filename", "name", "images"),
+)
+_SPLIT_NAMES = ("split", "set", "subset", "partition")
+# Rows that tell which column names files.
+_TRIED = 20
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class _Columns:
     path: str
-    label: str
-    split: str
+    label: str | None
+    split: str | None
 
 
 @dataclass(slots=True)
 class _Survey:
     """What the first pass over the rows found."""
 
-    labels: set[str]
-    splits: set[str]
-    duplicates: Duplicates
-    n_rows: int = 0
-    has_labels: bool = False
+    columns: dict[Path, _Columns] = field(default_factory=dict)
+    labels: Counter[str | None] = field(default_factory=Counter)
+    splits: Counter[str] = field(default_factory=Counter)
+    duplicates: Duplicates = field(default_factory=Duplicates)
+    n_rows: Counter[Path] = field(default_factory=Counter)
 
 
-def open_table(path: Path, *, unlabelled: bool = False) -> Source:
-    """The images that a CSV names.
+@dataclass(frozen=True, slots=True)
+class _Row:
+    path: str
+    file: Path
+    label: Any
+    split: str
 
-    Its first line names the columns: `path` (relative to the CSV), and perhaps `label` and
-    `split` (train, valid, test).
+
+def open_tables(paths: Sequence[Path], *, name: str, unlabelled: bool = False) -> Source:
+    """The images that tables name.
 
     Args:
-        path: the file; `.tsv` is separated by tabs.
+        paths: the files, in order.
+        name: of the source.
         unlabelled: leave the labels out.
 
     Raises:
-        UserError: it is no such table, or has no rows.
+        UserError: one is no such table, or none has rows.
     """
-    survey = _Survey(set(), set(), Duplicates())
-    for row in _rows(path):
-        survey.n_rows += 1
-        survey.duplicates.note(os.path.normpath(row.path))
-        survey.labels.update([row.label] if row.label else [])
-        survey.splits.update([row.split] if row.split else [])
-    survey.duplicates.settle()
-    if not survey.n_rows:
-        raise UserError(f"{path} has no rows: write one a line below the header")
+    survey = _survey(paths, unlabelled=unlabelled)
+    n_rows = survey.n_rows.total()
+    if not n_rows:
+        raise UserError(f"{name} has no rows: write one a line below the header")
     splits = split_codes(survey.splits)
-    if unknown := survey.splits - splits.keys() - {"train"}:
+    if unknown := {word for word in survey.splits if word} - splits.keys() - {"train"}:
         raise UserError(
-            f"{path}: unknown split {min(unknown)!r}: write train (always), valid and test"
+            f"{name}: unknown split {min(unknown)!r}: write train (always), valid and test"
         )
-    classes = None
-    if survey.labels and not unlabelled:
-        numeric = all(label.isascii() and label.isdigit() for label in survey.labels)
-        classes = tuple(sorted(survey.labels, key=(lambda v: (int(v), v)) if numeric else None))
+    by_file = {} if splits else codes_of_files(paths)
+    numbering = Numbering(ordered(label for label in survey.labels if label is not None))
+    is_labelled = bool(numbering.classes)
+    codes: Counter[int] = Counter()
+    for word, n in survey.splits.items():
+        codes[splits.get(word, TRAIN)] += n
+    for path in paths if by_file else ():
+        codes[by_file[path]] += survey.n_rows[path]
+    where = "the column of splits" if splits else "the names of files"
+    decided = [said_of_splits(where, codes)] if splits or by_file else []
+    if is_labelled:
+        counts = {"n_labelled": n_rows - survey.labels[None], "n_images": n_rows}
+        columns = {columns.label for columns in survey.columns.values() if columns.label}
+        column = f"the column {', '.join(sorted(columns))}"
+        decided.append(said_of_labels(column, n_classes=len(numbering.classes), **counts))
+    elif not unlabelled:
+        decided.append("labels: none, as no column is named like one")
 
-    def blocks(part: Part) -> Iterator[Block]:
-        return part.share(_blocks(path, survey.duplicates, classes, splits))
+    def every_block() -> Iterator[Block]:
+        reading = _Reading(survey, numbering if is_labelled else None)
+        for path in paths:
+            yield from reading.blocks(path, {"": by_file[path]} if by_file else splits)
+        yield from reading.rest(paths[0].parent)
 
     return Source(
-        name=str(path),
-        blocks=blocks,
-        classes=classes,
-        own_splits=frozenset(splits.values()) or frozenset({TRAIN}),
-        n_images=survey.n_rows,
+        name=name,
+        blocks=lambda part: part.share(every_block()),
+        classes=numbering.classes if is_labelled else None,
+        own_splits=frozenset(codes),
+        n_images=n_rows,
+        decided=tuple(decided),
     )
 
 
-def _blocks(
-    path: Path, duplicates: Duplicates, classes: tuple[str, ...] | None, splits: dict[str, int]
-) -> Iterator[Block]:
-    number = {name: i for i, name in enumerate(classes or ())}
-    builder = BlockBuilder(labelled=classes is not None)
-    listed: dict[Path, set[str]] = {}
-    duplicates.restart()
-    for row in _rows(path):
-        reason = ""
+def _survey(paths: Sequence[Path], *, unlabelled: bool) -> _Survey:
+    found = _Survey()
+    for path in paths:
+        columns = _columns(path)
+        found.columns[path] = columns
+        for row in _rows(path, columns):
+            found.n_rows[path] += 1
+            found.duplicates.note(os.path.normpath(row.file))
+            found.splits[row.split] += 1
+            try:
+                found.labels[None if unlabelled else label_of(row.label)] += 1
+            except UserError:  # such as a list: the row is left out later
+                continue
+    found.duplicates.settle()
+    return found
+
+
+class _Reading:
+    """A pass over the rows of tables that were surveyed."""
+
+    def __init__(self, survey: _Survey, numbering: Numbering | None) -> None:
+        self._survey, self._numbering = survey, numbering
+        self._builder = BlockBuilder(labelled=numbering is not None)
+        self._listed: dict[Path, set[str]] = {}
+        survey.duplicates.restart()
+
+    def blocks(self, path: Path, splits: Mapping[str, int]) -> Iterator[Block]:
+        """The images of one table, in order; `splits` is the code of each word."""
+        for row in _rows(path, self._survey.columns[path]):
+            try:
+                label = self._label(row)
+            except UserError as error:
+                self._builder.reject(row.path, str(error))
+                continue
+            code = splits.get(row.split, splits.get("", TRAIN))
+            yield from self._builder.add(Span(row.file), row.path, label, code)
+
+    def _label(self, row: _Row) -> int:
         if not row.path:
-            reason = NO_PATH
-        elif duplicates.is_repeated(os.path.normpath(row.path)):
-            reason = DUPLICATE
-        elif classes is not None and not row.label:
-            reason = NO_LABEL
-        file = path.parent / row.path
-        listed.setdefault(file.parent, set()).add(file.name)
-        if reason:
-            builder.reject(row.path, reason)
-            continue
-        yield from builder.add(
-            Span(file), row.path, number.get(row.label, -1), splits.get(row.split, TRAIN)
-        )
-    for folder, names in listed.items():
-        for name in _not_listed(folder, names):
-            builder.reject(os.path.relpath(folder / name, path.parent), NOT_LISTED)
-    yield from builder.rest()
+            raise UserError(NO_PATH)
+        if re.match(r"[a-z][a-z0-9+]+://", row.path) and not row.path.startswith("file:"):
+            raise UserError(ADDRESS)
+        self._listed.setdefault(row.file.parent, set()).add(row.file.name)
+        if self._survey.duplicates.is_repeated(os.path.normpath(row.file)):
+            raise UserError(DUPLICATE)
+        return -1 if self._numbering is None else self._numbering.number(row.label)
+
+    def rest(self, top: Path) -> Iterator[Block]:
+        """The last images, and what lies beside those of the tables."""
+        for folder, names in self._listed.items():
+            for name in _not_listed(folder, names):
+                self._builder.reject(os.path.relpath(folder / name, top), NOT_LISTED)
+        yield from self._builder.rest()
 
 
 def _not_listed(folder: Path, names: set[str]) -> list[str]:
@@ -120,37 +185,113 @@ def _not_listed(folder: Path, names: set[str]) -> list[str]:
         return []
 
 
-def _rows(path: Path) -> Iterator[_Row]:
-    """Every row, its columns found by name.
+def gives_labels(path: Path) -> bool:
+    """Whether a table names files and their labels."""
+    try:
+        return _columns(path).label is not None
+    except UserError:
+        return False
+
+
+def _columns(path: Path) -> _Columns:
+    """Which columns hold what.
 
     Raises:
-        UserError: it cannot be read, or its header has no path.
+        UserError: the file cannot be read, or no column names images.
     """
-    with _reading(path), path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-        header = [name.strip().lower() for name in next(reader, [])]
-        at_path, at_label = _column(header, _PATH_NAMES), _column(header, _LABEL_NAMES)
-        at_split = _column(header, ("split",))
-        if at_path is None:
-            raise UserError(
-                f"{path}: its first line must name the columns, path and label among them"
-            )
+    with _reading(path), _opened(path) as file:
+        records = _records(path, file)
+        header = list(next(records, {}))
+        first = list(islice(records, _TRIED))
+    by_lower = {name.strip().lower(): name for name in reversed(header)}
+    named = [by_lower[known] for known in _PATH_NAMES if known in by_lower]
+    others = [name for name in header if name not in named]
 
-        def cell(row: list[str], at: int | None) -> str:
-            return row[at].strip() if at is not None and at < len(row) else ""
+    def leads_to_files(name: str) -> bool:
+        values = [str(record.get(name) or "") for record in first]
+        return any(_looks_like_image(v) and find_named(path.parent, v).exists() for v in values)
 
-        for row in reader:
-            if row:
-                yield _Row(cell(row, at_path), cell(row, at_label), cell(row, at_split).lower())
+    found = next((name for name in (*named, *others) if leads_to_files(name)), None)
+    if found is None and not named:
+        raise UserError(
+            f"{path}: its first line must name the columns, path and label among them; "
+            f"it says {', '.join(header)[:200] or 'nothing'}"
+        )
+    column = found or named[0]
+    split = next((by_lower[known] for known in _SPLIT_NAMES if known in by_lower), None)
+    return _Columns(column, label_key(n for n in header if n not in (column, split)), split)
 
 
-def _column(header: list[str], names: tuple[str, ...]) -> int | None:
-    return next((header.index(name) for name in names if name in header), None)
+def _looks_like_image(value: str) -> bool:
+    return is_image_name(re.split(r"[/\\]", value)[-1])
+
+
+def _rows(path: Path, columns: _Columns) -> Iterator[_Row]:
+    with _reading(path), _opened(path) as file:
+        records = _records(path, file)
+        next(records, None)
+        for record in records:
+            name = str(record.get(columns.path) or "").strip()
+            split = "" if columns.split is None else str(record.get(columns.split) or "")
+            label = None if columns.label is None else record.get(columns.label)
+            yield _Row(name, find_named(path.parent, name), label, split.strip().lower())
+
+
+def _records(path: Path, file: TextIO) -> Iterator[Mapping[str, Any]]:
+    """The names of the columns, as a record's keys, and then every record."""
+    if path.suffix.lower() == ".jsonl":
+        yield from _json_records(file)
+        return
+    start = file.readline(2**16)
+    if re.fullmatch(r"sep=.\s*", start):  # a note of Excel's for itself
+        start = file.readline(2**16)
+    first = "\t" if path.suffix.lower() == ".tsv" else ","
+    separator = max((first, *",\t;|"), key=lambda mark: _n_known(start, mark))
+    header = next(csv.reader([start], delimiter=separator), [])
+    yield dict.fromkeys(header)
+    for row in csv.reader(file, delimiter=separator, strict=True):
+        if row:
+            yield dict(zip(header, row, strict=False))
+
+
+def _json_records(file: TextIO) -> Iterator[Mapping[str, Any]]:
+    names: dict[str, None] = {}
+    held: list[dict[str, Any]] = []
+    records = (json.loads(line) for line in file if line.strip())
+    for record in islice(records, _TRIED):
+        if not isinstance(record, dict):
+            raise ValueError("a line is no JSON object")
+        names.update(dict.fromkeys(record))
+        held.append(record)
+    yield names
+    yield from held
+    yield from (record for record in records if isinstance(record, dict))
+
+
+def _n_known(header: str, separator: str) -> int:
+    """How many columns of a known name a separator gives."""
+    names = [name.strip().strip('"').lower() for name in header.split(separator)]
+    known = sum(name in _PATH_NAMES for name in names) + (label_key(names) is not None)
+    return known + sum(name in _SPLIT_NAMES for name in names)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """The text of a table; what Excel calls Unicode text is UTF-16."""
+    with path.open("rb") as raw:
+        start = raw.read(256)
+    check_pointer(start)
+    is_wide = start[:2] in (b"\xff\xfe", b"\xfe\xff")
+    with path.open(newline="", encoding="utf-16" if is_wide else "utf-8-sig") as file:
+        yield file
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}: save it as CSV in UTF-8") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (OSError, csv.Error, ValueError, RecursionError) as error:
+        kind = "JSON lines" if path.suffix.lower() == ".jsonl" else "CSV"
+        raise UserError(f"cannot read {path}: {error}: save it as {kind} in UTF-8") from error

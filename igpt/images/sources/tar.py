@@ -18,11 +18,18 @@ import numpy as np
 from igpt.errors import UserError
 from igpt.images.rejects import DEAD_LINK, EMPTY_CLASS
 from igpt.images.sources.archive import Archive, Entry, opened
-from igpt.images.sources.labels import Numbering, label_in, label_of, ordered, said_of_labels
+from igpt.images.sources.labels import (
+    MAX_CLASSES,
+    Numbering,
+    label_in,
+    label_of,
+    ordered,
+    said_of_labels,
+)
 from igpt.images.sources.layout import DUPLICATE, Duplicates, Layout, key_of_name, layout_of
 from igpt.images.sources.names import Unread, counts, is_image_name
 from igpt.images.sources.remote import UnreachableError
-from igpt.images.sources.source import MAX_LABEL, Block, BlockBuilder, Part, Source, Span
+from igpt.images.sources.source import Block, BlockBuilder, Part, Source, Span
 from igpt.images.splits import file_codes, said_of_splits
 
 # Whether a key goes up to the last dot of a name, or to the first.
@@ -138,9 +145,9 @@ class _Survey:
             tar.reason = str(error)
         else:
             self.vocabulary += list(number)[known:]
-        if len(self.vocabulary) > MAX_LABEL + 1:
+        if len(self.vocabulary) > MAX_CLASSES:
             raise UserError(
-                f"{path} has more than {MAX_LABEL + 1} different labels, so they are no classes: "
+                f"{path} has more than {MAX_CLASSES} different labels, so they are no classes: "
                 "use --unlabelled"
             )
         tar.duplicates.settle()

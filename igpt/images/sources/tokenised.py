@@ -7,14 +7,14 @@ the same palette they become the same tokens again (PAPER §3.2).
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from igpt.errors import UserError
-from igpt.images.sources.arrays import checked_labels, reading_arrays
-from igpt.images.sources.source import Block, Part, Source, array_blocks
+from igpt.images.sources.arrays import Piece, pieces_source, reading_arrays
+from igpt.images.sources.labels import labels_in
+from igpt.images.sources.source import Source
 from igpt.images.splits import TEST, TRAIN, VALID
 
 PALETTE = "kmeans_centers.npy"
@@ -22,18 +22,6 @@ _FILE = re.compile(r"(.+)_(tr|va|te)([XY])\.npy")
 _CODES = {"tr": TRAIN, "va": VALID, "te": TEST}
 # Rows of a file that are in memory at a time.
 _ROWS = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """One split."""
-
-    code: int
-    tokens: np.ndarray
-    """(N, T) integers, on disk."""
-    labels: np.ndarray | None
-    """(N,) int64."""
-    name: str
 
 
 def token_files(path: Path) -> list[Path]:
@@ -69,27 +57,13 @@ def open_tokens(files: list[Path]) -> Source:
     prefix = _FILE.fullmatch(files[0].name)
     assert prefix is not None
     pieces = [
-        _piece(files[0].parent, f"{prefix[1]}_{split}", code, n_colors=len(levels))
+        _piece(files[0].parent, f"{prefix[1]}_{split}", code, levels)
         for split, code in _CODES.items()
         if files[0].with_name(f"{prefix[1]}_{split}X.npy").is_file()
     ]
     if not pieces:
         raise UserError(f"{files[0]} has labels only: put {prefix[1]}_teX.npy beside it")
-
-    def blocks(part: Part) -> Iterator[Block]:
-        return part.share(every_block())
-
-    def every_block() -> Iterator[Block]:
-        for piece in pieces:
-            yield from _blocks(piece, levels)
-
-    return Source(
-        name=str(files[0].with_name(prefix[1])),
-        blocks=blocks,
-        classes=() if all(piece.labels is not None for piece in pieces) else None,
-        own_splits=frozenset(piece.code for piece in pieces),
-        n_images=sum(len(piece.tokens) for piece in pieces),
-    )
+    return pieces_source(files[0].with_name(prefix[1]), pieces)
 
 
 def _levels(path: Path) -> np.ndarray:
@@ -110,7 +84,7 @@ def _levels(path: Path) -> np.ndarray:
     return levels.astype(np.uint8)
 
 
-def _piece(folder: Path, stem: str, code: int, *, n_colors: int) -> _Piece:
+def _piece(folder: Path, stem: str, code: int, levels: np.ndarray) -> Piece:
     path = folder / f"{stem}X.npy"
     tokens = _mapped(path)
     if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or not len(tokens):
@@ -119,30 +93,13 @@ def _piece(folder: Path, stem: str, code: int, *, n_colors: int) -> _Piece:
         raise UserError(f"{path}: {tokens.shape[1]} tokens make no square image")
     for start in range(0, len(tokens), _ROWS):
         rows = tokens[start : start + _ROWS]
-        if rows.min() < 0 or rows.max() >= n_colors:
+        if rows.min() < 0 or rows.max() >= len(levels):
             raise UserError(
-                f"{path} has tokens outside 0 to {n_colors - 1}: the palette is another"
+                f"{path} has tokens outside 0 to {len(levels) - 1}: the palette is another"
             )
-    return _Piece(code, tokens, _labels(folder / f"{stem}Y.npy", len(tokens)), f"{stem}X")
-
-
-def _labels(path: Path, n: int) -> np.ndarray | None:
-    """(N,) int64 of numbers, or of the released one-hot rows; none where there is no file."""
-    if not path.is_file():
-        return None
-    held = _mapped(path)
-    if held.ndim not in (1, 2) or len(held) != n or held.dtype.kind not in "iufb":
-        raise UserError(f"{path} holds {held.shape} {held.dtype}: it needs a label an image ({n})")
-    if held.ndim == 1:
-        return checked_labels(held.astype(np.int64), str(path))
-    parts = (held[start : start + _ROWS] for start in range(0, n, _ROWS))
-    return np.concatenate([_one_hot(rows, path) for rows in parts])
-
-
-def _one_hot(rows: np.ndarray, path: Path) -> np.ndarray:
-    if not ((rows != 0).sum(axis=1) == 1).all():
-        raise UserError(f"{path} is not one-hot: each row must have a single 1")
-    return np.asarray(rows.argmax(axis=1))
+    beside = folder / f"{stem}Y.npy"
+    labels = labels_in(_mapped(beside), len(tokens), str(beside)) if beside.is_file() else None
+    return Piece(code, len(tokens), lambda: _images(tokens, levels), labels, f"{stem}X")
 
 
 def _mapped(path: Path) -> np.ndarray:
@@ -151,10 +108,7 @@ def _mapped(path: Path) -> np.ndarray:
     return array
 
 
-def _blocks(piece: _Piece, levels: np.ndarray) -> Iterator[Block]:
-    side = math.isqrt(piece.tokens.shape[1])
-    for start in range(0, len(piece.tokens), _ROWS):
-        rows = slice(start, start + _ROWS)
-        images = levels[piece.tokens[rows]].reshape(-1, side, side, 3)
-        labels = None if piece.labels is None else piece.labels[rows]
-        yield from array_blocks(images, labels, code=piece.code, name=piece.name, first=start)
+def _images(tokens: np.ndarray, levels: np.ndarray) -> Iterator[np.ndarray]:
+    side = math.isqrt(tokens.shape[1])
+    for start in range(0, len(tokens), _ROWS):
+        yield levels[tokens[start : start + _ROWS]].reshape(-1, side, side, 3)

@@ -54,14 +54,20 @@ def test_npy_has_no_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "reason"),
     [
-        ({"images": np.zeros((3, 8, 8, 3))}, r"holds \(3, 8, 8, 3\) float64: save"),
-        ({"images": pixels(3, 8, 8, 4)}, r"holds \(3, 8, 8, 4\) uint8: save"),
-        ({"pictures": pixels(3, 8, 8, 3)}, "no array named images"),
-        ({"images": pixels(3, 8, 8, 3), "labels": np.arange(2)}, "one whole number an image"),
-        ({"images": pixels(3, 8, 8, 3), "labels": np.arange(3.0)}, "one whole number an image"),
-        ({"images": pixels(3, 8, 8, 3), "labels": np.array([0, -1, 2])}, "labels outside 0"),
+        ({"images": np.full((3, 8, 8, 3), 300.0)}, r"\(3, 8, 8, 3\) float64 from .* are no images"),
+        ({"images": np.full((3, 8, 8), np.nan)}, "float64 from nan to nan are no images"),
+        ({"images": pixels(3, 8, 8, 5)}, r"\(3, 8, 8, 5\) uint8 .* are no images: give"),
+        ({"images": pixels(3, 50)}, r"\(3, 50\) uint8 .* are no images: give"),
+        ({"images": np.array(["a.png", "b.png"])}, "list paths of files in a .csv"),
+        ({"a": pixels(3, 8, 8, 3), "b": pixels(3, 8, 8, 3)}, "no array named images"),
+        ({"images": pixels(3, 8, 8, 3), "labels": np.arange(2)}, r"a label an image \(3\)"),
+        ({"images": pixels(3, 8, 8, 3), "labels": np.ones((3, 2))}, "or one-hot rows"),
         ({"images": np.asfortranarray(pixels(3, 8, 8, 3))}, "column order"),
-        ({"images": np.array([{}, {}, {}])}, "object: save"),
+        ({"images": np.array([{}, {}, {}])}, "object: images are"),
+        (
+            {"images": pixels(3, 8, 8), "labels": np.array([{}, {}, {}])},
+            "object: these are no labels",
+        ),
     ],
 )
 def test_other_arrays_are_refused_in_one_line(
@@ -93,7 +99,7 @@ def test_a_header_that_claims_too_much_takes_no_memory(
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("images.npy", header.getvalue() + bytes(1000))
     with pytest.raises(
-        UserError, match=r"claims \(.*\) uint8, but holds 1000 bytes: fetch it again"
+        UserError, match=r"images claims \(.*\) uint8, but holds 1000 bytes: fetch it again"
     ):
         read(open_source(str(tmp_path / "a.npz")))
 
@@ -141,11 +147,104 @@ def test_cut_idx_files_are_one_line(tmp_path: Path, compressed: bool) -> None:
         path.write_bytes(whole)
 
 
-def test_idx_images_without_labels_say_what_is_missing(tmp_path: Path) -> None:
+def test_idx_images_without_labels_are_images(tmp_path: Path) -> None:
     idx_files(tmp_path, compressed=False)
     (tmp_path / "train-labels-idx1-ubyte").unlink()
-    with pytest.raises(UserError, match="has no train-labels-idx1-ubyte beside it"):
-        find_idx(tmp_path)
+    source = find_idx(tmp_path)
+    assert source is not None and "300 of 320 have none" in source.decided[-1]
+    assert read(source).labels[:300] == [-1] * 300
+    (tmp_path / "t10k-labels-idx1-ubyte").unlink()
+    source = find_idx(tmp_path)
+    assert source is not None and source.classes is None
+
+
+HELD = pixels(6, 8, 8, 3)
+GREY = HELD[..., 0]
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (GREY[..., None], GREY),
+        (HELD.transpose(0, 3, 1, 2), HELD),
+        (GREY[:, None], GREY),
+        (HELD.reshape(6, -1), HELD),
+        (GREY.reshape(6, -1), GREY),
+        (HELD.astype(np.int64), HELD),
+        (HELD.astype(">f4"), HELD),
+        (HELD / 255, HELD),
+        ((HELD / 127.5 - 1).astype(np.float32), HELD),
+        (GREY.astype(">u2") * 257, GREY),
+        (GREY > 127, np.where(GREY > 127, 255, 0)),
+        (np.concatenate([HELD, np.full((6, 8, 8, 1), 255, np.uint8)], 3), HELD),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.npz", "a.npy"])
+def test_every_form_of_array_gives_the_same_images(
+    tmp_path: Path, array: np.ndarray, expected: np.ndarray, name: str
+) -> None:
+    if name == "a.npz":
+        np.savez(tmp_path / name, images=array)
+    else:
+        np.save(tmp_path / name, array)
+    images = read(open_source(str(tmp_path / name))).images
+    for channel in range(3):
+        assert np.array_equal(
+            images[..., channel], expected if expected.ndim == 3 else expected[..., channel]
+        )
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "numbers"),
+    [
+        (np.array([7, 3, -1]), ("3", "7"), [1, 0, -1]),
+        (np.array([1.0, np.nan, 0.0]), ("0", "1"), [1, -1, 0]),
+        (np.array(["dog", "cat", ""]), ("cat", "dog"), [1, 0, -1]),
+        (np.eye(4)[[2, 0, 3]], ("0", "2", "3"), [1, 0, 2]),
+        (np.array([[5], [5], [6]], ">i8"), ("5", "6"), [0, 0, 1]),
+        (np.array([-1, -1, -1]), None, [-1, -1, -1]),
+    ],
+)
+def test_labels_in_arrays_follow_the_one_rule(
+    tmp_path: Path, labels: np.ndarray, classes: tuple[str, ...] | None, numbers: list[int]
+) -> None:
+    np.savez(tmp_path / "a.npz", images=HELD[:3], labels=labels)
+    source = open_source(str(tmp_path / "a.npz"))
+    assert source.classes == classes
+    assert read(source).labels == numbers
+    assert open_source(str(tmp_path / "a.npz"), unlabelled=True).classes is None
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("X_train", "Y_train", "X_test", "Y_test"),
+        ("train-data", "train-labels", "val-data", "val-labels"),
+        ("imgs_train", "target_train", "imgs_dev", "target_dev"),
+    ],
+)
+def test_arrays_are_known_by_the_words_of_their_names(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    held = (HELD, np.arange(6), HELD[:2], np.arange(2))
+    np.savez(tmp_path / "a.npz", **dict(zip(names, held, strict=True)))
+    contents = read(open_source(str(tmp_path / "a.npz")))
+    assert contents.codes == [TRAIN] * 6 + [TEST] * 2
+    assert contents.labels == [0, 1, 2, 3, 4, 5, 0, 1]
+
+
+def test_the_only_array_of_images_is_taken_and_the_rest_said(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", faces=HELD, ages=np.arange(6), note=np.array("x"))
+    source = open_source(str(tmp_path / "a.npz"))
+    assert np.array_equal(read(source).images, HELD)
+    assert source.decided == ("arrays that are not read: ages, note",)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.npy", "a.csv", "a.parquet", "a.ARROW", "a.tar"])
+def test_a_pointer_in_the_place_of_a_set_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(UserError, match=r"Git LFS pointer.*git lfs pull"):
+        open_source(str(tmp_path / name))
 
 
 @pytest.mark.data

@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from igpt.errors import UserError
@@ -144,3 +145,39 @@ def test_a_cut_parquet_file_is_one_line(tmp_path: Path) -> None:
         (tmp_path / "x.parquet").write_bytes(data[: int(share * len(data))])
         with pytest.raises(UserError, match="is damaged"):
             open_source(str(tmp_path / "x.parquet"))
+
+
+def test_images_in_columns_of_every_type_are_found(tmp_path: Path) -> None:
+    data = [encoded(noise(9, 9, i)) for i in range(3)]
+    struct = [{"bytes": one, "path": None} for one in data]
+    lists = pa.array([[one] for one in data], pa.large_list(pa.binary()))
+    columns = {
+        "dictionary": pa.array(data, pa.binary()).dictionary_encode(),
+        "large": pa.array(data, pa.large_binary()),
+        "list": lists,
+        "structs": pa.array([[one] for one in struct]),
+        "nested": pa.array([{"image": one, "cls": "x"} for one in struct]),
+    }
+    for name, column in columns.items():
+        for ending in (".parquet", ".ARROW"):
+            table = pa.table({"a": [b"no image"] * 3, "photo": column, "id": [1, 2, 3]})
+            path = tmp_path / f"{name}{ending}"
+            if ending == ".parquet":
+                pq.write_table(table, path)
+            else:
+                with pa.ipc.new_file(path, table.schema) as writer:
+                    writer.write_table(table)
+            source = open_source(str(path))
+            contents = read(source, size=9)
+            assert np.array_equal(contents.images, [noise(9, 9, i) for i in range(3)])
+            assert contents.rejects == {}
+            assert source.classes == (("x",) if name == "nested" else None)
+
+
+def test_several_images_in_a_row_share_its_label(tmp_path: Path) -> None:
+    cells = [[encoded(noise(9, 9, 2 * i + j)) for j in range(2)] for i in range(2)]
+    table = pa.table({"images": pa.array([*cells, [], None]), "label": ["b", "a", "a", "b"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    contents = read(open_source(str(tmp_path / "a.parquet")))
+    assert contents.labels == [1, 1, 0, 0]
+    assert contents.rejects == dict.fromkeys(("a.parquet/2", "a.parquet/3"), "no image in the row")

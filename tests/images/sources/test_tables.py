@@ -1,12 +1,19 @@
+import json
 from pathlib import Path
 
 import pytest
 
 from igpt.errors import UserError
-from igpt.images.sources.tables import open_table
+from igpt.images.sources.find import open_source
+from igpt.images.sources.source import Source
+from igpt.images.sources.tables import open_tables
 from igpt.images.splits import TEST, TRAIN, VALID
 from tests.images.pictures import class_files, encoded, noise, write_tree
 from tests.images.sources.reading import read
+
+
+def open_table(path: Path, *, unlabelled: bool = False) -> Source:
+    return open_tables([path], name=str(path), unlabelled=unlabelled)
 
 
 def table(tmp_path: Path, text: str, name: str = "labels.csv") -> Path:
@@ -47,7 +54,6 @@ def test_what_does_not_match_is_listed(tmp_path: Path) -> None:
     write_tree(tmp_path, {"a/extra.png": encoded(noise(9, 9))})
     assert read(open_table(path)).rejects == {
         "a/nope.png": "there is no such file",
-        "a/1.png": "no label",
         "": "no path",
         "a/0.png": "the same name as one before",
         "./a/0.png": "the same name as one before",
@@ -70,6 +76,7 @@ def test_labels_can_be_left_out(tmp_path: Path) -> None:
         ("a/0.png,x\n", "its first line must name the columns"),
         ("path,label\n", "has no rows"),
         ("path,label,split\na/0.png,x,dev\n", "unknown split 'dev'"),
+        ("path,label,split\na/0.png,x,fold1\na/1.png,x,train\n", "unknown split 'fold1'"),
         ('path,label\n"a/0.png,x\n', "save it as CSV in UTF-8"),
         ("path,label\n" + "x" * 200_000 + ",y\n", "save it as CSV in UTF-8"),
     ],
@@ -85,3 +92,67 @@ def test_another_encoding_is_refused(tmp_path: Path) -> None:
     path.write_bytes("path,label\nä.png,x\n".encode("latin-1"))
     with pytest.raises(UserError, match="save it as CSV in UTF-8"):
         open_table(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,label\na/0.png,x\nb/1.png,y\n",
+        "path;label\na/0.png;x\nb/1.png;y\n",
+        "path|label\na/0.png|x\nb/1.png|y\n",
+        "sep=;\npath;label\na/0.png;x\nb/1.png;y\n",
+        '"path","label"\n"a/0.png","x"\n"b/1.png","y"\n',
+        "\ufeffLabel,File_Name\r\nx,a/0.png\r\ny,b/1.png\r\n",
+        "Filename,cls\na\\0.png,x\nb\\1.png,y\n",
+        "image,class_name\nC:\\data\\a\\0.png,x\nC:\\data\\b\\1.png,y\n",
+        "img_path,target\n/home/me/data/a/0.png,x\n/home/me/data/b/1.png,y\n",
+        "image,file,y\n17,a/0.png,x\n18,b/1.png,y\n",
+        "photo of,label\na/0.png,x\nb/1.png,y\n",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_tables_from_elsewhere_give_the_same(tmp_path: Path, text: str, encoding: str) -> None:
+    path = table(tmp_path, "")
+    path.write_bytes(text.removeprefix("\ufeff" if encoding == "utf-16" else "").encode(encoding))
+    source = open_table(path)
+    contents = read(source)
+    assert source.classes == ("x", "y")
+    assert contents.labels == [0, 1]
+    assert contents.images[:, 0, 0, 0].tolist() == [0, 41]
+
+
+def test_json_lines_and_the_tables_of_the_hub(tmp_path: Path) -> None:
+    write_tree(
+        tmp_path, {f"{s}/{n}": d for s in ("train", "test") for n, d in class_files().items()}
+    )
+    for split in ("train", "test"):
+        lines = [{"file_name": f"{c}/{i}.png", "label": 7 * i} for c in "ab" for i in range(3)]
+        text = "\n".join(json.dumps(line) for line in lines)
+        (tmp_path / split / "metadata.jsonl").write_text(text)
+    source = open_source(str(tmp_path))
+    contents = read(source)
+    assert source.classes == ("0", "7", "14")
+    assert contents.codes == [TEST] * 6 + [TRAIN] * 6
+    assert contents.labels == [0, 1, 2] * 4
+    assert contents.rejects == {}
+
+
+def test_a_table_without_labels_leaves_the_folders_theirs(tmp_path: Path) -> None:
+    path = table(tmp_path, "file_name,text\na/0.png,hello\n", "metadata.csv")
+    source = open_source(str(path.parent))
+    assert source.classes == ("a", "b")
+    assert "1 .csv files are not read: pass one as DATA" in source.decided[-1]
+
+
+def test_several_tables_say_splits_by_their_names(tmp_path: Path) -> None:
+    table(tmp_path, "path,label\na/0.png,x\na/1.png,y\n", "train.csv")
+    table(tmp_path, "path,label\nb/0.png,x\nb/1.png,-1\n", "test.csv")
+    contents = read(open_source(str(tmp_path / "t*.csv")))
+    assert contents.codes == [TEST, TEST, TRAIN, TRAIN]
+    assert contents.labels == [0, -1, 0, 1]
+    assert set(contents.rejects) == {"a/2.png", "b/2.png"}
+
+
+def test_an_address_in_a_table_is_named_as_such(tmp_path: Path) -> None:
+    path = table(tmp_path, "path\nhttps://example.org/a.png\na/0.png\n")
+    assert "network" in read(open_table(path)).rejects["https://example.org/a.png"]
