@@ -33,6 +33,8 @@ from igpt.system import cache_folder as cache_folder
 # In each folder that igpt writes whole: the size of every file, and of small ones the sha256.
 LIST = ".igpt.json"
 _SMALL_BYTES = 2**22
+IS_POINTER = "a Git LFS pointer, not the file itself: run git lfs pull"
+POINTER_START = b"version https://git-lfs.github.com/spec/"
 # Of a name of a temporary sibling; the rest is a dot, eight digits and an ending.
 _STEM_BYTES = 200
 _TEMPORARY = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]{8}\.(part|old)", re.DOTALL)
@@ -330,6 +332,15 @@ def read_json(path: Path) -> Any:
         raise UserError(f"cannot read {path}: {error.strerror}: check the path") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): restore or delete it") from error
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is what Git LFS left in its place."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(POINTER_START)) == POINTER_START
+    except OSError:
+        return False
 
 
 def sha256_of(path: Path) -> str:

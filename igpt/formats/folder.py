@@ -19,7 +19,7 @@ from torch import Tensor
 from igpt import files
 from igpt.config import ModelConfig, RunConfig
 from igpt.errors import UserError
-from igpt.files import read_json, write_json
+from igpt.files import IS_POINTER, is_pointer, read_json, write_json
 from igpt.model.gpt import GPT
 from igpt.model.imagegpt import from_imagegpt, has_biases, imagegpt_config, to_imagegpt
 from igpt.model.sizes import Shape, check_held
@@ -234,6 +234,8 @@ def described_config(sizes: Mapping[str, Any], *, where: str, **more: bool) -> M
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path} is missing: restore the model folder")
+    if is_pointer(path):
+        raise UserError(f"{path}: {IS_POINTER}")
     try:
         return safetensors.torch.load_file(path)
     except SafetensorError as error:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from igpt.errors import UserError
+from igpt.files import IS_POINTER, POINTER_START
 
 MAX_BAD = 0.1
 """Default share of images that may be left out."""
@@ -29,8 +30,6 @@ DAMAGED = "damaged or cut off"
 EMPTY_CLASS = "class folder without images"
 NOT_LISTED = "beside the images of the table but not in it"
 OWN_PICTURE = "drawn by igpt"
-IS_POINTER = "a Git LFS pointer, not the file itself: run git lfs pull"
-POINTER_START = b"version https://git-lfs.github.com/spec/"
 
 MAX_FILE_BYTES = 2**28
 """A file above this is no photograph."""
@@ -91,15 +90,6 @@ def check_pointer(data: bytes) -> None:
     """
     if data.startswith(POINTER_START):
         raise UserError(IS_POINTER)
-
-
-def is_pointer(path: Path) -> bool:
-    """Whether a file is what Git LFS left in its place."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(POINTER_START)) == POINTER_START
-    except OSError:
-        return False
 
 
 def check_max_bad(max_bad: float) -> None:

@@ -63,11 +63,12 @@ def check_held(
         UserError: it asks for far more than is there.
     """
     needed = parameter_count(config, shape)
-    if config.n_layer > n_tensors or needed > _SLACK * n_values + _SLACK_VALUES:
+    is_possible = min(shape.n_colors, shape.seq_len) > 0
+    if not is_possible or config.n_layer > n_tensors or needed > _SLACK * n_values + _SLACK_VALUES:
         raise UserError(
             f"{where} describes {config.n_layer} layers of width {config.n_embd} on "
-            f"{shape.seq_len} tokens, but its weights are {n_tensors} tensors with {n_values} "
-            "numbers: restore the model folder"
+            f"{shape.seq_len} tokens of {shape.n_colors} colours, but its weights are {n_tensors} "
+            f"tensors with {n_values} numbers: restore the model folder"
         )
 
 

@@ -99,7 +99,7 @@ def more_layers_than_weights(folder):
 
 def a_width_that_fills_memory(folder):
     path = changed(theirs(folder), {"n_embd": 2**16})
-    return path, "describes 2 layers of width 65536 on 16 tokens, but its weights are"
+    return path, "describes 2 layers of width 65536 on 16 tokens of 27 colours, but its weights are"
 
 
 def a_billion_positions(folder):
@@ -123,6 +123,17 @@ def an_unknown_objective(folder):
 
 def a_side_of_a_billion(folder):
     return ours(folder, image_size=10**9), "config.json is damaged (ValueError('image_size is 1"
+
+
+def fewer_colours_than_none(folder):
+    path = changed(ours(folder), {"vocab_size": -64, "n_colors": -65})
+    return path, "on 16 tokens of -65 colours, but its weights are"
+
+
+def a_pointer_in_place_of_weights(folder):
+    path = ours(folder)
+    (path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    return path, "model.safetensors: a Git LFS pointer, not the file itself: run git lfs pull"
 
 
 def nothing_but_brackets(folder):
@@ -206,7 +217,8 @@ def tensors_over_one_another(folder):
 
 CLAIMS = [
     a_billion_layers, more_layers_than_weights, a_width_that_fills_memory, a_billion_positions,
-    an_unknown_objective, a_side_of_a_billion, nothing_but_brackets, bin_that_unpacks_to_more,
+    an_unknown_objective, a_side_of_a_billion, fewer_colours_than_none,
+    a_pointer_in_place_of_weights, nothing_but_brackets, bin_that_unpacks_to_more,
     bin_of_one_number_a_billion_times, keys_that_grow, one_block_many_times,
     an_offset_that_is_text, tensors_over_one_another,
 ]  # fmt: skip

@@ -18,8 +18,8 @@ from typing import IO
 import numpy as np
 
 from igpt.errors import UserError
+from igpt.files import IS_POINTER, is_pointer
 from igpt.images.levels import ACCEPTED, form_of, value_range
-from igpt.images.rejects import IS_POINTER, is_pointer
 from igpt.images.sources.labels import label_key, labels_in, numbered, said_of_labels
 from igpt.images.sources.source import Block, Source, array_blocks, block_length
 from igpt.images.splits import TRAIN, said_of_splits, split_codes, split_words

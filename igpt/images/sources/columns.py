@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from igpt.errors import UserError
+from igpt.files import IS_POINTER, is_pointer
 from igpt.images.decode import open_image
-from igpt.images.rejects import IS_POINTER, MAX_FILE_BYTES, is_pointer
+from igpt.images.rejects import MAX_FILE_BYTES
 from igpt.images.sources.labels import Numbering, label_key, label_of, ordered, said_of_labels
 from igpt.images.sources.names import find_named
 from igpt.images.sources.remote import present

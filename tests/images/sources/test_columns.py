@@ -181,3 +181,20 @@ def test_several_images_in_a_row_share_its_label(tmp_path: Path) -> None:
     contents = read(open_source(str(tmp_path / "a.parquet")))
     assert contents.labels == [1, 1, 0, 0]
     assert contents.rejects == dict.fromkeys(("a.parquet/2", "a.parquet/3"), "no image in the row")
+
+
+def test_offsets_that_lie_are_refused_before_pyarrow_follows_them(tmp_path: Path) -> None:
+    """A damaged Arrow file once ended the process (found by the trials of `hostile`)."""
+    held = np.array([0, 4, 8], "<i4").tobytes()
+    for lies in ([0, 2**30, 2**30 + 4], [0, -(2**30), 4], [8, 4, 2**20]):
+        for name, other in (("image", IMAGES[:2]), ("label", ["abcd", "efgh"])):
+            columns = {"image": IMAGES[:2], name: [b"1234", b"5678"] if name == "image" else other}
+            table = pa.table({"label": [0, 1], **columns})
+            path = tmp_path / f"{name}.arrow"
+            with pa.ipc.new_file(path, table.schema) as writer:
+                writer.write_table(table)
+            data = path.read_bytes()
+            assert data.count(held) == 1
+            path.write_bytes(data.replace(held, np.array(lies, "<i4").tobytes()))
+            with pytest.raises(UserError, match=r"is damaged .*: fetch it again"):
+                read(open_source(str(path)))

@@ -125,7 +125,12 @@ def test_links_to_a_folder_above_do_not_loop(tmp_path: Path) -> None:
     write_tree(tmp_path, class_files(1))
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     (tmp_path / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    assert len(list(walk_images(tmp_path))) == 3
+    (tmp_path / "a" / "loop.png").symlink_to("loop.png")
+    assert len(list(walk_images(tmp_path))) == 4
+    assert read(open_folder(tmp_path)).rejects == {
+        "a/gone.png": "a link to nothing",
+        "a/loop.png": "a link to itself",
+    }
 
 
 def test_hidden_files_are_left_out(tmp_path: Path) -> None:
