@@ -12,7 +12,7 @@ WORKS := train sample data probe start
 # Pythons that `make matrix` tries, each in an environment of its own; what is not there is skipped.
 PYTHONS := 3.11 3.12 3.13
 
-.PHONY: demo test setup base checks audit bench bench-check soak docs matrix lock clean
+.PHONY: demo test setup base checks audit bench bench-check soak chain docs matrix lock clean
 
 demo: $(BASE)
 	$(BIN)/igpt demo
@@ -21,8 +21,12 @@ demo: $(BASE)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu"
 
-soak: $(READY)
+soak: $(READY) chain
 	$(BIN)/python -m pytest -m "slow" --durations=20
+
+# The paper's chain on a small ImageNet, each step by one process and by two, and after a kill.
+chain: $(READY)
+	$(BIN)/python benchmarks/chain.py
 
 checks: $(READY)
 	$(BIN)/ruff format --check .

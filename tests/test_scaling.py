@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from igpt.model.sizes import SIZES, Shape, activation_bytes, parameter_count, train_flops
+from igpt.model.sizes import (
+    SIZES,
+    Shape,
+    activation_bytes,
+    forward_flops,
+    parameter_count,
+    train_flops,
+)
 from igpt.recipes import RECIPES
 from igpt.train.memory import STATE_BYTES, gathered_bytes
 
@@ -21,6 +28,9 @@ def rows(columns):
     """Rows of numbers of the tables that have so many columns."""
     found = [line.strip("| ").split(" | ") for line in TEXT.splitlines() if line.startswith("|")]
     return [row for row in found if len(row) == columns and re.match(r"[\d.]+$", row[-1])]
+
+
+PASSES = [line.strip("| ").split(" | ") for line in TEXT.splitlines() if line.endswith(" 1.28 M |")]
 
 
 @pytest.mark.parametrize("row", rows(7), ids=lambda row: f"{row[0]} GPUs, {row[1]} images")
@@ -54,7 +64,17 @@ def test_memory_of_the_smaller_models(row):
         assert text == f"{activation_bytes(model, shape, recompute=recompute, width=2) / 1e9:.2f}"
 
 
+@pytest.mark.parametrize("row", PASSES, ids=lambda row: f"{row[0]} {row[1]} {row[2]}")
+def test_hours_of_a_pass_over_imagenet(row):
+    model = XL.model if row[0] == "XL" else SIZES[row[0].lower()]
+    shape = Shape(n_colors=512, seq_len=int(row[1].removesuffix("²")) ** 2, objective="ar")
+    flops = {"forward": forward_flops, "fine-tuning": train_flops}[row[2]](model, shape)
+    hours = flops * 1_281_167 / RATE / 3600
+    assert row[3:7] == [f"{hours / gpus:.3g}" for gpus in (1, 8, 64, 512)]
+
+
 def test_the_tables_are_all_there():
+    assert len(PASSES) == 14
     assert (len(rows(7)), len(rows(5))) == (4, 12)
 
 

@@ -121,10 +121,20 @@ def _failed(error: UserError) -> int:
     if own_rank() > 0:
         if isinstance(error, Diverged | Elsewhere):
             return EXIT_USER_ERROR  # where it began says it
-        time.sleep(FIRST_SPEAKS_S)  # what the first one met too ends the job until then
+        if _ended_within(FIRST_SPEAKS_S):  # what the first one met too ends the job until then
+            return EXIT_USER_ERROR
     rank = f"rank {own_rank()}: " if own_rank() > 0 else ""
     print(f"igpt: error: {rank}{' '.join(str(error).split())}", file=sys.stderr)
     return EXIT_USER_ERROR
+
+
+def _ended_within(seconds: float) -> bool:
+    """Whether a signal came, as torchrun sends it, in so much time."""
+    try:
+        time.sleep(seconds)
+    except KeyboardInterrupt:
+        return True
+    return False
 
 
 def _run(args: list[str]) -> None:
@@ -185,7 +195,7 @@ def _refuse_ranks(name: str) -> None:
     if "RANK" not in os.environ or not size.isdigit() or int(size) < 2:
         return
     if os.environ["RANK"] != "0":
-        time.sleep(SILENT_S)  # torchrun ends this process as soon as the first one has spoken
+        _ended_within(SILENT_S)  # torchrun ends this process as soon as the first one has spoken
         sys.exit(EXIT_USER_ERROR)
     raise UserError(
         f"igpt {name} is done by one process and torchrun started {size}: call it without "

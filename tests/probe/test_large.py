@@ -1,5 +1,9 @@
 """The large probe: its sums against a plain solution, its figures against the exact path."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -93,3 +97,50 @@ def test_a_disk_that_is_too_small_is_said_before_the_work(
     monkeypatch.setattr(large.shutil, "disk_usage", lambda place: full)
     with pytest.raises(UserError, match="GB free, the features take"):
         probe_large(model, some, seen=SEEN, solver=Solver(), save=False)
+
+
+AT_SIZE = """
+import resource, sys, time
+import numpy as np, torch
+from igpt.probe.large import Moments, _Adding
+from igpt.probe.protocol import Labelled
+from igpt.probe.solve import Solver, fit
+from igpt.train.shares import ALONE
+n, n_layers, width, n_classes = int(sys.argv[1]), 25, 512, 10
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before, rng = peak(), np.random.default_rng(0)
+labels = rng.integers(0, n_classes, n)
+centres = rng.normal(size=(n_classes, width)).astype(np.float32) / 8
+sums = Moments(n_layers, width, n_classes, torch.device("cpu"))
+adding, began = _Adding(sums, labels, ALONE), time.monotonic()
+for start in range(0, n, 16):
+    rows = slice(start, min(start + 16, n))
+    x = rng.standard_normal((rows.stop - start, width), np.float32) + centres[labels[rows]]
+    adding[:, rows] = np.broadcast_to(x, (n_layers, *x.shape)).copy()
+sums.ridge()
+ranked, chosen_s = peak() - before, time.monotonic() - began
+sizes = (n, n // 10, n // 10)
+splits = []
+for i, size in enumerate(sizes):
+    held = np.lib.format.open_memmap(f"{sys.argv[2]}/{i}.npy", "w+", np.float16, (3, size, width))
+    for row in held:
+        row[:] = rng.standard_normal((size, width), np.float32) + centres[labels[:size]]
+    splits.append(Labelled(held, labels[:size]))
+found = fit(*splits, layers=[11, 12, 13], solver=Solver())
+print(ranked, peak() - before, chosen_s, time.monotonic() - began, found.result.test_accuracy)
+"""
+
+
+@pytest.mark.slow
+def test_memory_at_50000_images_25_layers_is_below_1_5_gb(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = {}
+    for n in (10_000, 50_000):
+        words = [sys.executable, "-c", AT_SIZE, str(n), str(tmp_path)]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        told[n] = [float(word) for word in done.stdout.split()]
+    with capsys.disabled():
+        print(f"\nlarge probe, D 512, 25 layers (bytes ranking, in all; s ranking, in all): {told}")
+    assert told[50_000][1] < 1.5e9
+    assert told[50_000][0] < 1.2 * told[10_000][0] + 2e7  # the ranking's memory is flat
