@@ -15,6 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,6 +23,7 @@ from typing import Any, NoReturn
 from igpt import __version__
 from igpt.cli.terminal import leave, prepare_streams, stopped_by_signals, to_nowhere
 from igpt.errors import Diverged, Elsewhere, Interrupted, UserError, missing_extra
+from igpt.images.rejects import MAX_BAD, allow
 from igpt.system import keep_caches_together
 
 # Command: what it does. Each is the function of its name in `igpt.cli.<name>`.
@@ -56,6 +58,8 @@ COMPUTING = (
     *("demo", "info", "pretrain", "evaluate", "probe", "finetune", "lowdata", "embed", "classify"),
     *("rank", "sample", "complete", "bench", "push", "serve"),
 )
+# Commands that prepare DATA where it is no packed set; `--max-bad` of the others is their own.
+PREPARING = ("palette", "pretrain", "evaluate", "probe", "finetune", "lowdata")
 EXAMPLES = (
     "igpt demo",
     "igpt complete cifar10-small cat.jpg",
@@ -155,34 +159,64 @@ def _run(args: list[str]) -> None:
         raise UserError("igpt runs on Linux and macOS: on Windows, install and call it within WSL")
     keep_caches_together()
     function = getattr(import_module(f"igpt.cli.{name}"), name)
-    if name in COMPUTING:
-        function = _with_device(function)
+    for option, commands in ((_DEVICE, COMPUTING), (_MAX_BAD, PREPARING)):
+        if name in commands:
+            function = option.added_to(function)
     parse(function, rest, prog=f"igpt {name}")()
 
 
-def _with_device(function: Callable[..., None]) -> Callable[..., None]:
-    """The command with one more option, which all that compute have in common."""
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """One more option of every command of a kind, and what is done with it first."""
 
-    @functools.wraps(function)
-    def on_device(*args: Any, device: str | None = None, **kwargs: Any) -> None:
-        if device is not None or "igpt.compute" in sys.modules:
-            from igpt.compute import use_device
+    name: str
+    kind: Any
+    default: Any
+    use: Callable[[Any], None]
+    help: str
 
-            use_device(device)
-        function(*args, **kwargs)
+    def added_to(self, function: Callable[..., None]) -> Callable[..., None]:
+        """The command with this option too."""
 
-    signature = inspect.signature(function)
-    kind = inspect.Parameter.KEYWORD_ONLY
-    added = inspect.Parameter("device", kind, default=None, annotation=str | None)
-    parameters = [*signature.parameters.values(), added]
-    on_device.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    on_device.__annotations__ = {**function.__annotations__, "device": str | None}
-    text = "device: where to compute: cpu, cuda, cuda:1, mps, xpu; none: the first accelerator."
-    heading = "    Args:\n"
-    before, _, after = (function.__doc__ or "").partition(heading)
-    del on_device.__wrapped__  # tyro would read that one's types
-    on_device.__doc__ = f"{before}{heading}        {text}\n{after}"
-    return on_device
+        @functools.wraps(function)
+        def with_option(*args: Any, **kwargs: Any) -> None:
+            self.use(kwargs.pop(self.name, self.default))
+            function(*args, **kwargs)
+
+        signature = inspect.signature(function)
+        kind = inspect.Parameter.KEYWORD_ONLY
+        added = inspect.Parameter(self.name, kind, default=self.default, annotation=self.kind)
+        parameters = [*signature.parameters.values(), added]
+        with_option.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        with_option.__annotations__ = {**function.__annotations__, self.name: self.kind}
+        heading = "    Args:\n"
+        before, _, after = (function.__doc__ or "").partition(heading)
+        del with_option.__wrapped__  # tyro would read that one's types
+        with_option.__doc__ = f"{before}{heading}        {self.name}: {self.help}\n{after}"
+        return with_option
+
+
+def _use_device(device: str | None) -> None:
+    if device is not None or "igpt.compute" in sys.modules:
+        from igpt.compute import use_device
+
+        use_device(device)
+
+
+_DEVICE = _Option(
+    name="device",
+    kind=str | None,
+    default=None,
+    use=_use_device,
+    help="where to compute: cpu, cuda, cuda:1, mps, xpu; none: the first accelerator.",
+)
+_MAX_BAD = _Option(
+    name="max_bad",
+    kind=float,
+    default=MAX_BAD,
+    use=allow,
+    help="share of the images of DATA that may be left out before it stops.",
+)
 
 
 def _refuse_ranks(name: str) -> None:

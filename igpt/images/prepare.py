@@ -24,7 +24,7 @@ from igpt.images.packed.merge import merge_parts, missing_parts, part_folder
 from igpt.images.packed.read import PackedSet
 from igpt.images.packed.rows import Packed, Packing, pack_block
 from igpt.images.packed.write import SHARD_BYTES, PackWriter, check_target
-from igpt.images.rejects import MAX_BAD, check_max_bad, check_rejects, in_words, n_lost
+from igpt.images.rejects import MAX_BAD, allowed, check_max_bad, check_rejects, in_words, n_lost
 from igpt.images.sources import remote
 from igpt.images.sources.find import NAMED, files_of, open_source, unknown_data
 from igpt.images.sources.folders import walk_folders
@@ -43,7 +43,7 @@ def open_data(
     image_size: int,
     seed: int = 0,
     valid_fraction: float | None = None,
-    max_bad: float = MAX_BAD,
+    max_bad: float | None = None,
 ) -> PackedSet:
     """What the command line calls DATA, as a packed set; prepared into the cache where needed.
 
@@ -52,7 +52,8 @@ def open_data(
         image_size: side S in pixels.
         seed: of the validation split, where this call prepares the set.
         valid_fraction: its share of the training images; None: the paper's for this source.
-        max_bad: share of images that may be left out, where DATA is no packed set.
+        max_bad: share of images that may be left out, where DATA is no packed set; None: what
+            `rejects.allow` said.
 
     Returns:
         The set. A packed set given by path keeps the split it was prepared with.
@@ -60,6 +61,7 @@ def open_data(
     Raises:
         UserError: there is no such data, or it cannot be had at this size.
     """
+    max_bad = allowed() if max_bad is None else max_bad
     check_max_bad(max_bad)
     path = Path(data).expanduser()
     if is_packed(path):

@@ -92,6 +92,25 @@ def check_pointer(data: bytes) -> None:
         raise UserError(IS_POINTER)
 
 
+_allowed = MAX_BAD
+
+
+def allow(max_bad: float) -> None:
+    """Let all that follows leave out so large a share, where nothing else is said.
+
+    Raises:
+        UserError: it is no share.
+    """
+    global _allowed
+    check_max_bad(max_bad)
+    _allowed = max_bad
+
+
+def allowed() -> float:
+    """What `allow` said, else `MAX_BAD`."""
+    return _allowed
+
+
 def check_max_bad(max_bad: float) -> None:
     """Refuse what is no share.
 

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from igpt.cli.main import PREPARING
 from igpt.images.packed.write import GrowingArray
 from tests.cli.test_main import run
 from tests.images.pictures import class_files, encoded, noise, tar_bytes, write_tree
@@ -207,3 +209,24 @@ def test_parts_of_several_machines_merge(tmp_path, capsys, monkeypatch):
             assert last(err) == "part 2/2 is done; missing: 1/2"
     assert len(np.load(tmp_path / "set" / "labels.npy")) == 20
     assert not list((tmp_path / "set").glob("part-*"))
+
+
+def test_every_command_of_many_images_has_max_bad_and_one_default(capsys):
+    for name in ("prepare", *PREPARING, "embed", "rank", "classify", "complete"):
+        status, out, _ = run([name, "--help"], capsys)
+        assert status == 0
+        shown = re.sub(r"[^ -~]+|\s+", " ", out.rpartition("--max-bad")[2])
+        assert re.match(r" FLOAT .*?\(default: 0\.1\)", shown), (name, shown[:200])
+
+
+def test_max_bad_of_a_command_that_prepares_counts_for_it_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("IGPT_CACHE", str(tmp_path / "cache"))
+    folder = write_tree(tmp_path / "in", class_files(10) | {f"a/{i}.jpg": b"x" for i in range(9)})
+    command = ["palette", str(folder), str(tmp_path / "a.npy")]
+    command += ["--image-size", "8", "--n-colors", "8"]
+    assert run([*command, "--max-bad", "0.5"], capsys)[0] == 0
+    (tmp_path / "a.npy").unlink()
+    status, _, err = run(command, capsys)
+    assert status == 2
+    assert "9 of 29 images cannot be used" in err and "--max-bad 0.1 allows" in err
+    assert run([*command, "--max-bad", "nan"], capsys)[0] == 2
