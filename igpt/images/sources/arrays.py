@@ -56,13 +56,17 @@ class Stored:
     """A stream at the first number."""
     held_bytes: int = 0
     """What follows the header."""
+    is_fortran: bool = False
+    """Its columns are stored one after another."""
 
     def check(self) -> None:
         """Refuse a header that claims other numbers than follow it, or none.
 
         Raises:
-            UserError: it does.
+            UserError: it does, or the array is stored by columns.
         """
+        if self.is_fortran and len(self.shape) > 1:
+            raise UserError(f"{self.name} is in column order: save it in C order")
         claimed = self.dtype.itemsize * math.prod(self.shape)
         if not self.shape or min(self.shape) < 1 or claimed > self.held_bytes:
             raise UserError(
@@ -92,7 +96,10 @@ class Stored:
             self.check()
         n_bytes = self.dtype.itemsize * math.prod(self.shape)
         if n_bytes > _MAX_LABEL_BYTES or self.dtype.hasobject:
-            raise UserError(f"{self.name} holds {self.shape} {self.dtype}: these are no labels")
+            raise UserError(
+                f"{self.name} holds {self.shape} {self.dtype}: these are no labels; --unlabelled "
+                "leaves them out"
+            )
         with self.open() as file:
             return np.frombuffer(read_exactly(file, n_bytes), self.dtype).reshape(self.shape)
 
@@ -126,7 +133,7 @@ def open_npy(path: Path) -> Source:
         UserError: they are no images, or it is damaged.
     """
     with reading_arrays(path), path.open("rb") as file:
-        shape, dtype = _header(file)
+        shape, dtype, is_fortran = _header(file)
         start = file.tell()
 
         def opened() -> IO[bytes]:
@@ -135,7 +142,7 @@ def open_npy(path: Path) -> Source:
             return stream
 
         held_bytes = path.stat().st_size - start
-        stored = Stored(path.stem, shape, dtype, opened, held_bytes)
+        stored = Stored(path.stem, shape, dtype, opened, held_bytes, is_fortran)
         pieces = _pieces(path, [stored], [None], [TRAIN])
     return pieces_source(path, pieces)
 
@@ -244,7 +251,7 @@ def _pairs(stored: dict[str, Stored], path: Path) -> dict[int, tuple[str, str]]:
 
 def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Stored:
     with archive.open(f"{name}.npy") as file:
-        shape, dtype = _header(file)
+        shape, dtype, is_fortran = _header(file)
         start = file.tell()
     held_bytes = archive.getinfo(f"{name}.npy").file_size - start
 
@@ -255,18 +262,17 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Stored:
         stream.read(start)
         return stream
 
-    return Stored(name, shape, dtype, opened, held_bytes)
+    return Stored(name, shape, dtype, opened, held_bytes, is_fortran)
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, bool]:
+    """Shape, type, and whether it is stored by columns."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0
     if version != (1, 0):
         read = np.lib.format.read_array_header_2_0
     shape, is_fortran, dtype = read(file)
-    if is_fortran and len(shape) > 1:
-        raise UserError("its arrays are in column order: save them in C order")
-    return shape, dtype
+    return shape, dtype, is_fortran
 
 
 def pieces_source(

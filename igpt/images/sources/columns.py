@@ -25,7 +25,7 @@ from igpt.images.sources.remote import present
 from igpt.images.sources.source import BLOCK_IMAGES, Block, BlockBuilder, Part, Source, Span
 from igpt.images.splits import TRAIN, codes_of_files, said_of_splits
 
-SUFFIXES = (".parquet", ".arrow")
+SUFFIXES = (".parquet", ".arrow", ".feather")
 NO_BYTES = "no image in the row"
 # Of encoded images that are in memory at a time.
 _BATCH_BYTES = 2**27
@@ -108,6 +108,16 @@ def _values(path: Path, column: str) -> Iterator[str | None]:
     with _reading(path):
         for batch in _batches(path, column):
             yield from map(label_of, _column(batch, column).to_pylist())
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """The names of the columns of words and numbers, as keys, and then every row of them."""
+    with _reading(path):
+        names = [name for name, kind in _leaves(_open(path)[0]) if _is_plain(kind)]
+        yield dict.fromkeys(names)
+        for batch in _batches(path, *names) if names else ():
+            columns = [_column(batch, name).to_pylist() for name in names]
+            yield from (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
 
 
 def has_images(path: Path) -> bool:
@@ -284,20 +294,21 @@ def _bytes(held: bytes) -> bytes:
 
 def _label_column(schema: Any) -> tuple[str | None, tuple[str, ...]]:
     """Name of the column of labels, and the names that it declares for its numbers."""
-    import pyarrow as pa
-
     for column, feature in _features(schema).items():
         if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
             return column, tuple(map(str, feature.get("names") or ()))
-
-    def is_plain(kind: Any) -> bool:
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        tests = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
-        return any(test(kind) for test in (*tests, pa.types.is_floating, pa.types.is_boolean))
-
-    plain = {leaf.rpartition(".")[2]: leaf for leaf, kind in _leaves(schema) if is_plain(kind)}
+    plain = {leaf.rpartition(".")[2]: leaf for leaf, kind in _leaves(schema) if _is_plain(kind)}
     key = label_key(plain)
     return (None if key is None else plain[key]), ()
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether a column of this type holds a word or a number in each row."""
+    import pyarrow as pa
+
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    tests = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
+    return any(test(kind) for test in (*tests, pa.types.is_floating, pa.types.is_boolean))
 
 
 def _features(schema: Any) -> dict[str, Any]:

@@ -128,10 +128,10 @@ def _inside(folder: Path) -> tuple[list[Path], list[Path], list[Path], int]:
         for name in filter(counts, names):
             if archive.is_archive_name(name):
                 archives.append(folder / inner / name)
-            elif name.lower().endswith(columns.SUFFIXES):
-                column_files.append(folder / inner / name)
             elif name.lower() in tables.METADATA:
                 listed.append(folder / inner / name)
+            elif name.lower().endswith(columns.SUFFIXES):
+                column_files.append(folder / inner / name)
             else:
                 n_images += is_image_name(name)
     return archives, column_files, listed, n_images
@@ -143,11 +143,12 @@ def _open_files(files: list[Path], *, name: str, unlabelled: bool) -> Source:
         return tokenised.open_tokens(files)
     if all(archive.is_archive_name(path.name) for path in files):
         return tar.open_tars(files, name=name, unlabelled=unlabelled)
-    if suffixes <= set(columns.SUFFIXES):
+    are_columns = suffixes <= set(columns.SUFFIXES)
+    if are_columns and not (tables.names_files(files[0]) and not columns.has_images(files[0])):
         return columns.open_columns(files, name=name, unlabelled=unlabelled)
     for path in files:
         remote.present(path)
-    if suffixes <= set(tables.SUFFIXES):
+    if are_columns or suffixes <= set(tables.SUFFIXES):
         return tables.open_tables(files, name=name, unlabelled=unlabelled)
     if suffixes == {".npz"} and len(files) == 1:
         return arrays.open_npz(files[0], unlabelled=unlabelled)

@@ -9,6 +9,7 @@ numbers are places in that list. A file's own name is never taken for a label.
 """
 
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -62,6 +63,8 @@ def label_of(value: Any) -> str | None:
     if not isinstance(value, str | int | float):
         raise UserError(f"label is {type(value).__name__}, not a word or a number")
     text = unicodedata.normalize("NFC", str(value).strip())
+    if re.fullmatch(r"[-+]?\d+\.0*", text):  # a table of numbers writes 1 as 1.0
+        text = str(int(text.partition(".")[0]))
     return None if text in ("", "-1", "nan", "NaN", "None") else text
 
 

@@ -32,6 +32,8 @@ class Layout:
     """Folders that hold everything, and so mean nothing."""
     splits: Mapping[str, int]
     """Code by the name of a split's folder; empty: no splits."""
+    is_class_first: bool
+    """Whether the splits lie within the classes."""
     labels: Mapping[str, int] | None
     """Number by the name of a class's folder; None: folders are no classes."""
     classes: tuple[str, ...] | None
@@ -64,10 +66,10 @@ class Layout:
         folders = name.split("/")[self.depth : -1]
         code = TRAIN
         if self.splits:
-            if not folders or folders[0] not in self.splits:
+            place = int(self.is_class_first)
+            if len(folders) <= place or folders[place] not in self.splits:
                 raise UserError(NO_SPLIT)
-            code = self.splits[folders[0]]
-            folders = folders[1:]
+            code = self.splits[folders.pop(place)]
         if self.labels is None or not folders:
             return code, -1
         return code, self.labels.get(folders[0], -1)
@@ -78,7 +80,8 @@ def layout_of(counts: Mapping[str, int], *, unlabelled: bool) -> Layout:
 
     Folders that hold nothing but one folder with images are packaging. What is left at the top are
     splits, if their names say so, or else classes, if images lie in two of them or more; below the
-    splits, the same. Images beside the class folders have no label.
+    splits, the same. Where every image lies two folders deep and the inner ones are splits, the
+    outer ones are classes. Images beside the class folders have no label.
 
     Args:
         counts: images directly in each folder, by its relative path (`""`: the top).
@@ -91,11 +94,11 @@ def layout_of(counts: Mapping[str, int], *, unlabelled: bool) -> Layout:
         if any(len(parts) <= depth + 1 for parts in filled):
             break
         depth += 1
-    splits = split_codes({parts[depth] for parts in filled if len(parts) > depth})
-    level = depth + bool(splits)
+    splits, is_class_first = _splits(filled, depth)
+    level = depth + (bool(splits) and not is_class_first)
     held: Counter[str] = Counter()
     for parts, n in trees.items():
-        if len(parts) > level and (not splits or parts[depth] in splits):
+        if len(parts) > level and (not splits or is_class_first or parts[depth] in splits):
             held[parts[level]] += n
     named = sorted(name for name, n in held.items() if n)
     is_labelled = len(named) >= 2 and not unlabelled
@@ -103,12 +106,25 @@ def layout_of(counts: Mapping[str, int], *, unlabelled: bool) -> Layout:
     return Layout(
         depth=depth,
         splits=splits,
+        is_class_first=is_class_first,
         labels={name: classes.index(label_of(name) or name) for name in named} if classes else None,
         classes=classes,
         empty=tuple(sorted(name for name, n in held.items() if not n)) if is_labelled else (),
         n_images=sum(counts.values()),
-        decided=_decided(filled, depth, splits, held, classes, unlabelled=unlabelled),
+        decided=_decided(
+            filled, depth + is_class_first, splits, held, classes, unlabelled=unlabelled
+        ),
     )
+
+
+def _splits(filled: Mapping[tuple[str, ...], int], depth: int) -> tuple[dict[str, int], bool]:
+    """Codes by the names of the splits' folders, and whether these lie within the classes."""
+    outer = split_codes({parts[depth] for parts in filled if len(parts) > depth})
+    if outer or any(len(parts) < depth + 2 for parts in filled):
+        return outer, False
+    names = {parts[depth + 1] for parts in filled}
+    inner = split_codes(names)
+    return (inner, True) if inner and len(inner) == len(names) else ({}, False)
 
 
 def _decided(

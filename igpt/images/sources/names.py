@@ -40,6 +40,7 @@ _RAW_REMEDY = "convert them to JPEG or PNG"
 _REMEDIES = {
     **dict.fromkeys(HEIF_SUFFIXES, HEIF_REMEDY),
     **dict.fromkeys((".csv", ".tsv", ".jsonl"), _TABLE_REMEDY),
+    **dict.fromkeys((".npz", ".npy"), "pass one as DATA where it holds many images"),
     **dict.fromkeys(
         (
             *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw"),

@@ -1,4 +1,4 @@
-"""Tables of image paths and labels: CSV, TSV, and JSON lines, one or several.
+"""Tables of image paths and labels: CSV, TSV, JSON lines, parquet and Arrow; one or several.
 
 The first line names the columns (of JSON lines each record does), separated by commas, tabs,
 semicolons or bars. The column of images is the first of a usual name that names files which are
@@ -21,6 +21,7 @@ from typing import Any, TextIO
 
 from igpt.errors import UserError
 from igpt.images.rejects import NOT_LISTED, check_pointer
+from igpt.images.sources import columns
 from igpt.images.sources.labels import Numbering, label_key, label_of, ordered, said_of_labels
 from igpt.images.sources.layout import DUPLICATE, Duplicates
 from igpt.images.sources.names import find_named, is_image_name
@@ -28,7 +29,7 @@ from igpt.images.sources.source import Block, BlockBuilder, Source, Span
 from igpt.images.splits import TRAIN, codes_of_files, said_of_splits, split_codes
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
-METADATA = frozenset(("metadata.csv", "metadata.jsonl", "metadata.tsv"))
+METADATA = frozenset(f"metadata{end}" for end in (*SUFFIXES, ".parquet"))
 """Names of the tables that stand beside images on the Hub."""
 NO_PATH = "no path"
 ADDRESS = "an address on the network, not a file here: download it first"
@@ -99,8 +100,8 @@ def open_tables(paths: Sequence[Path], *, name: str, unlabelled: bool = False) -
     decided = [said_of_splits(where, codes)] if splits or by_file else []
     if is_labelled:
         counts = {"n_labelled": n_rows - survey.labels[None], "n_images": n_rows}
-        columns = {columns.label for columns in survey.columns.values() if columns.label}
-        column = f"the column {', '.join(sorted(columns))}"
+        named = {known.label.strip() for known in survey.columns.values() if known.label}
+        column = f"the column {', '.join(sorted(named))}"
         decided.append(said_of_labels(column, n_classes=len(numbering.classes), **counts))
     elif not unlabelled:
         decided.append("labels: none, as no column is named like one")
@@ -124,9 +125,8 @@ def open_tables(paths: Sequence[Path], *, name: str, unlabelled: bool = False) -
 def _survey(paths: Sequence[Path], *, unlabelled: bool) -> _Survey:
     found = _Survey()
     for path in paths:
-        columns = _columns(path)
-        found.columns[path] = columns
-        for row in _rows(path, columns):
+        found.columns[path] = known = _columns(path)
+        for row in _rows(path, known):
             found.n_rows[path] += 1
             found.duplicates.note(os.path.normpath(row.file))
             found.splits[row.split] += 1
@@ -185,6 +185,15 @@ def _not_listed(folder: Path, names: set[str]) -> list[str]:
         return []
 
 
+def names_files(path: Path) -> bool:
+    """Whether a column of a table names files that are there."""
+    try:
+        rows = islice(_rows(path, _columns(path)), _TRIED)
+        return any(row.file.is_file() for row in rows if row.path)
+    except UserError:
+        return False
+
+
 def gives_labels(path: Path) -> bool:
     """Whether a table names files and their labels."""
     try:
@@ -199,8 +208,8 @@ def _columns(path: Path) -> _Columns:
     Raises:
         UserError: the file cannot be read, or no column names images.
     """
-    with _reading(path), _opened(path) as file:
-        records = _records(path, file)
+    with _reading(path):
+        records = _records(path)
         header = list(next(records, {}))
         first = list(islice(records, _TRIED))
     by_lower = {name.strip().lower(): name for name in reversed(header)}
@@ -226,26 +235,32 @@ def _looks_like_image(value: str) -> bool:
     return is_image_name(re.split(r"[/\\]", value)[-1])
 
 
-def _rows(path: Path, columns: _Columns) -> Iterator[_Row]:
-    with _reading(path), _opened(path) as file:
-        records = _records(path, file)
+def _rows(path: Path, known: _Columns) -> Iterator[_Row]:
+    with _reading(path):
+        records = _records(path)
         next(records, None)
         for record in records:
-            name = str(record.get(columns.path) or "").strip()
-            split = "" if columns.split is None else str(record.get(columns.split) or "")
-            label = None if columns.label is None else record.get(columns.label)
+            name = str(record.get(known.path) or "").strip()
+            split = "" if known.split is None else str(record.get(known.split) or "")
+            label = None if known.label is None else record.get(known.label)
             yield _Row(name, find_named(path.parent, name), label, split.strip().lower())
 
 
-def _records(path: Path, file: TextIO) -> Iterator[Mapping[str, Any]]:
+def _records(path: Path) -> Iterator[Mapping[str, Any]]:
     """The names of the columns, as a record's keys, and then every record."""
-    if path.suffix.lower() == ".jsonl":
-        yield from _json_records(file)
+    kind = path.suffix.lower()
+    if kind in columns.SUFFIXES:
+        yield from columns.records(path)
         return
+    with _opened(path) as file:
+        yield from _json_records(file) if kind == ".jsonl" else _csv_records(file, kind)
+
+
+def _csv_records(file: TextIO, kind: str) -> Iterator[Mapping[str, Any]]:
     start = file.readline(2**16)
     if re.fullmatch(r"sep=.\s*", start):  # a note of Excel's for itself
         start = file.readline(2**16)
-    first = "\t" if path.suffix.lower() == ".tsv" else ","
+    first = "\t" if kind == ".tsv" else ","
     separator = max((first, *",\t;|"), key=lambda mark: _n_known(start, mark))
     header = next(csv.reader([start], delimiter=separator), [])
     yield dict.fromkeys(header)

@@ -57,6 +57,7 @@ def test_npy_has_no_labels(tmp_path: Path) -> None:
         ({"images": np.full((3, 8, 8, 3), 300.0)}, r"\(3, 8, 8, 3\) float64 from .* are no images"),
         ({"images": np.full((3, 8, 8), np.nan)}, "float64 from nan to nan are no images"),
         ({"images": pixels(3, 8, 8, 5)}, r"\(3, 8, 8, 5\) uint8 .* are no images: give"),
+        ({"images": pixels(64, 64, 3)}, r"\(64, 64, 3\) uint8 .* are no images: give"),
         ({"images": pixels(3, 50)}, r"\(3, 50\) uint8 .* are no images: give"),
         ({"images": np.array(["a.png", "b.png"])}, "list paths of files in a .csv"),
         ({"a": pixels(3, 8, 8, 3), "b": pixels(3, 8, 8, 3)}, "no array named images"),

@@ -103,6 +103,18 @@ def test_split_folders_are_splits(tmp_path: Path, names: tuple[str, ...], codes:
     assert set(read(source).codes) == codes
 
 
+def test_splits_within_classes_are_splits(tmp_path: Path) -> None:
+    files = {f"{c}/{s}/{i}.png": encoded(noise(9, 9, i)) for c in "ab" for s in ("Train", "test")
+             for i in range(2)}  # fmt: skip
+    source = open_folder(write_tree(tmp_path, files))
+    contents = read(source)
+    assert source.classes == ("a", "b")
+    assert contents.codes == [TRAIN, TRAIN, TEST, TEST] * 2
+    assert contents.labels == [0] * 4 + [1] * 4
+    write_tree(tmp_path, {"a/other/1.png": encoded(noise(9, 9))})  # so they may be anything
+    assert set(read(open_folder(tmp_path)).codes) == {TRAIN}
+
+
 def test_a_class_named_test_alone_is_a_class(tmp_path: Path) -> None:
     files = {f"{name}/1.png": encoded(noise(9, 9)) for name in ("test", "other")}
     assert open_folder(write_tree(tmp_path, files)).classes == ("other", "test")

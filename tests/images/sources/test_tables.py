@@ -156,3 +156,26 @@ def test_several_tables_say_splits_by_their_names(tmp_path: Path) -> None:
 def test_an_address_in_a_table_is_named_as_such(tmp_path: Path) -> None:
     path = table(tmp_path, "path\nhttps://example.org/a.png\na/0.png\n")
     assert "network" in read(open_table(path)).rejects["https://example.org/a.png"]
+
+
+def test_numbers_that_a_table_writes_with_a_point_are_whole(tmp_path: Path) -> None:
+    path = table(tmp_path, ",path,label\n0,a/0.png,10.0\n1,a/1.png,9\n2,b/0.png,-1.0\n")
+    source = open_table(path)
+    assert source.classes == ("9", "10")
+    assert read(source).labels == [1, 0, -1]
+
+
+@pytest.mark.parametrize("name", ["train/metadata.parquet", "list.parquet", "list.FEATHER"])
+def test_columns_of_paths_are_a_table(tmp_path: Path, name: str) -> None:
+    pa = pytest.importorskip("pyarrow")
+    top = write_tree(tmp_path, {f"train/{name}": data for name, data in class_files().items()})
+    above = "" if name.startswith("train") else "train/"
+    paths = [f"{above}{c}/{i}.png" for c in "ab" for i in range(3)]
+    columns = pa.table({"id": range(6), "file_name": paths, "label": ["x", "y", None] * 2})
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow.parquet").write_table(columns, top / name)
+    else:
+        pytest.importorskip("pyarrow.feather").write_feather(columns, str(top / name))
+    source = open_source(str(top if name.startswith("train") else top / name))
+    assert source.classes == ("x", "y")
+    assert read(source).labels == [0, 1, -1] * 2
