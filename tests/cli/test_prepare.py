@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from igpt.cli.images import ImageFiles
 from igpt.cli.main import PREPARING
+from igpt.images.packed.read import PackedSet
 from igpt.images.packed.write import GrowingArray
 from tests.cli.test_main import run
-from tests.images.pictures import class_files, encoded, noise, tar_bytes, write_tree
+from tests.images.pictures import class_files, encoded, noise, smooth, tar_bytes, write_tree
 from tests.images.sources.test_cifar import records
 
 GOOD = {f"{i:02d}.png": encoded(noise(9, 9, i)) for i in range(20)}
@@ -230,3 +232,15 @@ def test_max_bad_of_a_command_that_prepares_counts_for_it_alone(tmp_path, capsys
     assert status == 2
     assert "9 of 29 images cannot be used" in err and "--max-bad 0.1 allows" in err
     assert run([*command, "--max-bad", "nan"], capsys)[0] == 2
+
+
+@pytest.mark.parametrize("size", [(500, 375), (64, 64), (37, 900)])
+def test_a_photograph_is_the_same_pixels_to_prepare_and_to_embed(tmp_path, capsys, size):
+    kinds = {f"{kind}.{end}": (kind, end) for kind, end in (("JPEG", "jpg"), ("PNG", "png"))}
+    files = {name: encoded(smooth(*size, 3), kind) for name, (kind, _) in kinds.items()}
+    folder = write_tree(tmp_path / "in", files)
+    assert prepare(capsys, folder, tmp_path / "set")[0] == 0
+    packed = PackedSet.open(tmp_path / "set")
+    stored = {image.tobytes() for split in ("train", "valid") for image in packed.images(split)}
+    squares = ImageFiles([str(folder)]).squares(slice(None), 8)
+    assert {made.tobytes() for _, made, _ in squares} == stored
