@@ -22,6 +22,7 @@ KINDS = {
     "downloads": ("downloads/*",),
     "code": ("native-*", ".native-*", "inductor"),
     "tables": ("tables/*",),
+    "verified": ("verified/*",),
 }
 GROWING = ("features", "packed")
 # Of features and packed copies together; `igpt cache --at-most-gb` chooses another size once.

@@ -48,6 +48,7 @@ def _placed(found: Trained, device: str | torch.device | None) -> PixelModel:
         found.facts,
         folder=found.folder,
         classifier=found.classifier,
+        seen=found.seen,
     )
 
 

@@ -4,12 +4,10 @@
 """
 
 import hashlib
-import os
-import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -62,28 +60,6 @@ class ModelFacts:
                 raise ValueError(f"{name} is {getattr(self, name)!r}"[:80])
 
 
-# Of the run and the machine that trained a model, these are nobody else's business.
-_PRIVATE = ("id", "command", "commands")
-_ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:")
-
-
-def published(value: Any) -> Any:
-    """The facts of a run as a model folder holds them: no command line, of a local path its name.
-
-    Args:
-        value: any part of the facts, such as `ModelFacts.trained`.
-    """
-    if isinstance(value, Mapping):
-        return {key: published(held) for key, held in value.items() if key not in _PRIVATE}
-    if isinstance(value, list | tuple):
-        return [published(held) for held in value]
-    if not isinstance(value, str) or ("/" not in value and os.sep not in value):
-        return value
-    if _ELSEWHERE.match(value):  # hf:owner/name, https://...; without a login or a key
-        return re.sub(r"(?<=//)[^/@]*@", "", value).partition("?")[0]
-    return PurePath(value).name
-
-
 @dataclass(frozen=True, slots=True)
 class FeatureChoice:
     """Which of a model's features are meant."""
@@ -118,6 +94,7 @@ class Trained:
         facts: objective, image size and provenance.
         folder: where it was loaded from, if anywhere; a probe saved there is used.
         classifier: the class head that it was loaded with, used where no probe is saved.
+        seen: sorted fingerprints of the images that it was trained on; none: not known.
     """
 
     def __init__(
@@ -128,6 +105,7 @@ class Trained:
         *,
         folder: Path | None = None,
         classifier: SavedProbe | None = None,
+        seen: np.ndarray | None = None,
     ) -> None:
         self.network = network.eval()
         self.network.shifted = facts.objective == "ar" and facts.shifted
@@ -136,6 +114,7 @@ class Trained:
         self.facts = facts
         self.folder = folder
         self.classifier = classifier
+        self.seen = seen
         self._digested: tuple[object, str] = (None, "")
 
     @property

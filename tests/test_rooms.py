@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "igpt"
 ROWS = [
     ["errors"],
     ["system"],
-    ["config", "files", "streams"],
+    ["config", "files", "streams", "published"],
     ["caches", "manifest"],
     ["recipes", "progress"],
     ["cpp"],

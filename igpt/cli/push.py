@@ -1,5 +1,6 @@
 """`igpt push`."""
 
+import copy
 import shutil
 import tempfile
 from pathlib import Path
@@ -54,7 +55,9 @@ def push(
 def write_published(
     model: "PixelModel", folder: Path, name: str, *, run: Path, license_name: str | None
 ) -> None:
-    """A model folder with pictures and the whole card."""
+    """A model folder with pictures and the whole card, without what its training images were."""
+    model = copy.copy(model)
+    model.seen = None
     from igpt.files import claim
     from igpt.formats.card import model_card
     from igpt.formats.folder import transformers_class

@@ -5,9 +5,9 @@ from pathlib import Path
 from igpt.errors import UserError
 from igpt.images.packed.format import is_packed
 from igpt.images.packed.read import PackedSet
-from igpt.images.packed.seen import seen_of
+from igpt.images.packed.seen import line_of_seen, n_seen
 from igpt.images.prepare import open_data
-from igpt.images.splits import SPLITS
+from igpt.images.splits import SPLITS, Split
 from igpt.progress import say
 from igpt.trained import Trained
 
@@ -16,6 +16,9 @@ def open_for(
     model: Trained, data: str, *, image_size: int | None = None, max_images: int | None = None
 ) -> PackedSet:
     """DATA at the model's size or another one, split as it was for training.
+
+    Images of its valid and test that the model was trained on, as files came or went since, are
+    counted in a warning.
 
     Raises:
         UserError: there is none, or it is packed at a smaller size.
@@ -28,37 +31,41 @@ def open_for(
             f"prepare it again with --image-size {wanted}"
         )
     trained = model.facts.trained
-    packed = open_data(
-        data,
-        image_size=wanted,
-        seed=trained.get("seed", 0),
-        valid_fraction=trained.get("valid_fraction"),
-    )
-    packed = packed.at_most(max_images)
-    _say_of_seen(model, packed, data)
-    return packed
 
+    def opened(side: int) -> PackedSet:
+        fraction = trained.get("valid_fraction")
+        return open_data(
+            data, image_size=side, seed=trained.get("seed", 0), valid_fraction=fraction
+        )
 
-def _say_of_seen(model: Trained, packed: PackedSet, data: str) -> None:
-    """Say which images are judged that the model was trained on: since then the set has changed."""
-    then = model.facts.trained.get("data_digest")
-    if then in (None, packed.digest):
-        return
-    if model.folder is None or model.folder.name != "model":
-        return  # no run is beside it
-    for split in SPLITS[1:]:
-        if seen := seen_of(packed, split, model.folder.parent):
+    packed = opened(wanted)
+    if model.seen is not None:
+        same = packed if wanted == model.image_size else opened(model.image_size)
+        if said := line_of_seen(counts_of_seen(model, same)):
             say(
-                f"warning: {seen} of {packed.n(split)} {split} images of {data} are among those "
-                "that this model was trained on (files were added, removed or moved since, or it "
-                "is another split): figures on them are too good; judge it on images of their own, "
-                "or on the set that it was trained on, packed by igpt prepare"
+                f"warning: the model was trained on {said} of {data}, whose files are not those of "
+                "its training any more: figures on them are too good"
             )
+    return packed.at_most(max_images)
+
+
+def counts_of_seen(model: Trained, data: PackedSet) -> list[tuple[Split, int, int]]:
+    """Of valid and test: how many images the model was trained on, and of how many.
+
+    Sets that it was trained on, unchanged, have none; copies of one picture in them are their own.
+    """
+    seen, splits, trained = model.seen, SPLITS[1:], model.facts.trained
+    known = [entry["digest"] for entry in trained.get("mixed", [])]
+    known += [trained.get("data_digest"), trained.get("finetuned_digest")]
+    if seen is None or data.digest in known:
+        return []
+    found = ((split, n_seen(data.images(split), seen), data.n(split)) for split in splits)
+    return [(split, n, total) for split, n, total in found if n]
 
 
 def open_labelled(
     model: Trained, data: str, *, image_size: int | None = None, max_images: int | None = None
-) -> "PackedSet":
+) -> PackedSet:
     """`open_for`, of images with a label alone, for what fits or judges a classifier.
 
     How many have none is said, and which classes are judged that training lacks.

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from igpt.model.gpt import GPT
-from igpt.trained import Trained, published
+from igpt.published import name_of, published
+from igpt.trained import Trained
 
 Records = Mapping[str, Mapping[str, Any]]
 
@@ -23,7 +24,6 @@ _FACTS = {
     "valid_fraction": "share kept for validation",
     "igpt": "igpt",
     "torch": "torch",
-    "machine": "machine",
 }
 # How transformers gives our numbers; what the network is called, and what it is fed, is filled in.
 _FEEDING = """\
@@ -134,11 +134,9 @@ def _code(text: str) -> str:
 
 
 def _facts(model: Trained) -> str:
-    trained = model.facts.trained
-    rows = []
-    for key, label in _FACTS.items():
-        if (value := trained.get(key)) not in (None, ""):
-            rows.append((label, published(value)))
+    trained = published(model.facts.trained)
+    found = ((label, trained.get(key)) for key, label in _FACTS.items())
+    rows = [(label, value) for label, value in found if value not in (None, "")]
     if model.network.objective == "bert":
         rows.append(("share of positions masked", model.facts.mask_prob))
     if not rows:
@@ -163,7 +161,7 @@ def _figures(model: Trained, records: Records) -> str:
 
 
 def _shown(data: Any, split: Any) -> tuple[str, str]:
-    return published(str(data or "")), str(split or "")
+    return name_of(str(data)) if data else "", str(split or "")
 
 
 def _likelihood(record: Mapping[str, Any]) -> list[tuple[str, str]]:

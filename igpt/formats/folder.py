@@ -20,9 +20,11 @@ from igpt import files
 from igpt.config import ModelConfig, RunConfig
 from igpt.errors import UserError
 from igpt.files import IS_POINTER, is_pointer, read_json, write_json
+from igpt.images.packed import seen
 from igpt.model.gpt import GPT
 from igpt.model.imagegpt import from_imagegpt, has_biases, imagegpt_config, to_imagegpt
 from igpt.model.sizes import Shape, check_held
+from igpt.published import published
 from igpt.tokens.palette import Palette
 from igpt.tokens.raw import RawTokens
 from igpt.tokens.tokenizer import Tokenizer
@@ -30,7 +32,7 @@ from igpt.train import checkpoint
 from igpt.train.folder import exported_step, read_run
 from igpt.train.standing import tokenizer_of
 from igpt.train.tensors import load_weights
-from igpt.trained import ModelFacts, Trained, published
+from igpt.trained import ModelFacts, Trained
 
 SCHEMA_VERSION = 1
 # What makes a model folder; a card and pictures may lie beside it.
@@ -40,11 +42,12 @@ KIND = (
     "preprocessor_config.json",
     "probe.json",
     "probe.safetensors",
+    seen.NAME,
 )
 
 
 def write_folder(folder: Path, parts: Trained) -> None:
-    """Write the three files of a model into a folder that is there."""
+    """Write the files of a model into a folder that is there."""
     network = parts.network
     state = {name: t.detach().cpu() for name, t in network.state_dict().items()}
     config = _own_config(network, parts.facts)
@@ -55,6 +58,8 @@ def write_folder(folder: Path, parts: Trained) -> None:
     write_json(folder / "config.json", config)
     write_preprocessor(folder, parts.tokenizer, parts.facts.image_size)
     write_tensors(folder, state)
+    if parts.seen is not None:
+        seen.write_seen(folder, parts.seen)
 
 
 def transformers_class(network: GPT) -> str | None:
@@ -109,11 +114,12 @@ def check_may_replace(path: Path) -> None:
 
 
 def _own_config(network: GPT, facts: ModelFacts) -> dict[str, Any]:
+    facts = dataclasses.replace(facts, trained=published(facts.trained))
     return {
         "model_type": "igpt",
         "model": dataclasses.asdict(network.config),
         "n_colors": network.n_colors,
-        "igpt": {"schema_version": SCHEMA_VERSION, **published(dataclasses.asdict(facts))},
+        "igpt": {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(facts)},
     }
 
 
@@ -151,7 +157,13 @@ def read_newest(folder: Path, *, step: int | None = None) -> Trained:
         "step": held.step,
         "images": held.step * config.train.batch_size,
     }
-    return Trained(network, tokenizer, _facts_of_run(config, trained), folder=folder / "model")
+    return Trained(
+        network,
+        tokenizer,
+        _facts_of_run(config, trained),
+        folder=folder / "model",
+        seen=seen.read_seen(folder),
+    )
 
 
 def _facts_of_run(config: RunConfig, trained: dict[str, Any]) -> ModelFacts:
@@ -199,7 +211,7 @@ def read_folder(path: Path, document: dict[str, Any]) -> Trained:
     is_raw = facts.tokens == "raw"
     tokenizer: Tokenizer = RawTokens() if is_raw else read_palette(path, n_colors=network.n_colors)
     load_weights(network, tensors, where=str(path / "model.safetensors"))
-    return Trained(network, tokenizer, facts, folder=path)
+    return Trained(network, tokenizer, facts, folder=path, seen=seen.read_seen(path))
 
 
 def _described(

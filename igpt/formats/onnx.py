@@ -24,8 +24,9 @@ from igpt.files import write_json, writing_folder
 from igpt.model.cache import LayerCache
 from igpt.model.gpt import GPT, Block
 from igpt.progress import say
+from igpt.published import published
 from igpt.tokens.palette import Palette
-from igpt.trained import Trained, published
+from igpt.trained import Trained
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 # Of the two runtimes' numbers, relative to their size.
@@ -249,15 +250,25 @@ def _write_program(
     n_inputs = len(program.graph_signature.user_inputs)
     n_bytes = sum(t.nbytes for t in program.state_dict.values())
     with _quiet():
-        torch.onnx.export(
-            program,
-            (),
-            str(path),
-            input_names=inputs[:n_inputs],
-            output_names=outputs,
-            external_data=n_bytes > MAX_FILE_BYTES,
-            verbose=False,
+        made = torch.onnx.export(
+            program, (), input_names=inputs[:n_inputs], output_names=outputs, verbose=False
         )
+        assert made is not None
+        _forget_where(made.model)
+        made.save(str(path), external_data=n_bytes > MAX_FILE_BYTES)
+
+
+def _forget_where(model: Any) -> None:
+    """Drop what the exporter notes of each node: lines of code, with the paths of this machine."""
+    for graph in (model.graph, *model.functions.values()):
+        graph.metadata_props.clear()
+        graph.doc_string = None
+        for node in graph.all_nodes():
+            node.metadata_props.clear()
+            node.doc_string = None
+            for value in node.outputs:
+                value.metadata_props.clear()
+    model.metadata_props.clear()
 
 
 @contextmanager

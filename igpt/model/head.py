@@ -13,6 +13,7 @@ from safetensors.numpy import load, save
 from igpt import files
 from igpt.config import Pooling
 from igpt.errors import UserError
+from igpt.published import shown
 
 SCHEMA_VERSION = 1
 
@@ -50,6 +51,7 @@ class SavedProbe:
     def save(self, folder: Path) -> None:
         """Write `probe.safetensors`, then `probe.json` that names its hash, into a model folder."""
         facts = dataclasses.asdict(self)
+        facts["protocol"] = " ".join(map(shown, self.protocol.split(" ")))
         tensors = {name: np.ascontiguousarray(facts.pop(name)) for name in ("weights", "biases")}
         data = save(tensors)
         digest = hashlib.sha256(data).hexdigest()

@@ -19,7 +19,9 @@ from torch import Tensor
 from igpt import caches, compute, files, system
 from igpt.config import N_BANDS, N_POOLED, Pooling, TrainConfig
 from igpt.errors import UserError
+from igpt.manifest import damaged
 from igpt.model.gpt import GPT, NORM_EPS
+from igpt.progress import say
 from igpt.tokens.masks import own_masks
 from igpt.train.distributed import World
 from igpt.train.shares import ALONE, in_order
@@ -139,8 +141,13 @@ def extract_features(
     options = (CACHE_VERSION, shape, chosen, normalised, pooling, masks, str(dtype))
     name = _digest(weights_digest(network), tokens_digest(tokens), *options)
     path = files.cache_folder() / "features" / f"{name}.npy"
-    world.from_first(int(not path.exists()))
-    return _kept(path, shape, fill)
+    is_missing = not _is_intact(path)
+    world.from_first(int(is_missing))
+    if is_missing:
+        _filled(path, shape, fill)
+    caches.used(_seal(path))
+    caches.used(path)
+    return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
 
 def stream_features(
@@ -368,13 +375,27 @@ def tokens_digest(tokens: TokenSource, *, batch_size: int = 4096) -> str:
     return digest.hexdigest()
 
 
-def _kept(path: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> np.ndarray:
-    """The array at `path`; where there is none, `fill` writes it first, whole or not at all."""
-    if not path.exists():
-        with files.writing(path) as part:
-            array = np.lib.format.open_memmap(part, "w+", np.float32, shape)
-            system.allocate(part)
-            fill(array)
-            array.flush()
-    caches.used(path)
-    return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+def _seal(path: Path) -> Path:
+    """Where the sha256 of kept features stands."""
+    return path.with_suffix(".sha256")
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether features are kept at `path`, and are as they were written."""
+    try:
+        changed = damaged(path.parent, {path.name: _seal(path).read_text()})
+    except (OSError, ValueError):
+        return False
+    if changed:
+        say(f"{path} in the cache does not match its checksum: it is computed again")
+    return not changed
+
+
+def _filled(path: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> None:
+    """Write the array at `path`, whole or not at all."""
+    with files.writing(path) as part:
+        array = np.lib.format.open_memmap(part, "w+", np.float32, shape)
+        system.allocate(part)
+        fill(array)
+        array.flush()
+    files.write_bytes(_seal(path), files.sha256_of(path).encode())

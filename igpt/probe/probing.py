@@ -26,10 +26,11 @@ from igpt.probe.protocol import (
 from igpt.probe.solve import Fit, Solver, SolverName, fit
 from igpt.probe.vote import voted_accuracy
 from igpt.progress import Counter, say, ticking
+from igpt.published import name_of
 from igpt.shipped import is_shipped
 from igpt.train.distributed import World
 from igpt.train.shares import ALONE
-from igpt.trained import Trained, published
+from igpt.trained import Trained
 
 N_MASKS = 5
 """Masks whose answers vote on an image (paper §4.6)."""
@@ -167,7 +168,7 @@ def keep_probe(model: Trained, data: PackedSet, found: Fit, seen: Seen) -> None:
         labels=result.labels,
         classes=tuple(data.classes[label] for label in result.labels),
         model_digest=model.digest(),
-        protocol=PROTOCOL.format(source=published(data.source)),
+        protocol=PROTOCOL.format(source=name_of(data.source)),
     )
     with kept_if_possible("the probe is"):
         probe.save(folder)

@@ -6,6 +6,7 @@ from typing import Any
 from igpt import files
 from igpt.config import RunConfig
 from igpt.model.sizes import Shape, parameter_count
+from igpt.published import published, shown, shown_command
 from igpt.report import comparison, page, sections, tables
 from igpt.report.charts import Chart, save_chart
 from igpt.report.page import percent
@@ -35,8 +36,12 @@ def write_report(
     Raises:
         UserError: there is no run, or a file of it is damaged.
     """
-    config, facts = read_run(run_folder)
-    records = read_records(run_folder)
+    config, recorded = read_run(run_folder)
+    facts = published(recorded)
+    records = {
+        name: {**record, "command": shown_command(str(record.get("command") or ""))}
+        for name, record in read_records(run_folder).items()
+    }
     metrics = read_metrics(run_folder)
     compared = comparison.compared_charts(_named(run_folder, name, beside or {}))
     if not beside:  # one run alone has its Figure 2 already, and nothing to stand beside in 4
@@ -54,7 +59,7 @@ def write_report(
         comparison.compared_section(compared),
         tables.paper_section(sheets),
         _numbers(config, records),
-        _run(config, facts),
+        _run(config, facts, shown_command(str(recorded.get("command", "")))),
         "<footer>Made by igpt from the files of this run. After Chen et al., “Generative "
         "Pretraining from Pixels”, ICML 2020.</footer>",
     ]
@@ -211,13 +216,13 @@ def _test_row(what: str, result: dict[str, Any], command: str) -> tuple[str, ...
     return what, value, spread, "test", f"{result['n_test']:,}", f"`{command}`" if command else ""
 
 
-def _run(config: RunConfig, facts: dict[str, Any]) -> str:
+def _run(config: RunConfig, facts: dict[str, Any], made_by: str) -> str:
     rows = [(key, f"`{value}`") for key, value in facts.items()]
     rows.append(("seed", str(config.seed)))
     for room in ("data", "model", "train"):
         for key, value in config.to_dict()[room].items():
-            rows.append((f"{room}.{key}", f"`{value}`"))
-    command = page.table(("", ""), [("command", f"`{facts.get('command', '')}`")])
+            rows.append((f"{room}.{key}", f"`{shown(str(value))}`"))
+    command = page.table(("", ""), [("command", f"`{made_by}`")])
     return page.section(
         "The run", command, page.folded("Every setting", page.table(("setting", "value"), rows))
     )

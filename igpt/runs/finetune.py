@@ -39,6 +39,7 @@ from igpt.evaluate.opening import open_labelled
 from igpt.files import FolderLock, cache_folder, read_json, write_json
 from igpt.images.live import open_live
 from igpt.images.packed.read import PackedSet
+from igpt.images.packed.seen import fingerprints, united
 from igpt.images.splits import SPLITS
 from igpt.loading import load
 from igpt.pixelmodel import PixelModel
@@ -46,6 +47,7 @@ from igpt.probe.features import pays_to_compile
 from igpt.probe.probing import checked_labels
 from igpt.probe.protocol import LabelledImages
 from igpt.progress import say
+from igpt.published import name_of
 from igpt.recipes import RECIPES
 from igpt.train.distributed import (
     World,
@@ -58,7 +60,6 @@ from igpt.train.folder import check_new, is_run, read_metrics
 from igpt.train.log import Tracker
 from igpt.train.standing import versions
 from igpt.train.trainer import Trainer
-from igpt.trained import published
 
 TABLE = "search.json"
 RESULT = "result.json"
@@ -550,6 +551,15 @@ def _tested(task: Task, trainer: Trainer, tuned: Tuned, *, folded: bool) -> Fine
     )
 
 
+def _seen(
+    model: PixelModel, data: PackedSet, task: Task, scratch: bool
+) -> np.ndarray | None:
+    """What the fine-tuned model has seen: these images, and those of pre-training of their size."""
+    before = None if scratch or data.image_size != model.image_size else model.seen
+    splits = SPLITS[:1] if task.folded is None else SPLITS[:2]
+    return united(before, *(fingerprints(data.images(split)) for split in splits))
+
+
 def _export(
     model: PixelModel,
     data: PackedSet,
@@ -575,11 +585,12 @@ def _export(
         )
         assert data.classes is not None
         trained = {} if scratch else model.facts.trained
+        own = {"finetuned": data.source, "finetuned_digest": data.digest}
         facts = dataclasses.replace(
-            model.facts, image_size=data.image_size, trained={**trained, "finetuned": data.source}
+            model.facts, image_size=data.image_size, trained={**trained, **own}
         )
-        found = PixelModel(network, model.tokenizer, facts)
-        protocol = f"all weights fine-tuned on {published(data.source)} (paper §2.3)"
+        found = PixelModel(network, model.tokenizer, facts, seen=_seen(model, data, task, scratch))
+        protocol = f"all weights fine-tuned on {name_of(data.source)} (paper §2.3)"
         found.take_class_head(
             weights["head.weight"].detach().cpu().numpy(),
             data.classes,

@@ -24,14 +24,14 @@ from igpt.evaluate.classifier import resampled
 from igpt.files import FolderLock
 from igpt.report.grids import N_COMPLETED, grids
 from igpt.images.packed.read import PackedSet
-from igpt.images.packed.seen import keep_seen
-from igpt.images.splits import Split
+from igpt.images.packed.seen import MOST, fingerprints, n_seen, united, write_seen
 from igpt.trained import ModelFacts
 from igpt.loading import export_run, load
 from igpt.manifest import fault_of
 from igpt.pixelmodel import PixelModel
 from igpt.trained import weights_digest
 from igpt.progress import quietly, say, ticking
+from igpt.published import name_of
 from igpt.tokens.palette import Palette
 from igpt.tokens.raw import RawTokens
 from igpt.tokens.tokenizer import Tokenizer
@@ -42,6 +42,7 @@ from igpt.train.feeding import (
     Mixed,
     epoch_images,
     fitted_palette,
+    images_of,
     open_sets,
     originals,
     parse_mix,
@@ -102,6 +103,8 @@ class Start:
     digest: str
     trained: Mapping[str, Any]
     """The facts of the model that they are of."""
+    seen: np.ndarray | None
+    """Fingerprints of its training images; none: not known, or of images of another size."""
 
 
 def pretrain(
@@ -429,6 +432,7 @@ def read_start(place: str, config: RunConfig) -> Start:
         tokenizer=_tokenizer_to_start(place, model.tokenizer, config),
         digest=digest,
         trained=model.facts.trained,
+        seen=model.seen if model.image_size == side else None,
     )
 
 
@@ -555,11 +559,12 @@ def begin(
         facts["mixed"] = [other.facts() for other in sets[1:]]
     if start:
         facts["init_from"] = {"model": start.place, "digest": start.digest}
-        _say_of_split(start, facts)
+        _say_of_split(start, data, facts)
     if isinstance(tokenizer, Palette):
         tokenizer.save(folder / "palette.npy")
-    learnt: tuple[Split, ...] = ("train", "valid") if config.data.fold_validation else ("train",)
-    keep_seen(folder, (s.packed.images(split) for s in sets for split in learnt))
+    images = [images_of(other.packed, config) for other in sets]
+    if sum(map(len, images)) <= MOST:
+        write_seen(folder, united(*map(fingerprints, images), start.seen if start else None))
     write_run(folder, config, facts)
 
 
@@ -571,11 +576,18 @@ def _new_tokenizer(config: RunConfig, sets: Sequence[Ingredient]) -> Tokenizer:
     return fitted_palette(config, sets)
 
 
-def _say_of_split(start: Start, facts: Mapping[str, Any]) -> None:
+def _say_of_split(start: Start, data: PackedSet, facts: Mapping[str, Any]) -> None:
     """Say where images that now validate were trained on by the model that the run starts from."""
     trained = start.trained
+    if start.seen is not None:
+        if (n := n_seen(data.images("valid"), start.seen)) and trained["data_digest"] != data.digest:
+            say(
+                f"warning: --init-from {start.place} was trained on {n} of the {data.n('valid')} "
+                "images that validate here: the validation loss is too low"
+            )
+        return
     before = trained.get("split") or {key: trained.get(key) for key in ("seed", "valid_fraction")}
-    if trained.get("data_digest") == facts["data_digest"] and before != facts["split"]:
+    if name_of(str(trained.get("data"))) == name_of(facts["data"]) and before != facts["split"]:
         say(
             f"warning: --init-from {start.place} was trained on another split of {facts['data']}: "
             f"it has seen some of the images that validate here; --seed {before['seed']} has its "

@@ -11,6 +11,7 @@ from igpt.errors import UserError
 from igpt.files import read_json, sha256_of, sync_folder, write_json
 from igpt.images.packed.read import PackedSet
 from igpt.images.packed.write import writing_into
+from igpt.manifest import damaged
 from igpt.tokens.tokenizer import Tokenizer
 
 _AT_ONCE = 4096  # images
@@ -97,8 +98,11 @@ def _opened(packed: PackedSet, tokenizer: Tokenizer) -> NDArray[np.unsignedinteg
     try:
         tokens = np.load(path, mmap_mode="r")
         known = about["palette"] == tokenizer.digest and about["of"] == _content(packed)
+        changed = damaged(packed.folder, {path.name: about["sha256"]})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is missing or damaged: {remedy}") from error
     if not known or tokens.ndim != 2 or len(tokens) != packed.manifest["n_images"]:
         raise UserError(f"{path} holds tokens of other images: {remedy}")
+    if changed:
+        raise UserError(f"{path} does not match its checksum: {remedy}")
     return np.asarray(tokens)

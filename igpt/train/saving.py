@@ -23,9 +23,16 @@ from igpt.train.optim import level_steps
 from igpt.train.tensors import load_weights
 from igpt.train.trainer import Trainer
 
+# What is written sooner than it is worth losing is waited for, though not on a disk that hangs.
+SMALL_BYTES = 2**25
+SMALL_WAIT_S = 1.0
+
 
 class Saver:
     """Writes the checkpoints of a run, one after another, behind the training's back.
+
+    Small ones are waited for: with short steps a run would otherwise be far past one, when it is
+    killed, before that stands.
 
     Networks that are cut up over ranks are written by all of them together, while training waits.
 
@@ -68,6 +75,9 @@ class Saver:
             arguments = (path, tensors_by_file, state)
             self._thread = Thread(target=self._write, args=arguments, name="checkpoint")
             self._thread.start()
+            n_bytes = sum(t.nbytes for own in tensors_by_file.values() for t in own.values())
+            if n_bytes < SMALL_BYTES:
+                self._thread.join(SMALL_WAIT_S)
 
     def wait(self) -> None:
         """Return when what was begun is written.

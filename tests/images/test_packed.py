@@ -1,9 +1,11 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from igpt import manifest
 from igpt.errors import UserError
 from igpt.images.packed.format import is_packed
 from igpt.images.packed.read import PackedSet
@@ -100,7 +102,7 @@ def test_the_digest_does_not_depend_on_shards(tmp_path: Path) -> None:
     assert PackedSet.open(tmp_path / "a").digest == PackedSet.open(tmp_path / "b").digest
 
 
-def test_a_changed_byte_is_found_by_verify(tmp_path: Path) -> None:
+def test_a_changed_byte_is_found_when_the_set_is_opened(tmp_path: Path) -> None:
     pack(tmp_path / "set")
     packed = PackedSet.open(tmp_path / "set")
     packed.verify()
@@ -109,7 +111,33 @@ def test_a_changed_byte_is_found_by_verify(tmp_path: Path) -> None:
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"images-00001.npy does not match its checksum"):
-        PackedSet.open(tmp_path / "set").verify()
+        PackedSet.open(tmp_path / "set")
+    data[-1] ^= 1
+    path.write_bytes(data)
+    PackedSet.open(tmp_path / "set")
+
+
+@pytest.mark.parametrize("name", ["labels.npy", "splits.npy"])
+def test_files_are_read_for_their_checksum_once_and_after_a_change(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(tmp_path / "set")
+    read: list[str] = []
+    of = manifest.sha256_of
+    monkeypatch.setattr(manifest, "sha256_of", lambda p: read.append(p.name) or of(p))
+    PackedSet.open(tmp_path / "set")
+    assert len(read) == 5
+    PackedSet.open(tmp_path / "set")
+    assert len(read) == 5
+    path = tmp_path / "set" / name
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    before = path.stat()
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as rsync -t would
+    with pytest.raises(UserError, match=f"{name} does not match its checksum: restore it"):
+        PackedSet.open(tmp_path / "set")
+    assert read[5:] == [name]
 
 
 @pytest.mark.parametrize("name", ["images-00000.npy", "labels.npy", "splits.npy"])

@@ -22,10 +22,10 @@ import numpy as np
 
 from igpt import system
 from igpt.errors import UserError
-from igpt.files import sha256_of
 from igpt.images.packed.format import read_manifest
 from igpt.images.packed.originals import Originals
 from igpt.images.splits import SPLITS, Split, draw_splits
+from igpt.manifest import damaged
 from igpt.streams import stream
 
 Index = int | np.integer[Any] | slice | np.ndarray | list[int]
@@ -99,15 +99,16 @@ class PackedSet:
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
-        """Open a packed set; sizes are checked here, checksums by `verify`.
+        """Open a packed set, its sizes and its checksums checked.
 
         Raises:
-            UserError: there is none, it is unfinished, or a file is missing or cut.
+            UserError: there is none, it is unfinished, or a file is missing, cut or changed.
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
         packed = cls(folder, manifest, manifest["seed"], manifest["valid_fraction"])
         packed._check_files()
+        packed.verify()
         return packed
 
     def with_split(self, seed: int, valid_fraction: float) -> Self:
@@ -195,16 +196,23 @@ class PackedSet:
         return [names[label] for label in np.unique(labels[labels >= 0])]
 
     def verify(self) -> None:
-        """Compare every file with its checksum; reads the whole set.
+        """Compare every file with its checksum: once a machine, and after any change.
 
         Raises:
             UserError: a file was changed.
         """
-        for entry in self._entries():
-            if sha256_of(self.folder / entry["file"]) != entry["sha256"]:
-                raise UserError(
-                    f"{self.folder / entry['file']} does not match its checksum: prepare it again"
-                )
+        entries = self._entries()
+        if originals := self.manifest.get("originals"):
+            entries += [originals["rows"], originals["names"]]
+        try:
+            name = damaged(self.folder, {entry["file"]: entry["sha256"] for entry in entries})
+        except OSError as error:
+            raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+        if name is not None:
+            raise UserError(
+                f"{self.folder / name} does not match its checksum: restore it, or delete "
+                f"{self.folder} and prepare it again"
+            )
 
     @cached_property
     def _shards(self) -> list[np.ndarray]:

@@ -1,50 +1,78 @@
-"""Which images a model was trained on: a run keeps a hash of each, to know them when they return.
+"""Fingerprints of the images that a model was trained on: 8 bytes of blake2b of each one's pixels.
 
-Files that are added to a folder, removed from it or moved change which of its images are drawn for
-validation and test, so images of training could be judged as new ones.
+They lie as `seen.npy` in a run and in its model folder, so that an image which moved from training
+to another split since is told, whatever its file is called now. They are not published.
 """
 
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from igpt.errors import UserError
 from igpt.files import write_bytes
-from igpt.images.packed.read import PackedImages, PackedSet
-from igpt.images.splits import Split
 
 NAME = "seen.npy"
-# 16 MB of hashes; the official sets beyond that bring splits of their own.
+_AT_ONCE = 4096  # images
+# 16 MB of fingerprints; the official sets beyond that bring splits of their own.
 MOST = 2_000_000
-BLOCK = 4096
 
 
-def hashes(images: PackedImages) -> NDArray[np.uint64]:
-    """64 bits of the pixels of each image: (n,)."""
-    found = bytearray()
-    for start in range(0, len(images), BLOCK):
-        for image in images[start : start + BLOCK]:
-            found += hashlib.blake2b(image.tobytes(), digest_size=8).digest()
-    return np.frombuffer(bytes(found), np.uint64)
+def fingerprints(images: Any) -> np.ndarray:
+    """(N, S, S, 3) uint8, read a block at a time -> (N,) uint64."""
+    found = np.empty(len(images), np.uint64)
+    for start in range(0, len(images), _AT_ONCE):
+        block = np.ascontiguousarray(images[start : start + _AT_ONCE])
+        digests = (hashlib.blake2b(image.data, digest_size=8).digest() for image in block)
+        found[start : start + len(block)] = np.frombuffer(b"".join(digests), "<u8")
+    return found
 
 
-def keep_seen(run: Path, trained_on: Iterable[PackedImages]) -> None:
-    """Write what a run learns from beside it; of more than `MOST` images nothing is kept."""
-    sets = list(trained_on)
-    if sum(map(len, sets)) > MOST:
-        return
-    file = io.BytesIO()
-    np.save(file, np.unique(np.concatenate([hashes(images) for images in sets])))
-    write_bytes(run / NAME, file.getvalue())
+def united(*parts: np.ndarray | None) -> np.ndarray:
+    """(N,) uint64, sorted, each once: the fingerprints of several sets of images."""
+    return np.unique(np.concatenate([part for part in parts if part is not None]))
 
 
-def seen_of(packed: PackedSet, split: Split, run: Path) -> int | None:
-    """How many images of a split a run was trained on; none: it kept no hashes."""
-    try:
-        known = np.load(run / NAME, allow_pickle=False)
-    except (OSError, ValueError):
+def n_seen(images: Any, seen: np.ndarray) -> int:
+    """How many of some images are among those with the sorted fingerprints `seen`."""
+    if not len(seen):
+        return 0
+    own = fingerprints(images)
+    places = np.minimum(np.searchsorted(seen, own), len(seen) - 1)
+    return int((seen[places] == own).sum())
+
+
+def write_seen(folder: Path, seen: np.ndarray) -> None:
+    """Write sorted fingerprints into a folder of a run or model."""
+    data = io.BytesIO()
+    np.save(data, seen)
+    write_bytes(folder / NAME, data.getvalue())
+
+
+def read_seen(folder: Path) -> np.ndarray | None:
+    """The fingerprints in a folder; none where an earlier igpt wrote it.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / NAME
+    if not path.is_file():
         return None
-    return int(np.isin(hashes(packed.images(split)), known).sum())
+    try:
+        seen: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): delete it, and nothing is compared"
+        ) from error
+    if seen.dtype != np.uint64 or seen.ndim != 1:
+        raise UserError(f"{path} holds no fingerprints: delete it, and nothing is compared")
+    return seen
+
+
+def line_of_seen(counts: Sequence[tuple[str, int, int]]) -> str:
+    """`3 of 40 valid and 2 of 50 test images`; empty where there are no counts."""
+    said = " and ".join(f"{n} of {total} {split}" for split, n, total in counts)
+    return f"{said} images" if said else ""
