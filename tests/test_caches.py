@@ -39,6 +39,7 @@ def test_kinds_are_counted(cache):
         "downloads": (1, 10),
         "code": (2, 20),
         "tables": (0, 0),
+        "verified": (0, 0),
         "other": (1, 10),
     }
 

@@ -6,14 +6,16 @@ from typing import Literal
 
 def cache(
     *,
-    clear: tuple[Literal["features", "packed", "downloads", "code", "tables", "all"], ...] = (),
+    clear: tuple[
+        Literal["features", "packed", "downloads", "code", "tables", "verified", "all"], ...
+    ] = (),
     at_most_gb: float | None = None,
     json: bool = False,
 ) -> None:
     """What lies in the cache folder, by kind and size; clears it.
 
     Args:
-        clear: kinds to remove: features, packed, downloads, code (what compilers built), tables, or
+        clear: kinds to remove: features, packed, downloads, code (what compilers built), tables, verified, or
             all. What is in use now is left.
         at_most_gb: remove what was used longest ago until features and packed copies take no more.
         json: print the result as one JSON document.
