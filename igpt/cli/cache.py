@@ -15,8 +15,8 @@ def cache(
     """What lies in the cache folder, by kind and size; clears it.
 
     Args:
-        clear: kinds to remove: features, packed, downloads, code (what compilers built), tables, verified, or
-            all. What is in use now is left.
+        clear: kinds to remove: features, packed, downloads, code (what compilers built), tables,
+            verified (which checksums were compared), or all. What is in use now is left.
         at_most_gb: remove what was used longest ago until features and packed copies take no more.
         json: print the result as one JSON document.
     """
