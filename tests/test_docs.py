@@ -39,6 +39,10 @@ def code_of(text):
         yield from block.splitlines()
 
 
+def options_in(text):
+    return sorted(set(re.findall(r"--[a-z][a-z0-9.-]*", text)))
+
+
 @functools.cache
 def help_of(name):
     text = io.StringIO()
@@ -50,7 +54,7 @@ def help_of(name):
 @pytest.mark.parametrize(("name", "options"), list(shown_commands()))
 def test_shown_command_exists_with_its_options(name, options):
     assert name in COMMANDS
-    known = set(re.findall(r"--[a-z][a-z0-9.-]*", help_of(name)))
+    known = set(options_in(help_of(name)))
     assert set(options) - {"--help", "--debug"} <= known
 
 
