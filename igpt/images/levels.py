@@ -1,9 +1,9 @@
 """Arrays of any shape and number type to (N, H, W, 3) uint8: one rule for files and callers.
 
-Shapes: (N, H, W) is grey (W of 3 or 4 is refused: that is one image, not many); (N, H, W, C) and
-(N, C, H, W) have 1 (grey), 3 (RGB) or 4 channels (RGB and alpha, laid over white); (N, L) are
-square images as rows, L = H * W or H * W * 3, pixel after pixel. More channels are refused: which
-three are the colours is the caller's to say.
+Shapes: (N, H, W) is grey (of a width of 3 or 4 only squares: else it is one image, not many);
+(N, H, W, C) and (N, C, H, W) have 1 (grey), 3 (RGB) or 4 channels (RGB and alpha, laid over white);
+(N, L) are square images as rows, L = H * W or H * W * 3, pixel after pixel. More channels are
+refused: which three are the colours is the caller's to say.
 
 Values: booleans are black and white; whole numbers are levels from 0 to 255, or of 16 bits where
 one is above 255; floats lie from 0 to 1, else from -1 to 1, else from 0 to 255. What a whole array
@@ -117,7 +117,8 @@ def _order_of(shape: tuple[int, ...]) -> tuple[Order | None, tuple[int, int, int
             side = math.isqrt(shape[1] // channels)
             if channels * side**2 == shape[1]:
                 return "rows", (side, side, channels)
-    if len(shape) == 3 and shape[2] not in (3, 4):  # one image, not many that are 3 pixels wide
+    # (H, W, 3) is one image, not many that are 3 pixels wide.
+    if len(shape) == 3 and (shape[2] not in (3, 4) or shape[1] == shape[2]):
         return "grey", (shape[1], shape[2], 1)
     if len(shape) == 4 and shape[3] in CHANNELS:
         return "last", (shape[1], shape[2], shape[3])
