@@ -21,8 +21,9 @@ demo: $(BASE)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu"
 
-soak: $(READY) chain
+soak: $(READY)
 	$(BIN)/python -m pytest -m "slow" --durations=20
+	@$(MAKE) --no-print-directory chain
 
 # The paper's chain on a small ImageNet, each step by one process and by two, and after a kill.
 chain: $(READY)

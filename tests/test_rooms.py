@@ -110,3 +110,10 @@ def used(path, names):
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found & names.keys()
+
+
+def test_every_room_is_a_package_that_git_keeps():
+    rooms = {path.parent for path in MODULES} - {PACKAGE}
+    assert [str(room) for room in rooms if not (room / "__init__.py").is_file()] == []
+    ignored = (PACKAGE.parent / ".gitignore").read_text().split()
+    assert not {f"{room.name}/" for room in rooms} & set(ignored)

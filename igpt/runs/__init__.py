@@ -1,0 +1,1 @@
+"""Where a run begins, goes on and ends: pre-training, fine-tuning, the search of the rate."""
