@@ -63,7 +63,15 @@ def name_of(place: str) -> str:
         return place
     plain = re.split(r"[?#]", place)[0] if "://" in place else place
     name = PureWindowsPath(plain.rstrip("/\\")).name
-    return "a folder" if name in ("", "~", "..", Path.home().name) else name
+    return "a folder" if name in ("", "~", "..", _home()) else name
+
+
+def _home() -> str:
+    """The name of the home folder, which is somebody's; empty where there is none."""
+    try:
+        return Path.home().name
+    except RuntimeError:
+        return ""
 
 
 def shown(text: str) -> str:

@@ -551,9 +551,7 @@ def _tested(task: Task, trainer: Trainer, tuned: Tuned, *, folded: bool) -> Fine
     )
 
 
-def _seen(
-    model: PixelModel, data: PackedSet, task: Task, scratch: bool
-) -> np.ndarray | None:
+def _seen(model: PixelModel, data: PackedSet, task: Task, scratch: bool) -> np.ndarray | None:
     """What the fine-tuned model has seen: these images, and those of pre-training of their size."""
     before = None if scratch or data.image_size != model.image_size else model.seen
     splits = SPLITS[:1] if task.folded is None else SPLITS[:2]

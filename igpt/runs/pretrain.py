@@ -580,7 +580,9 @@ def _say_of_split(start: Start, data: PackedSet, facts: Mapping[str, Any]) -> No
     """Say where images that now validate were trained on by the model that the run starts from."""
     trained = start.trained
     if start.seen is not None:
-        if (n := n_seen(data.images("valid"), start.seen)) and trained["data_digest"] != data.digest:
+        if (n := n_seen(data.images("valid"), start.seen)) and trained[
+            "data_digest"
+        ] != data.digest:
             say(
                 f"warning: --init-from {start.place} was trained on {n} of the {data.n('valid')} "
                 "images that validate here: the validation loss is too low"
