@@ -22,16 +22,14 @@ from igpt.config import RunConfig
 from igpt.errors import UserError
 from igpt.evaluate.classifier import resampled
 from igpt.files import FolderLock
-from igpt.report.grids import N_COMPLETED, grids
 from igpt.images.packed.read import PackedSet
 from igpt.images.packed.seen import MOST, fingerprints, n_seen, united, write_seen
-from igpt.trained import ModelFacts
 from igpt.loading import export_run, load
 from igpt.manifest import fault_of
 from igpt.pixelmodel import PixelModel
-from igpt.trained import weights_digest
 from igpt.progress import quietly, say, ticking
 from igpt.published import name_of
+from igpt.report.grids import N_COMPLETED, grids
 from igpt.tokens.palette import Palette
 from igpt.tokens.raw import RawTokens
 from igpt.tokens.tokenizer import Tokenizer
@@ -65,6 +63,7 @@ from igpt.train.settings import ends_anew, last_common_step, resolve, taken_up
 from igpt.train.standing import Standing, standing, standing_at, tokenizer_of, versions
 from igpt.train.trainer import Look, Trainer, make_trainer, whole_network
 from igpt.train.validate import valid_name
+from igpt.trained import ModelFacts, weights_digest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
