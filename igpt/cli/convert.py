@@ -18,8 +18,8 @@ def convert(
 
     Args:
         model: a run, a model folder, a transformers folder, hf:owner/name, or a TensorFlow
-            checkpoint of the authors': its folder, its prefix
-            (model.ckpt-1000000) or any of its files.
+            checkpoint of the authors': its folder, its prefix (model.ckpt-1000000) or any of its
+            files.
         out: folder to write, new or empty.
         to: igpt: a model folder; transformers: for ImageGPTForCausalImageModeling;
             transformers-classifier: a fine-tuned model, for ImageGPTForImageClassification, which

@@ -1,1 +1,1 @@
-"""Foreign checkpoints in and out, the Hub, and deployment."""
+"""Models in and out: our folders and foreign ones, the Hub, the card, ONNX."""
