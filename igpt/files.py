@@ -334,13 +334,15 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not valid JSON ({error}): restore or delete it") from error
 
 
-def is_pointer(path: Path) -> bool:
-    """Whether a file is what Git LFS left in its place."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(POINTER_START)) == POINTER_START
-    except OSError:
-        return False
+def refuse_pointer(path: Path) -> None:
+    """Say so where a file is what Git LFS left in its place; any other, or none, passes.
+
+    Raises:
+        UserError: it is a pointer.
+    """
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(len(POINTER_START)) == POINTER_START:
+            raise UserError(f"{path}: {IS_POINTER}")
 
 
 def sha256_of(path: Path) -> str:

@@ -10,7 +10,7 @@ from igpt import compute, shipped
 from igpt.errors import UserError
 from igpt.files import LIST, read_json, writing_folder
 from igpt.formats.folder import KIND, check_may_replace, read_folder, read_newest
-from igpt.formats.hub import HUB, check_hub_id, fetch
+from igpt.formats.hub import HUB, fetch, parts_of
 from igpt.formats.openai import find_checkpoint, read_openai
 from igpt.formats.transformers import read_transformers
 from igpt.pixelmodel import PixelModel
@@ -106,14 +106,14 @@ def pull(hub_id: str, out: Path, *, revision: str | None = None) -> Path:
     """Copy a model from the Hub into a folder of its own, after it was read as a whole.
 
     Args:
-        hub_id: `owner/name`.
+        hub_id: `owner/name`, after `hf:` or not, with `@revision` or not.
         out: folder to write; it appears whole or not at all.
         revision: branch, tag or commit; none: the newest.
 
     Raises:
         UserError: there is no such model, it cannot be read, or `out` holds something else.
     """
-    check_hub_id(hub_id.removeprefix(HUB).partition("@")[0])
+    parts_of(hub_id)  # a name that is none is said first
     check_may_replace(out)
     fetched = fetch(hub_id, revision=revision)
     load(fetched)

@@ -56,12 +56,12 @@ def write_published(
     model: "PixelModel", folder: Path, name: str, *, run: Path, license_name: str | None
 ) -> None:
     """A model folder with pictures and the whole card, without what its training images were."""
-    model = copy.copy(model)
-    model.seen = None
     from igpt.files import claim
     from igpt.formats.card import model_card
     from igpt.formats.folder import transformers_class
 
+    model = copy.copy(model)
+    model.seen = None
     model.save(folder)
     pictures = [name for name in PICTURES if (run / "pictures" / name).is_file()]
     for picture in pictures:

@@ -19,7 +19,7 @@ from torch import Tensor
 from igpt import files
 from igpt.config import ModelConfig, RunConfig
 from igpt.errors import UserError
-from igpt.files import IS_POINTER, is_pointer, read_json, write_json
+from igpt.files import read_json, refuse_pointer, write_json
 from igpt.images.packed import seen
 from igpt.model.gpt import GPT
 from igpt.model.imagegpt import from_imagegpt, has_biases, imagegpt_config, to_imagegpt
@@ -246,8 +246,7 @@ def described_config(sizes: Mapping[str, Any], *, where: str, **more: bool) -> M
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path} is missing: restore the model folder")
-    if is_pointer(path):
-        raise UserError(f"{path}: {IS_POINTER}")
+    refuse_pointer(path)
     try:
         return safetensors.torch.load_file(path)
     except SafetensorError as error:

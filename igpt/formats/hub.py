@@ -30,9 +30,8 @@ def fetch(hub_id: str, *, revision: str | None = None) -> Path:
         UserError: there is none, it may not be read, or the Hub cannot be reached.
     """
     place = hub_id
-    hub_id, _, named = hub_id.removeprefix(HUB).partition("@")
-    check_hub_id(hub_id)
-    revision = revision or named or None
+    hub_id, named = parts_of(hub_id)
+    revision = revision or named
 
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -48,6 +47,17 @@ def fetch(hub_id: str, *, revision: str | None = None) -> Path:
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise UserError(f"cannot fetch {place} from the Hub: {_first_line(error)}") from error
     return folder
+
+
+def parts_of(name: str) -> tuple[str, str | None]:
+    """`owner/name` and the revision, if any, of `[hf:]owner/name[@revision]`.
+
+    Raises:
+        UserError: it is no such name.
+    """
+    hub_id, _, revision = name.removeprefix(HUB).partition("@")
+    check_hub_id(hub_id)
+    return hub_id, revision or None
 
 
 def check_can_publish(hub_id: str) -> None:

@@ -222,8 +222,9 @@ def write_onnx(model: Trained, folder: Path, *, layer: int | None = None) -> Pat
         if model.network.objective == "ar" and model.network.predicts:
             _write_program(export_step(model), part / "step.onnx", _STEP_NAMES)
             _prove_step(model, part / "step.onnx")
-        _write_facts(model, part, layer)
-    if _fit(model, layer) is False:
+        fits = _fits_the_probe(model, layer)
+        _write_facts(model, part, layer, fits=fits)
+    if fits is False:
         say(
             f"features.onnx gives layer {layer} pooled by mean, the saved probe reads other "
             "features: it cannot be used on them (model.json says so)"
@@ -231,12 +232,12 @@ def write_onnx(model: Trained, folder: Path, *, layer: int | None = None) -> Pat
     return folder
 
 
-def _fit(model: Trained, layer: int) -> bool | None:
+def _fits_the_probe(model: Trained, layer: int) -> bool | None:
     """Whether the saved probe reads just what `features.onnx` gives; none: there is no probe."""
-    if model.own_probe() is None:
+    head = model.own_probe()
+    if head is None:
         return None
-    wanted = model.feature_choice()
-    return (wanted.layer, wanted.pooling, wanted.normalised) == (layer, "mean", True)
+    return (head.layer, head.pooling, head.normalised) == (layer, "mean", True)
 
 
 _FEATURES_NAMES = (("tokens", "masked"), ("features",))
@@ -285,7 +286,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _write_facts(model: Trained, folder: Path, layer: int) -> None:
+def _write_facts(model: Trained, folder: Path, layer: int, *, fits: bool | None) -> None:
     """`model.json` and README.md say what the files take; the colours are the authors' way."""
     network, tokenizer = model.network, model.tokenizer
     if isinstance(tokenizer, Palette):
@@ -299,7 +300,7 @@ def _write_facts(model: Trained, folder: Path, layer: int) -> None:
         "feature_layer": layer,
         "feature_pooling": "mean",
         "feature_normalised": True,
-        "features_fit_the_saved_probe": _fit(model, layer),
+        "features_fit_the_saved_probe": fits,
         "caches": list(_cache_shape(network, 1)),
         "model_digest": model.digest(),
         "trained": published(model.facts.trained),

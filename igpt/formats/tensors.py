@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from igpt.errors import UserError
-from igpt.files import IS_POINTER, is_pointer, read_json
+from igpt.files import read_json, refuse_pointer
 
 NAMES = (
     "model.safetensors",
@@ -65,8 +65,7 @@ def _read_sharded(index: Path) -> dict[str, Tensor]:
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path} is missing: restore the model folder")
-    if is_pointer(path):
-        raise UserError(f"{path}: {IS_POINTER}")
+    refuse_pointer(path)
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_bin(path)
 
 

@@ -14,7 +14,6 @@ import math
 import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,7 @@ from igpt.probe.protocol import LabelledImages
 from igpt.progress import say
 from igpt.published import name_of
 from igpt.recipes import RECIPES
+from igpt.runs.ended import Ended
 from igpt.train.distributed import (
     World,
     default_world,
@@ -56,7 +56,7 @@ from igpt.train.distributed import (
     joined,
     whole_weights,
 )
-from igpt.train.folder import check_new, is_run, read_metrics
+from igpt.train.folder import check_new, is_run
 from igpt.train.log import Tracker
 from igpt.train.standing import versions
 from igpt.train.trainer import Trainer
@@ -88,23 +88,12 @@ class FinetuneResult:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Finetuned:
+class Finetuned(Ended):
     """A fine-tuning that was carried to its end."""
 
-    folder: Path
     result: dict[str, Any]
     """The first seed's `FinetuneResult` as plain values; `test_accuracy` is the mean over seeds,
     `test_accuracies` each one's, `test_accuracy_sd` their standard deviation."""
-
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl: of the first seed, where no rates were searched."""
-        return read_metrics(self.folder)
-
-    @cached_property
-    def model(self) -> PixelModel:
-        """The fine-tuned model of the first seed, which classifies."""
-        return load(self.folder / "model")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,6 @@ import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from igpt.pixelmodel import PixelModel
 from igpt.progress import quietly, say, ticking
 from igpt.published import name_of
 from igpt.report.grids import N_COMPLETED, grids
+from igpt.runs.ended import Ended
 from igpt.tokens.palette import Palette
 from igpt.tokens.raw import RawTokens
 from igpt.tokens.tokenizer import Tokenizer
@@ -67,10 +67,9 @@ from igpt.trained import ModelFacts, weights_digest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(Ended):
     """A run that was trained to its end."""
 
-    folder: Path
     config: RunConfig
     step: int
     """Updates made."""
@@ -78,16 +77,6 @@ class Run:
     """Loss on the validation images used during training; none: it is not known."""
     folded_nats: float | None = None
     """The same where these images were trained on, too (`data.fold_validation`)."""
-
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
-        return read_metrics(self.folder)
-
-    @cached_property
-    def model(self) -> PixelModel:
-        """The model of the last step."""
-        return load(self.folder / "model")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

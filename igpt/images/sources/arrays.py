@@ -18,7 +18,7 @@ from typing import IO
 import numpy as np
 
 from igpt.errors import UserError
-from igpt.files import IS_POINTER, is_pointer
+from igpt.files import refuse_pointer
 from igpt.images.levels import ACCEPTED, form_of, value_range
 from igpt.images.sources.labels import label_key, labels_in, numbered, said_of_labels
 from igpt.images.sources.source import Block, Source, array_blocks, block_length
@@ -347,6 +347,5 @@ def reading_arrays(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # zip, gzip and npy headers, each with errors of its own
-        if is_pointer(path):
-            raise UserError(f"{path}: {IS_POINTER}") from error
+        refuse_pointer(path)
         raise UserError(f"{path} is damaged ({error}): fetch it again") from error

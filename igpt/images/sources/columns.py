@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from igpt.errors import UserError
-from igpt.files import IS_POINTER, is_pointer
+from igpt.files import refuse_pointer
 from igpt.images.decode import open_image
 from igpt.images.rejects import MAX_FILE_BYTES
 from igpt.images.sources.labels import Numbering, label_key, label_of, ordered, said_of_labels
@@ -359,7 +359,6 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        if is_pointer(path):
-            raise UserError(f"{path}: {IS_POINTER}") from error
+        refuse_pointer(path)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is damaged ({reason}): fetch it again") from error
