@@ -24,10 +24,10 @@ import torch
 from igpt import compute
 from igpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from igpt.images.prepare import open_data
+from igpt.jobs import pretrain as run
 from igpt.model.gpt import GPT
 from igpt.progress import say
 from igpt.recipes import recipe
-from igpt.runs import pretrain as run
 from igpt.train import loop
 from igpt.train.feeding import Ingredient
 from igpt.train.folder import read_run

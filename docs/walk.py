@@ -48,7 +48,7 @@ def main() -> None:
     count = loss_count("ar", torch.from_numpy(tokens), None)
     row("loss sum, nats", "train/objectives.py", total)
     row("loss count, tokens", "train/objectives.py", count)
-    row(f"features of layer {model.best_layer()}", "probe/features.py", model.features(image))
+    row(f"features of layer {model.best_layer()}", "probing/features.py", model.features(image))
     print(f"\nThe probe says: {', '.join(model.classify(image))}.")
 
 

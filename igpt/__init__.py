@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from igpt import sklearn as sklearn
     from igpt.errors import Interrupted as Interrupted
     from igpt.errors import UserError as UserError
+    from igpt.jobs.finetune import finetune as finetune
+    from igpt.jobs.pretrain import Run as Run
+    from igpt.jobs.pretrain import pretrain as pretrain
     from igpt.loading import load as load
     from igpt.pixelmodel import PixelModel as PixelModel
-    from igpt.runs.finetune import finetune as finetune
-    from igpt.runs.pretrain import Run as Run
-    from igpt.runs.pretrain import pretrain as pretrain
     from igpt.tokens.palette import Palette as Palette
 
 __version__ = "0.1.0"
@@ -24,10 +24,10 @@ _HOME_OF = {
     "UserError": "igpt.errors",
     "Palette": "igpt.tokens.palette",
     "PixelModel": "igpt.pixelmodel",
-    "Run": "igpt.runs.pretrain",
+    "Run": "igpt.jobs.pretrain",
     "load": "igpt.loading",
-    "pretrain": "igpt.runs.pretrain",
-    "finetune": "igpt.runs.finetune",
+    "pretrain": "igpt.jobs.pretrain",
+    "finetune": "igpt.jobs.finetune",
 }
 
 __all__ = [

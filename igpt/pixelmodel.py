@@ -9,14 +9,14 @@ from torch import Tensor
 
 from igpt.config import Pooling, SampleConfig, whole
 from igpt.errors import UserError
-from igpt.evaluate.surprise import whole_surprise
+from igpt.evaluation.surprise import whole_surprise
 from igpt.files import writing_folder
 from igpt.formats.card import model_card
 from igpt.formats.folder import KIND, check_may_replace, transformers_class, write_folder
 from igpt.generate.complete import complete, rows_kept
 from igpt.generate.sample import sample
 from igpt.images.taking import Images
-from igpt.probe.features import extract_features
+from igpt.probing.features import extract_features
 from igpt.trained import Trained
 
 

@@ -34,8 +34,8 @@ from igpt.images.taking import Images, each_image
 from igpt.loading import load
 from igpt.model.head import log_softmax
 from igpt.pixelmodel import PixelModel
-from igpt.probe.fewlabel import choose_inside
-from igpt.probe.protocol import Labelled, fit_standardised
+from igpt.probing.fewlabel import choose_inside
+from igpt.probing.protocol import Labelled, fit_standardised
 
 # Stronger ones change no answer, but the numbers of classes that a plane parts grow without end.
 NO_PENALTY = 1e6

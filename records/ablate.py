@@ -34,8 +34,8 @@ from igpt.images.packed.read import PackedSet
 from igpt.images.prepare import open_data
 from igpt.model import gpt
 from igpt.model.gpt import GPT
-from igpt.probe.features import pooled_layers
-from igpt.probe.protocol import Labelled, probe_layers
+from igpt.probing.features import pooled_layers
+from igpt.probing.protocol import Labelled, probe_layers
 from igpt.tokens.batches import BatchStream
 from igpt.tokens.palette import Palette
 from igpt.train.objectives import loss_sum

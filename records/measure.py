@@ -28,19 +28,19 @@ from igpt import compute, shipped
 from igpt.cli.evaluate import measure_likelihood
 from igpt.cli.opening import open_for
 from igpt.config import RunConfig
-from igpt.evaluate.likelihood import token_surprise
+from igpt.evaluation.likelihood import token_surprise
 from igpt.files import write_json, writing_folder
 from igpt.formats.folder import read_newest, write_folder
 from igpt.images.packed.read import PackedSet
 from igpt.images.splits import SPLITS, Split
+from igpt.jobs.pretrain import train_run
 from igpt.loading import load, load_run
 from igpt.pixelmodel import PixelModel
-from igpt.probe.features import EncodedImages, extract_features, mean_of_bands
-from igpt.probe.fewlabel import evaluate_few_labels
-from igpt.probe.probing import labels_of, probe_model, probe_pixels
-from igpt.probe.protocol import Labelled, pixel_features, probe_layers
+from igpt.probing.exact import labels_of, probe_model, probe_pixels
+from igpt.probing.features import EncodedImages, extract_features, mean_of_bands
+from igpt.probing.fewlabel import evaluate_few_labels
+from igpt.probing.protocol import Labelled, pixel_features, probe_layers
 from igpt.recipes import recipe
-from igpt.runs.pretrain import train_run
 from igpt.shipped import write_shipped
 from igpt.tokens.palette import Palette
 from igpt.train.checkpoint import all_steps

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from igpt import streams
 from igpt.errors import UserError
-from igpt.probe.features import TokenSource
+from igpt.probing.features import TokenSource
 from igpt.tokens.batches import BatchStream
 
 

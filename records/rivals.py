@@ -18,15 +18,15 @@ from keeping import measured
 from pixelcnn import PixelCNNConfig, pixelcnn_nats
 
 from igpt import compute
-from igpt.evaluate.likelihood import Counts, gzip_nats_per_token
-from igpt.evaluate.wideresnet import WideResNetConfig, train_wide_resnet
+from igpt.evaluation.likelihood import Counts, gzip_nats_per_token
+from igpt.evaluation.wideresnet import WideResNetConfig, train_wide_resnet
 from igpt.images.grid import to_png_bytes
 from igpt.images.prepare import open_data
-from igpt.probe.features import EncodedImages
-from igpt.probe.fewlabel import evaluate_supervised
-from igpt.probe.kmeans import KMeansConfig
-from igpt.probe.probing import labels_of, probe_kmeans
-from igpt.probe.protocol import LabelledImages
+from igpt.probing.exact import labels_of, probe_kmeans
+from igpt.probing.features import EncodedImages
+from igpt.probing.fewlabel import evaluate_supervised
+from igpt.probing.kmeans import KMeansConfig
+from igpt.probing.protocol import LabelledImages
 from igpt.tokens.palette import Palette
 
 RESULTS = Path(__file__).with_name("rivals.json")

@@ -15,8 +15,8 @@ MAIN_PATH = [
     "train/objectives",
     "train/loop",
     "train/checkpoint",
-    "probe/features",
-    "probe/protocol",
+    "probing/features",
+    "probing/protocol",
 ]
 
 

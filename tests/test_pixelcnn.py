@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from igpt.errors import UserError
-from igpt.evaluate.likelihood import Counts
+from igpt.evaluation.likelihood import Counts
 from records.pixelcnn import PixelCNN, PixelCNNConfig, pixelcnn_nats
 
 SMALL = PixelCNNConfig(width=16, n_blocks=1, total_steps=40, batch_size=16, lr=1e-2)

@@ -12,7 +12,7 @@ from igpt import shipped
 from igpt.cli.showing import photograph_pieces
 from igpt.errors import UserError
 from igpt.images.sources import find
-from igpt.probe.probing import probe_model
+from igpt.probing.exact import probe_model
 from igpt.trained import Trained
 from tests.cli.test_main import run
 from tests.networks import pixel_model

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from igpt import compute
-from igpt.runs import pretrain as run
+from igpt.jobs import pretrain as run
 from igpt.train import checkpoint
 from igpt.train.standing import standing
 from tests.full_disk import digests

@@ -8,7 +8,7 @@ import numpy as np
 from igpt.bench import measure
 from igpt.errors import UserError
 from igpt.model.head import log_softmax
-from igpt.probe.logistic import fit_logistic
+from igpt.probing.logistic import fit_logistic
 
 N_LAYERS = 25
 N_CLASSES = 10

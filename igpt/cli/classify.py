@@ -27,7 +27,7 @@ def classify(
     from igpt import compute
     from igpt.images.sources.names import shown
     from igpt.loading import load
-    from igpt.probe.features import EncodedImages, extract_features
+    from igpt.probing.features import EncodedImages, extract_features
 
     compute.set_threads()
     loaded = load(model)

@@ -48,9 +48,9 @@ def demo(*, train: bool = False, resume: bool = False, out: str | None = None) -
 def _train_and_show(folder: Path, *, resume: bool) -> None:
     """Data, palette, training, samples, completions, probe, report."""
     from igpt import compute
+    from igpt.jobs.pretrain import train_run
     from igpt.loading import load
     from igpt.report.report import write_report
-    from igpt.runs.pretrain import train_run
 
     compute.set_threads()
     start_s = time.monotonic()
@@ -171,9 +171,9 @@ def _completions(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
 def _probe(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
     """With the paper's mean over positions, and with bands of rows; one pass serves both."""
     from igpt.images.splits import SPLITS
-    from igpt.probe.features import mean_of_bands
-    from igpt.probe.probing import labelled_features, probe_model
-    from igpt.probe.protocol import Labelled
+    from igpt.probing.exact import labelled_features, probe_model
+    from igpt.probing.features import mean_of_bands
+    from igpt.probing.protocol import Labelled
     from igpt.report.record import write_record
 
     bands = tuple(labelled_features(model, data, split, pooling="bands") for split in SPLITS)

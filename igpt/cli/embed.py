@@ -93,8 +93,8 @@ def _write(
 ) -> None:
     """Have all processes compute the features, and the first one write them."""
     from igpt.images.sources.names import shown
-    from igpt.probe.features import EncodedImages, stream_features
-    from igpt.probe.vectors import writing_vectors
+    from igpt.probing.features import EncodedImages, stream_features
+    from igpt.probing.vectors import writing_vectors
     from igpt.progress import Counter, ticking
 
     with ticking("features") as ticker, contextlib.ExitStack() as held:

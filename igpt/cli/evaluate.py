@@ -8,7 +8,7 @@ from igpt.cli.arguments import Data, Model
 
 if TYPE_CHECKING:
     from igpt.compute import Precision
-    from igpt.evaluate.likelihood import Likelihood
+    from igpt.evaluation.likelihood import Likelihood
     from igpt.images.packed.read import PackedSet
     from igpt.images.splits import Split
     from igpt.pixelmodel import PixelModel
@@ -100,8 +100,8 @@ def _shared_likelihood(
     precision: "Precision",
     world: "World",
 ) -> "Likelihood | None":
-    from igpt.evaluate.likelihood import likelihood
-    from igpt.probe.features import EncodedImages
+    from igpt.evaluation.likelihood import likelihood
+    from igpt.probing.features import EncodedImages
     from igpt.progress import Counter, ticking
 
     encode = model.tokenizer.encode

@@ -54,8 +54,8 @@ def finetune(
     from igpt import compute
     from igpt.cli.opening import open_labelled, recorded
     from igpt.cli.outputs import empty_folder
+    from igpt.jobs.finetune import Asked, finetune_model
     from igpt.loading import load
-    from igpt.runs.finetune import Asked, finetune_model
     from igpt.train.distributed import joined
 
     asked = Asked(config=finetune, rates=rates, scratch=scratch, seeds=seeds)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from igpt.images.packed.read import PackedSet
     from igpt.images.splits import Split
     from igpt.pixelmodel import PixelModel
-    from igpt.probe.fewlabel import FewLabelResult
-    from igpt.probe.protocol import Labelled, LabelledImages
+    from igpt.probing.fewlabel import FewLabelResult
+    from igpt.probing.protocol import Labelled, LabelledImages
     from igpt.tokens.tokenizer import ImageArray
 
 
@@ -98,9 +98,9 @@ def evaluate_lowdata(
     Raises:
         UserError: labels are missing, or fewer than asked for.
     """
-    from igpt.probe.fewlabel import evaluate_few_labels, evaluate_supervised, subset_rows
-    from igpt.probe.probing import checked_labels, labelled_features
-    from igpt.probe.protocol import LabelledImages
+    from igpt.probing.exact import checked_labels, labelled_features
+    from igpt.probing.fewlabel import evaluate_few_labels, evaluate_supervised, subset_rows
+    from igpt.probing.protocol import LabelledImages
     from igpt.progress import say
 
     checked = checked_labels(data)
@@ -145,7 +145,7 @@ def evaluate_lowdata(
 
 
 def _pixels(part: "LabelledImages") -> "Labelled":
-    from igpt.probe.protocol import Labelled, pixel_features
+    from igpt.probing.protocol import Labelled, pixel_features
 
     return Labelled(pixel_features(part.images[:])[None], part.labels)
 
@@ -154,9 +154,9 @@ def _baselines(
     model: "PixelModel", data: "PackedSet", seed: int, steps: dict[str, int]
 ) -> "dict[str, Any]":
     """The supervised methods asked for, by name: each fits a subset and classifies images."""
-    from igpt.evaluate.classifier import from_scratch, predict
-    from igpt.evaluate.finetune import Task, tune_in_memory
-    from igpt.evaluate.wideresnet import WideResNetConfig, train_wide_resnet
+    from igpt.evaluation.classifier import from_scratch, predict
+    from igpt.evaluation.finetune import Task, tune_in_memory
+    from igpt.evaluation.wideresnet import WideResNetConfig, train_wide_resnet
 
     assert data.classes is not None
     n_classes = len(data.classes)

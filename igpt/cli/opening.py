@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igpt.evaluate.opening import check_max_images as check_max_images
-from igpt.evaluate.opening import open_for as open_for
-from igpt.evaluate.opening import open_labelled as open_labelled
+from igpt.evaluation.opening import check_max_images as check_max_images
+from igpt.evaluation.opening import open_for as open_for
+from igpt.evaluation.opening import open_labelled as open_labelled
 
 if TYPE_CHECKING:
     from igpt.compute import Precision

@@ -13,7 +13,7 @@ from igpt.cli.arguments import Config, Data, Run
 from igpt.config import RunConfig
 
 if TYPE_CHECKING:
-    from igpt.runs import pretrain as runs
+    from igpt.jobs import pretrain as runs
 
 
 def pretrain(
@@ -54,8 +54,8 @@ def pretrain(
         _print_plan(config, json=json)
         return
     from igpt.cli.outputs import folder_to_fill
-    from igpt.runs.pretrain import train_run
-    from igpt.runs.search import search_rates
+    from igpt.jobs.pretrain import train_run
+    from igpt.jobs.search import search_rates
     from igpt.train.distributed import joined
 
     options: dict[str, Any] = {

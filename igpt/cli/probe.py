@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from igpt.compute import Precision
     from igpt.images.packed.read import PackedSet
     from igpt.pixelmodel import PixelModel
-    from igpt.probe.probing import Seen
-    from igpt.probe.solve import Solver
+    from igpt.probing.exact import Seen
+    from igpt.probing.solve import Solver
 
 
 def probe(
@@ -63,7 +63,7 @@ def probe(
     from igpt import compute
     from igpt.cli.opening import open_labelled
     from igpt.loading import load
-    from igpt.probe.solve import Solver
+    from igpt.probing.solve import Solver
     from igpt.train.distributed import joined as joined_ranks
 
     if large and (kmeans or checkpoints):
@@ -111,8 +111,8 @@ def _probed(
     **options: Any,
 ) -> dict[str, Any]:
     """The figures by one of the two paths; on every process but the first nothing."""
-    from igpt.probe.large import probe_large
-    from igpt.probe.probing import probe_model
+    from igpt.probing.exact import probe_model
+    from igpt.probing.large import probe_large
 
     if large:
         return probe_large(model, data, seen=seen, solver=solver, **options)
@@ -123,7 +123,7 @@ def _probed(
 def _print_plan(model: "PixelModel", data: "PackedSet", *, json: bool, **options: Any) -> None:
     import dataclasses
 
-    from igpt.probe.large import plan_large
+    from igpt.probing.large import plan_large
 
     planned = plan_large(model, data, **options)
     document = {**dataclasses.asdict(planned), "lines": planned.lines()}
@@ -160,7 +160,7 @@ def _probe_checkpoints(run: Path, data: "PackedSet") -> dict[int, dict[str, Any]
     """The probe of each checkpoint by its step, recorded as `probe-step-N`."""
     from igpt.loading import load_run
     from igpt.manifest import fault_of
-    from igpt.probe.probing import probe_model
+    from igpt.probing.exact import probe_model
     from igpt.progress import say
     from igpt.report.record import write_record
     from igpt.train.checkpoint import all_steps

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from igpt.images.packed.read import PackedSet
     from igpt.pixelmodel import PixelModel
-    from igpt.probe.protocol import LabelledImages
+    from igpt.probing.protocol import LabelledImages
 
 N_SAMPLES = 32
 N_COMPLETED = 8
@@ -79,8 +79,8 @@ def _images_to_show(
 
 def _some_labelled(data: "PackedSet") -> "tuple[LabelledImages, LabelledImages]":
     """Some images of the training split and some of the validation split."""
-    from igpt.probe.probing import labels_of
-    from igpt.probe.protocol import LabelledImages
+    from igpt.probing.exact import labels_of
+    from igpt.probing.protocol import LabelledImages
 
     some = data.at_most(N_LABELLED)
     fit, judge = (
@@ -140,8 +140,8 @@ def few_label_lines(
 
     The layer is the saved probe's: to choose among all would take longer than all else here.
     """
-    from igpt.probe.fewlabel import evaluate_few_labels
-    from igpt.probe.protocol import Labelled, pixel_features
+    from igpt.probing.fewlabel import evaluate_few_labels
+    from igpt.probing.protocol import Labelled, pixel_features
 
     probe = model.probe()
     pooling = "mean" if probe is None else probe.pooling

@@ -10,7 +10,7 @@ import pytest
 
 import igpt
 from igpt.errors import Interrupted, UserError
-from igpt.evaluate import finetune as steps
+from igpt.evaluation import finetune as steps
 from igpt.train.folder import read_metrics
 from tests.cli.test_main import run
 from tests.networks import pixel_model

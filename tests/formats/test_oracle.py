@@ -7,7 +7,7 @@ import torch
 import igpt
 from igpt.errors import UserError
 from igpt.formats.transformers import write_transformers
-from igpt.probe.features import extract_features
+from igpt.probing.features import extract_features
 from tests.networks import pixel_model
 from tests.strategies import random_tokens
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 import igpt
 from igpt.errors import UserError
-from igpt.evaluate.opening import counts_of_seen, open_for
+from igpt.evaluation.opening import counts_of_seen, open_for
 from igpt.images.packed.seen import fingerprints, line_of_seen, n_seen, read_seen, united
 from tests.train.making import tiny
 

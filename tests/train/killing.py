@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from igpt.errors import UserError
-from igpt.runs import pretrain as run
+from igpt.jobs import pretrain as run
 from igpt.train import checkpoint
 
 

@@ -3,8 +3,8 @@
 import dataclasses
 
 from igpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from igpt.jobs import pretrain as run
 from igpt.progress import Ticker
-from igpt.runs import pretrain as run
 from igpt.train import folder as run_folder
 from igpt.train import log, loop
 from igpt.train.feeding import Ingredient

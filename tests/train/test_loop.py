@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from igpt.errors import Interrupted, UserError
-from igpt.runs import pretrain as run
+from igpt.jobs import pretrain as run
 from igpt.train import checkpoint, loop, settings
 from igpt.train.feeding import Ingredient
 from igpt.train.folder import read_metrics, read_run

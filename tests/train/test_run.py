@@ -9,7 +9,7 @@ import pytest
 
 import igpt
 from igpt.errors import UserError
-from igpt.runs.pretrain import overlaid
+from igpt.jobs.pretrain import overlaid
 from igpt.tokens.palette import Palette
 from igpt.train import checkpoint, loop
 from igpt.train.folder import read_metrics, read_run

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from igpt.runs.search import Trial, best, rates, search
+from igpt.jobs.search import Trial, best, rates, search
 
 
 def outcomes(losses):

@@ -10,8 +10,8 @@ from igpt import compute
 from igpt.config import ModelConfig, Objective
 from igpt.errors import UserError
 from igpt.model.gpt import GPT
-from igpt.probe import features as features_module
-from igpt.probe.features import (
+from igpt.probing import features as features_module
+from igpt.probing.features import (
     EncodedImages,
     extract_features,
     mean_of_bands,

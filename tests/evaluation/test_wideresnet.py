@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from igpt.evaluate.wideresnet import WideResNet, WideResNetConfig, train_wide_resnet
-from igpt.probe.fewlabel import evaluate_supervised
-from igpt.probe.protocol import LabelledImages
+from igpt.evaluation.wideresnet import WideResNet, WideResNetConfig, train_wide_resnet
+from igpt.probing.fewlabel import evaluate_supervised
+from igpt.probing.protocol import LabelledImages
 
 
 def split(n: int, seed: int) -> LabelledImages:

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from igpt.errors import UserError
-from igpt.probe.kmeans import KMeansConfig, KMeansFeatures
-from igpt.probe.logistic import fit_logistic
+from igpt.probing.kmeans import KMeansConfig, KMeansFeatures
+from igpt.probing.logistic import fit_logistic
 
 
 @pytest.fixture(scope="module")

@@ -19,17 +19,17 @@ from torch import Tensor
 
 from igpt.config import RunConfig
 from igpt.errors import UserError
-from igpt.evaluate.classifier import resampled
+from igpt.evaluation.classifier import resampled
 from igpt.files import FolderLock
 from igpt.images.packed.read import PackedSet
 from igpt.images.packed.seen import MOST, fingerprints, n_seen, united, write_seen
+from igpt.jobs.ended import Ended
 from igpt.loading import export_run, load
 from igpt.manifest import fault_of
 from igpt.pixelmodel import PixelModel
 from igpt.progress import quietly, say, ticking
 from igpt.published import name_of
 from igpt.report.grids import N_COMPLETED, grids
-from igpt.runs.ended import Ended
 from igpt.tokens.palette import Palette
 from igpt.tokens.raw import RawTokens
 from igpt.tokens.tokenizer import Tokenizer

@@ -14,7 +14,7 @@ import torch
 
 from igpt.errors import UserError
 from igpt.model.head import log_softmax
-from igpt.probe.logistic import fit_logistic
+from igpt.probing.logistic import fit_logistic
 from igpt.tokens.tokenizer import ImageArray
 
 # scikit-learn's C, on features of mean 0 and variance 1: the paper does not state its own.

@@ -1,6 +1,6 @@
 """What fits a classifier on features: one way in, `fit`, for every kind of features.
 
-`lbfgs` finds the optimum for every L2 strength (`igpt.probe.logistic`). `sgd` is the paper's: the
+`lbfgs` finds the optimum for every L2 strength (`igpt.probing.logistic`). `sgd` is the paper's: the
 features as they are, momentum 0.9, no decay, rates 30, 10, 3, ... each with a cosine to 0 (§3.4);
 all rates see the same batches in one pass. `knn` has nothing to fit: the k nearest training images
 by the cosine of their features vote, each with exp(cosine / 0.07) (Wu et al. 2018).
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from igpt.errors import UserError
-from igpt.probe.protocol import (
+from igpt.probing.protocol import (
     SCORED_ROWS,
     Labelled,
     LayerScore,

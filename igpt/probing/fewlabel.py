@@ -16,7 +16,7 @@ import torch
 from igpt import streams
 from igpt.errors import UserError
 from igpt.model.head import log_softmax
-from igpt.probe.protocol import (
+from igpt.probing.protocol import (
     STRENGTHS,
     Labelled,
     LabelledImages,

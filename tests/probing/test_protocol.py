@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from igpt.errors import UserError
 from igpt.model.head import SavedProbe
-from igpt.probe.protocol import (
+from igpt.probing.protocol import (
     Labelled,
     check_labels,
     join_layers,

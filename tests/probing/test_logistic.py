@@ -6,8 +6,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from igpt.errors import UserError
-from igpt.probe import logistic
-from igpt.probe.logistic import fit_logistic
+from igpt.probing import logistic
+from igpt.probing.logistic import fit_logistic
 
 STRENGTHS = (1e-4, 1e-2, 1.0, 100.0)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from igpt.errors import UserError
-from igpt.probe.fewlabel import FewLabelResult, choose_inside, evaluate_few_labels, subset_rows
-from igpt.probe.protocol import Labelled
+from igpt.probing.fewlabel import FewLabelResult, choose_inside, evaluate_few_labels, subset_rows
+from igpt.probing.protocol import Labelled
 
 N_CLASSES, WIDTH = 4, 12
 

@@ -15,8 +15,8 @@ from typing import Any
 from igpt.config import RunConfig
 from igpt.errors import Diverged, UserError
 from igpt.files import FolderLock, read_json, write_json
+from igpt.jobs.pretrain import train_run
 from igpt.progress import say
-from igpt.runs.pretrain import train_run
 from igpt.train.distributed import default_world
 from igpt.train.folder import SEARCH_TABLE, is_run, read_run
 

@@ -11,17 +11,17 @@ import torch.nn.functional as F
 
 from igpt.config import FinetuneConfig, ModelConfig, Objective
 from igpt.errors import UserError
-from igpt.evaluate import finetune as finetune_module
-from igpt.evaluate.classifier import (
+from igpt.evaluation import finetune as finetune_module
+from igpt.evaluation.classifier import (
     Classifier,
     from_scratch,
     predict,
     resampled,
 )
-from igpt.evaluate.finetune import Task, accuracy, settings_of, tune, tune_in_memory
+from igpt.evaluation.finetune import Task, accuracy, settings_of, tune, tune_in_memory
 from igpt.model.gpt import GPT
-from igpt.probe.protocol import LabelledImages
-from igpt.probe.vote import modal_vote
+from igpt.probing.protocol import LabelledImages
+from igpt.probing.vote import modal_vote
 from igpt.tokens.masks import bert_masks
 from igpt.train.folder import read_metrics
 

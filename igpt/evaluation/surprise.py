@@ -7,9 +7,9 @@ import torch
 
 from igpt import compute, streams
 from igpt.config import TrainConfig
-from igpt.evaluate.likelihood import BATCH_LOGITS, token_surprise
+from igpt.evaluation.likelihood import BATCH_LOGITS, token_surprise
 from igpt.model.gpt import GPT
-from igpt.probe.features import TokenSource, check_tokens
+from igpt.probing.features import TokenSource, check_tokens
 from igpt.train.objectives import token_nats
 
 

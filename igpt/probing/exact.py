@@ -13,9 +13,9 @@ from igpt.files import kept_if_possible
 from igpt.images.packed.read import PackedSet
 from igpt.images.splits import SPLITS, Split
 from igpt.model.head import SavedProbe
-from igpt.probe.features import EncodedImages, extract_features
-from igpt.probe.kmeans import KMeansConfig, KMeansFeatures
-from igpt.probe.protocol import (
+from igpt.probing.features import EncodedImages, extract_features
+from igpt.probing.kmeans import KMeansConfig, KMeansFeatures
+from igpt.probing.protocol import (
     Labelled,
     Lazy,
     check_labels,
@@ -23,8 +23,8 @@ from igpt.probe.protocol import (
     pixel_features,
     window,
 )
-from igpt.probe.solve import Fit, Solver, SolverName, fit
-from igpt.probe.vote import voted_accuracy
+from igpt.probing.solve import Fit, Solver, SolverName, fit
+from igpt.probing.vote import voted_accuracy
 from igpt.progress import Counter, say, ticking
 from igpt.published import name_of
 from igpt.shipped import is_shipped
@@ -80,7 +80,7 @@ def probe_model(
         precision: of the network's matrix products.
         raw_pixels: treat the pixels themselves the same, as `raw_pixels`.
         n_joined: adjacent layers to probe side by side, as `joined`; 0: none.
-        solver: see `igpt.probe.solve`.
+        solver: see `igpt.probing.solve`.
         sgd_steps: updates of sgd.
         n_centers: clusters of k-means features to treat the same, as `kmeans`; 0: none.
         features: of all layers of the three splits, where they are at hand.

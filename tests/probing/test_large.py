@@ -12,11 +12,11 @@ from sklearn.linear_model import Ridge
 import igpt
 from igpt.errors import UserError
 from igpt.images.packed.read import PackedSet
-from igpt.probe import large
-from igpt.probe.large import Moments, choose_layer, plan_large, probe_large
-from igpt.probe.probing import Seen, probe_model
-from igpt.probe.protocol import best_score
-from igpt.probe.solve import Solver
+from igpt.probing import large
+from igpt.probing.exact import Seen, probe_model
+from igpt.probing.large import Moments, choose_layer, plan_large, probe_large
+from igpt.probing.protocol import best_score
+from igpt.probing.solve import Solver
 
 SEEN: Seen = {"normalised": True, "pooling": "mean", "precision": "fp32"}
 
@@ -102,9 +102,9 @@ def test_a_disk_that_is_too_small_is_said_before_the_work(
 AT_SIZE = """
 import resource, sys, time
 import numpy as np, torch
-from igpt.probe.large import Moments, _Adding
-from igpt.probe.protocol import Labelled
-from igpt.probe.solve import Solver, fit
+from igpt.probing.large import Moments, _Adding
+from igpt.probing.protocol import Labelled
+from igpt.probing.solve import Solver, fit
 from igpt.train.shares import ALONE
 n, n_layers, width, n_classes = int(sys.argv[1]), 25, 512, 10
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from igpt.config import ModelConfig, Objective
-from igpt.evaluate import likelihood as likelihood_module
-from igpt.evaluate.likelihood import (
+from igpt.evaluation import likelihood as likelihood_module
+from igpt.evaluation.likelihood import (
     Counts,
     bits_per_dim,
     bits_per_pixel,

@@ -24,8 +24,8 @@ import igpt
 from igpt import compute
 from igpt.config import FinetuneConfig
 from igpt.errors import Diverged, Interrupted, UserError
-from igpt.evaluate.classifier import Classifier, from_scratch, resampled
-from igpt.evaluate.finetune import (
+from igpt.evaluation.classifier import Classifier, from_scratch, resampled
+from igpt.evaluation.finetune import (
     BERT_MASKS,
     FinetunePoint,
     Task,
@@ -34,21 +34,21 @@ from igpt.evaluate.finetune import (
     settings_of,
     tune,
 )
-from igpt.evaluate.opening import open_labelled
+from igpt.evaluation.opening import open_labelled
 from igpt.files import FolderLock, cache_folder, read_json, write_json
 from igpt.images.live import open_live
 from igpt.images.packed.read import PackedSet
 from igpt.images.packed.seen import fingerprints, united
 from igpt.images.splits import SPLITS
+from igpt.jobs.ended import Ended
 from igpt.loading import load
 from igpt.pixelmodel import PixelModel
-from igpt.probe.features import pays_to_compile
-from igpt.probe.probing import checked_labels
-from igpt.probe.protocol import LabelledImages
+from igpt.probing.exact import checked_labels
+from igpt.probing.features import pays_to_compile
+from igpt.probing.protocol import LabelledImages
 from igpt.progress import say
 from igpt.published import name_of
 from igpt.recipes import RECIPES
-from igpt.runs.ended import Ended
 from igpt.train.distributed import (
     World,
     default_world,

@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from igpt.errors import UserError
-from igpt.probe import vectors as vectors_module
-from igpt.probe.features import LEFT_OUT
-from igpt.probe.vectors import writing_vectors
+from igpt.probing import vectors as vectors_module
+from igpt.probing.features import LEFT_OUT
+from igpt.probing.vectors import writing_vectors
 
 N, D = 11, 3
 

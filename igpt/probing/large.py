@@ -6,7 +6,7 @@ Two passes, in bounded memory, shared by the ranks of a job:
    over its share of some training images; one all-reduce; then a single eigendecomposition a layer
    gives the weights for every strength, which are judged on validation as its images pass.
 2. The features of the `FINALISTS` best layers, and of the best one's neighbours where layers are
-   joined, are kept in float16; one of the solvers of `igpt.probe.solve` fits them, and chooses.
+   joined, are kept in float16; one of the solvers of `igpt.probing.solve` fits them, and chooses.
 """
 
 import contextlib
@@ -29,8 +29,7 @@ from igpt.errors import UserError
 from igpt.images.packed.read import PackedSet
 from igpt.images.splits import SPLITS, Split
 from igpt.model.sizes import Shape, forward_flops
-from igpt.probe.features import EncodedImages, stream_features
-from igpt.probe.probing import (
+from igpt.probing.exact import (
     Seen,
     checked_labels,
     fitted,
@@ -38,8 +37,9 @@ from igpt.probe.probing import (
     probe_joined,
     probe_pixels,
 )
-from igpt.probe.protocol import Labelled, LayerScore, best_score, window
-from igpt.probe.solve import Solver, SolverName
+from igpt.probing.features import EncodedImages, stream_features
+from igpt.probing.protocol import Labelled, LayerScore, best_score, window
+from igpt.probing.solve import Solver, SolverName
 from igpt.progress import Counter, ticking
 from igpt.train.distributed import World
 from igpt.train.shares import ALONE

@@ -22,11 +22,11 @@ from torch import Tensor
 from igpt import compute
 from igpt.config import DataConfig, FinetuneConfig, RunConfig, TrainConfig
 from igpt.errors import UserError
-from igpt.evaluate.classifier import Classifier, masks_for, predict, some_of
+from igpt.evaluation.classifier import Classifier, masks_for, predict, some_of
 from igpt.model.gpt import GPT
 from igpt.model.sizes import Shape, train_flops
-from igpt.probe.features import pays_to_compile
-from igpt.probe.protocol import LabelledImages
+from igpt.probing.features import pays_to_compile
+from igpt.probing.protocol import LabelledImages
 from igpt.progress import say, ticking
 from igpt.tokens.batches import Batch, BatchStream, Source
 from igpt.tokens.tokenizer import CroppedImages, Tokenizer

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from igpt import compute, streams
 from igpt.images.augment import crop_and_flip
-from igpt.probe.protocol import LabelledImages
+from igpt.probing.protocol import LabelledImages
 from igpt.tokens.tokenizer import ImageArray
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from igpt import compute
 from igpt.config import TrainConfig
 from igpt.model.gpt import GPT
-from igpt.probe.features import TokenSource, check_tokens, cut, token_batch
+from igpt.probing.features import TokenSource, check_tokens, cut, token_batch
 from igpt.train.distributed import World
 from igpt.train.objectives import token_nats
 from igpt.train.shares import ALONE, in_order

@@ -12,7 +12,7 @@ import numpy as np
 
 from igpt.errors import UserError
 from igpt.files import writing
-from igpt.probe.features import LEFT_OUT, FeatureTarget
+from igpt.probing.features import LEFT_OUT, FeatureTarget
 
 # Rows of parquet that are gathered before they are written: small groups read slowly.
 GROUP_ROWS = 4096
