@@ -7,8 +7,6 @@ READY := .venv/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
-WORKS := train sample data probe start
-
 # Pythons that `make matrix` tries, each in an environment of its own; what is not there is skipped.
 PYTHONS := 3.11 3.12 3.13
 
@@ -43,13 +41,14 @@ audit: $(READY)
 	  *GHSA-*|*PYSEC-*|*CVE-*) echo "$$told"; exit 1 ;; \
 	  *) echo "$$lock: not checked for known faults: their list cannot be reached (status $$status)" ;; esac; done
 
-# Our speed beside other projects'; what it writes is committed.
+# Our speed beside other projects', into benchmarks/KIND OF MACHINE/, which is committed.
 bench: $(READY)
-	for work in $(WORKS) growth; do $(BIN)/igpt bench $$work --out benchmarks/$$work.json || exit 1; done
+	$(BIN)/igpt bench all --out benchmarks
+	$(BIN)/igpt bench growth --out benchmarks
 
-# Fails if a ratio to a peer (not seconds: machines differ) is much lower than the committed one.
+# Fails if a ratio to a peer is much lower than the one committed for this kind of machine.
 bench-check: $(READY)
-	for work in $(WORKS); do $(BIN)/igpt bench $$work --check benchmarks/$$work.json || exit 1; done
+	$(BIN)/igpt bench all --check benchmarks
 
 # The site, in site/: every warning is an error; the variable silences an advertisement.
 docs: $(READY)

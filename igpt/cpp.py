@@ -26,14 +26,10 @@ from typing import Literal
 from igpt.errors import UserError
 from igpt.files import FolderLock, write_bytes
 from igpt.progress import say
-from igpt.system import cache_folder, cpu_flags, others_may_write
+from igpt.system import cache_folder, cpu_flags, others_may_write, processor_flags
 
 BUILD_TIMEOUT_S = 300
 TRIAL_TIMEOUT_S = 60
-# `-march=native` does not choose the processor of every compiler for ARM, `-mcpu=native` does.
-_IS_X86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
-OWN_PROCESSOR = "-march=native" if _IS_X86 else "-mcpu=native"
-
 SHARED = ("-std=c++17", "-shared", "-fPIC")
 
 _FAILED = "failed: "
@@ -50,6 +46,8 @@ class Part:
     headers: tuple[Path, ...] = ()
     flags: tuple[str, ...]
     """For the compiler, beside those that make a shared library."""
+    for_processor: bool = True
+    """Whether it may use all that this processor can do."""
     trial: str = "lambda library: None"
     """Python expression: what to do with the library to see that it works; in its own process."""
 
@@ -72,6 +70,7 @@ TORCH_COMPILE = Part(
     name="openmp",
     sources=(Path(__file__).with_name("openmp.cpp"),),
     flags=("-O1", "-fopenmp", f"-I{sysconfig.get_path('include')}"),
+    for_processor=False,
     trial="lambda library: library.count_threads()",
 )
 
@@ -133,8 +132,13 @@ def _digest(part: Part, compiler_path: str) -> str:
     code = [path.read_bytes() for path in (*part.sources, *part.headers)]
     facts = Path(compiler_path).stat()
     one = (compiler_path, facts.st_size, facts.st_mtime_ns)
-    made_from = repr((code, one, part.flags, part.trial, platform.machine(), sorted(cpu_flags())))
+    machine = (platform.machine(), sorted(cpu_flags()))
+    made_from = repr((code, one, _flags(part), part.trial, *machine))
     return hashlib.sha256(made_from.encode()).hexdigest()[:16]
+
+
+def _flags(part: Part) -> tuple[str, ...]:
+    return (*part.flags, *processor_flags()) if part.for_processor else part.flags
 
 
 def _kept(folder: Path, stem: str) -> Build | None:
@@ -172,7 +176,8 @@ def _built_now(part: Part, compiler_path: str, folder: Path, stem: str) -> Build
         say(f"building C++ for this processor, once: {part.name}")
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".native-", dir=folder)))
         made = work / "part.so"
-        command = [compiler_path, *part.flags, *SHARED, "-o", str(made), *map(str, part.sources)]
+        options = [*_flags(part), *SHARED]
+        command = [compiler_path, *options, "-o", str(made), *map(str, part.sources)]
         start_s = time.monotonic()
         problem, output = _ran(command, timeout_s=BUILD_TIMEOUT_S, doing="the C++ compiler")
         if problem is None:

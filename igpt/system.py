@@ -10,12 +10,16 @@ import functools
 import math
 import mmap
 import os
+import platform
+import re
 import sys
 import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from igpt.errors import UserError
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -47,12 +51,77 @@ def _core_quotas() -> Iterator[float]:
 
 
 def cpu_flags() -> frozenset[str]:
-    """What this processor says that it can do, by the kernel's names; empty where unknown."""
+    """What this processor says that it can do, by the kernel's names; empty where unknown.
+
+    Under `IGPT_CPU` without what lies above that set.
+    """
+    hidden = _HIDDEN.get(os.environ.get("IGPT_CPU", ""))
     with contextlib.suppress(OSError):
         for line in (PROC / "cpuinfo").read_text(errors="replace").splitlines():
             if line.startswith(("flags", "Features")):
-                return frozenset(line.partition(":")[2].split())
+                flags = line.partition(":")[2].split()
+                return frozenset(flag for flag in flags if not (hidden and hidden.match(flag)))
     return frozenset()
+
+
+def instruction_set() -> str:
+    """The widest of this processor's that our code has a way for, as `benchmarks/` names them."""
+    flags = cpu_flags()
+    for flag, name in _SETS.items():
+        if flag in flags:
+            return name
+    return platform.machine().lower()
+
+
+_SETS = {
+    "amx_bf16": "amx",
+    "avx512_bf16": "avx512-bf16",
+    "avx512f": "avx512",
+    "avx2": "avx2",
+    "bf16": "neon-bf16",
+    "asimd": "neon",
+}
+
+# What `IGPT_CPU` hides of a processor, and how compilers and libraries name what is left.
+_HIDDEN = {"avx2": re.compile("avx512|amx"), "avx512": re.compile("avx512(?!(f|bw|cd|dq|vl)$)|amx")}
+_MARCH = {"avx2": "x86-64-v3", "avx512": "x86-64-v4"}
+_ONEDNN = {"avx2": "AVX2", "avx512": "AVX512_CORE"}
+
+
+def limit_cpu(name: str | None) -> None:
+    """Use no more of the processor than a set of instructions, here and in all that is started.
+
+    For trials of other machines, and for one whose flags promise too much. Counts before torch is
+    imported.
+
+    Args:
+        name: avx2 or avx512 (without bfloat16); none: what `IGPT_CPU` says, if anything.
+
+    Raises:
+        UserError: there is no such set, or this processor lacks it.
+    """
+    name = name or os.environ.get("IGPT_CPU")
+    if not name:
+        return
+    needed = {"avx2": "avx2", "avx512": "avx512f"}
+    if name not in needed:
+        raise UserError(f"IGPT_CPU {name} is unknown: choose one of {', '.join(needed)}")
+    if needed[name] not in cpu_flags():
+        raise UserError(f"this processor has no {name}: leave IGPT_CPU and --cpu away")
+    os.environ["IGPT_CPU"] = name
+    os.environ["ATEN_CPU_CAPABILITY"] = name
+    os.environ["TORCHINDUCTOR_CPP_MARCH"] = _MARCH[name]
+    os.environ["ONEDNN_MAX_CPU_ISA"] = _ONEDNN[name]
+    os.environ["MKL_ENABLE_INSTRUCTIONS"] = name.upper()
+
+
+def processor_flags() -> tuple[str, ...]:
+    """How a compiler is told to build for this processor, as far as it may be used."""
+    if march := _MARCH.get(os.environ.get("IGPT_CPU", "")):
+        return (f"-march={march}", "-mtune=native")
+    # `-march=native` does not choose the processor of every compiler for ARM, `-mcpu=native` does.
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
+    return ("-march=native",) if is_x86 else ("-mcpu=native",)
 
 
 # --- Memory

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from igpt import system
+from igpt.errors import UserError
 
 GIB = 2**30
 
@@ -90,6 +91,56 @@ def test_the_processors_own_words(monkeypatch, tmp_path, line):
     assert system.cpu_flags() == frozenset()  # where there is no such file
     (tmp_path / "cpuinfo").write_text(f"processor: 0\n{line}\n\n{line} second\n")
     assert system.cpu_flags() == {"fpu", "avx2", "bf16"}
+
+
+@pytest.fixture
+def proc(tmp_path, monkeypatch):
+    """What the kernel says of a processor is written by the test."""
+    monkeypatch.setattr(system, "PROC", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("flags", "limit", "name"),
+    [
+        ("avx2 avx512f avx512bw avx512_bf16 amx_bf16", "", "amx"),
+        ("avx2 avx512f avx512bw avx512_bf16", "", "avx512-bf16"),
+        ("avx2 avx512f avx512bw avx512_bf16 amx_bf16", "avx512", "avx512"),
+        ("avx2 avx512f avx512bw avx512_bf16", "avx2", "avx2"),
+        ("asimd bf16", "", "neon-bf16"),
+        ("asimd", "", "neon"),
+    ],
+)
+def test_the_instruction_set_is_the_widest_that_may_be_used(proc, monkeypatch, flags, limit, name):
+    (proc / "cpuinfo").write_text(f"flags: {flags}\n")
+    monkeypatch.setenv("IGPT_CPU", limit)
+    assert system.instruction_set() == name
+    assert ("avx512bw" in system.cpu_flags()) == (name in ("amx", "avx512-bf16", "avx512"))
+
+
+def test_a_limit_reaches_the_compiler_and_the_libraries(proc, monkeypatch):
+    (proc / "cpuinfo").write_text("flags: avx2 avx512f\n")
+    monkeypatch.setattr(os, "environ", {})
+    system.limit_cpu(None)
+    assert os.environ == {}
+    assert system.processor_flags() in (("-march=native",), ("-mcpu=native",))
+    system.limit_cpu("avx2")
+    assert system.processor_flags()[0] == "-march=x86-64-v3"
+    assert os.environ["ATEN_CPU_CAPABILITY"] == "avx2"
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("sse2", "IGPT_CPU sse2 is unknown: choose one of avx2, avx512"),
+        ("avx512", "this processor has no avx512: leave IGPT_CPU and --cpu away"),
+    ],
+)
+def test_a_limit_that_cannot_be_is_one_line(proc, monkeypatch, name, line):
+    (proc / "cpuinfo").write_text("flags: avx2\n")
+    monkeypatch.setenv("IGPT_CPU", name)
+    with pytest.raises(UserError, match=line):
+        system.limit_cpu(None)
 
 
 # --- Memory

@@ -4,6 +4,7 @@ import gc
 import math
 import multiprocessing
 import platform
+import re
 import statistics
 import sys
 import time
@@ -56,6 +57,7 @@ class Row:
 Spans = dict[str, list[float]]
 Clock = Literal["wall", "cpu"]
 
+_CLOCKS: dict[Clock, compute.Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 _clock: ContextVar[Clock] = ContextVar("clock", default="wall")
 
 
@@ -84,7 +86,7 @@ def counts_one_thread() -> bool:
 
 def now_s() -> float:
     """The time by the clock that counts."""
-    return time.process_time() if _clock.get() == "cpu" else time.perf_counter()
+    return _CLOCKS[_clock.get()]()
 
 
 def take_turns(
@@ -190,9 +192,11 @@ def machine(device: torch.device | None = None) -> dict[str, Any]:
     device = device or compute.default_device()
     rates = _rates(device)
     return {
+        "kind": kind(device),
         "device": _device_name(device),
         "cores": system.cores(),
         "threads": torch.get_num_threads(),
+        "number_type": compute.name_of(compute.choose_dtype("auto", device)),
         "clock": _clock.get(),
         "platform": platform.platform(terse=True),
         "python": platform.python_version(),
@@ -200,6 +204,14 @@ def machine(device: torch.device | None = None) -> dict[str, Any]:
         "igpt": igpt.__version__,
         **rates,
     }
+
+
+def kind(device: torch.device | None = None) -> str:
+    """The kind of machine, whose figures compare: a CPU's instruction set, or a card's name."""
+    device = device or compute.default_device()
+    if device.type == "cuda":
+        return re.sub("[^a-z0-9]+", "-", _device_name(device).lower())
+    return system.instruction_set() if device.type == "cpu" else device.type
 
 
 def _rates(device: torch.device) -> dict[str, float]:
@@ -212,19 +224,12 @@ def _rates(device: torch.device) -> dict[str, float]:
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of a large matrix product, by the clock that counts."""
-    if _clock.get() == "wall":
-        return compute.matrix_rate(device, dtype)
-    a, b = torch.ones(2, 1024, 1024, dtype=dtype)
-    return 2 * 1024**3 / min(take_turns({"": lambda: a @ b}, repeats=9)[""])
+    return compute.matrix_rate(device, dtype, _CLOCKS[_clock.get()])
 
 
 def copy_rate(device: torch.device) -> float:
     """Bytes a second, read plus written, of a large copy, by the clock that counts."""
-    if _clock.get() == "wall":
-        return compute.copy_rate(device)
-    source = torch.ones(2**26)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / min(take_turns({"": lambda: target.copy_(source)})[""])
+    return compute.copy_rate(device, _CLOCKS[_clock.get()])
 
 
 def _device_name(device: torch.device) -> str:
@@ -234,9 +239,18 @@ def _device_name(device: torch.device) -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    name = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), "CPU")
-    amx = any(line.startswith("flags") and "amx_bf16" in line for line in lines)
-    return name + (" with AMX" if amx else "")
+    return next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), "CPU")
+
+
+def heading(device: torch.device | None = None) -> str:
+    """The machine and its limits in one line, to stand above a table."""
+    facts = machine(device)
+    return (
+        f"{facts['device']} ({facts['kind']}), {facts['threads']} threads, trains in "
+        f"{facts['number_type']}; matrix products in float32 {facts['float32_flops'] / 1e9:,.0f}, "
+        f"in bfloat16 {facts['bfloat16_flops'] / 1e9:,.0f} GFLOP/s, "
+        f"copies {facts['copy_bytes_per_s'] / 1e9:,.1f} GB/s; torch {facts['torch']}"
+    )
 
 
 def document(rows: Iterable[Row], device: torch.device | None = None) -> dict[str, Any]:

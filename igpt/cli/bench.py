@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Literal
 from tyro.conf import Positional
 
 from igpt.errors import UserError
+from igpt.system import limit_cpu
 
 if TYPE_CHECKING:
     from igpt.bench.measure import Row
 
-Work = Literal["train", "sample", "data", "probe", "start", "growth"]
-PEERS: dict[str, tuple[str, ...]] = {
+Work = Literal["train", "sample", "data", "probe", "start", "growth", "all"]
+PEERS: dict[Work, tuple[str, ...]] = {
     "train": ("transformers", "mingpt", "sketch"),
     "sample": ("transformers", "sketch"),
     "data": ("transformers", "pillow"),
@@ -21,7 +22,8 @@ PEERS: dict[str, tuple[str, ...]] = {
     "start": (),
     "growth": (),
 }
-ALSO = {"sample": ("mingpt",)}  # can be asked for, but takes minutes
+ALSO: dict[Work, tuple[str, ...]] = {"sample": ("mingpt",)}  # can be asked for, but takes minutes
+ALL = tuple(work for work in PEERS if work != "growth")  # which takes half an hour
 
 
 def bench(
@@ -34,6 +36,7 @@ def bench(
     check: str | None = None,
     at_most_s: float = 60.0,
     clock: Literal["wall", "cpu"] = "wall",
+    cpu: Literal["avx2", "avx512"] | None = None,
     photos: tuple[str, ...] = (),
     parts: str | None = None,
 ) -> None:
@@ -41,47 +44,55 @@ def bench(
 
     Args:
         work: train (a step), sample, data (tokens, preparing, loading), probe, start (of the
-            program), growth (time and memory against size).
+            program), growth (time and memory against size), all (but growth).
         against: peers, separated by commas: transformers, mingpt, sketch (a plain PyTorch model),
             pillow (a plain loop); none: those that take seconds.
         quick: one small size, within 40 seconds.
         json: print the rows as one JSON document.
-        out: also keep that document in this file (.json).
-        check: compare the ratios with those kept in this file, and fail if one is much lower.
+        out: also keep that document in this file (.json), or in FOLDER/KIND/WORK.json, by the kind
+            of machine.
+        check: compare the ratios with those kept in this file, or in this folder as --out keeps
+            them, and fail if one is much lower or they are of another kind of machine.
         at_most_s: seconds after which a row makes no further rounds; growth: after which each of
             its parts is ended, and what it did not reach is left out.
         clock: wall; cpu counts processor seconds on one thread, for a machine that others use too.
+        cpu: use no more of the processor than this set of instructions; none: all of it.
         photos: data: tars of JPEGs to prepare; none: pictures that are made on the spot.
         parts: growth: with what, separated by commas: T, B, d, L, prepare, palette, probe, embed
             (the number of their images), ranks; none: with each.
     """
-    if photos and work != "data":
+    if photos and work not in ("data", "all"):
         raise UserError(f"--photos is for bench data, not for bench {work}: drop it")
     if parts is not None and work != "growth":
         raise UserError(f"--parts is for bench growth, not for bench {work}: drop it")
-    peers = _peers(work, against)
-    target = None if out is None else _target(out)
-    kept = None if check is None else _kept(check)
+    peers = {name: _peers(name, against) for name in (ALL if work == "all" else (work,))}
+    options: dict[Work, dict[str, object]] = {name: {} for name in peers}
+    if "data" in options:
+        options["data"]["photos"] = [_photos(name) for name in photos]
+    if parts is not None:
+        options["growth"]["parts"] = _parts(parts)
+    limit_cpu(cpu)
 
     from igpt import compute
     from igpt.bench import measure
+    from igpt.bench.regression import check_ratios
 
+    targets = {name: _target(out, name) for name in peers} if out else {}
+    kept = {name: _kept(check, name) for name in peers} if check else {}
     compute.set_threads()
-    options: dict[str, object] = {}
-    if work == "data":
-        options["photos"] = [_photos(name) for name in photos]
-    if parts is not None:
-        options["parts"] = _parts(parts)
+    rows: list[Row] = []
     with measure.counting(clock):
-        rows = _measure_of(work)(peers, quick=quick, at_most_s=at_most_s, **options)
-        if target is not None:
-            measure.write(target, rows)
-        said = json_format.dumps(measure.document(rows)) if json else measure.table(rows)
-    print(said)
-    if kept is not None:
-        from igpt.bench.regression import check_ratios
-
-        check_ratios(rows, kept, where=str(check))
+        for name, names in peers.items():
+            found = _measure_of(name)(names, quick=quick, at_most_s=at_most_s, **options[name])
+            rows += found
+            if name in targets:  # of several works one file grows
+                own = len(set(targets.values())) == len(targets)
+                measure.write(targets[name], found if own else rows)
+        said = measure.document(rows) if json else None
+        print(json_format.dumps(said) if said else f"{measure.heading()}\n\n{measure.table(rows)}")
+    if check:
+        before = [row for one in kept.values() for row in one]
+        check_ratios(rows, before, where=check)
 
 
 def _peers(work: Work, against: str | None) -> list[str]:
@@ -118,22 +129,40 @@ def _photos(name: str) -> Path:
     return path
 
 
-def _target(out: str) -> Path:
+def _place(name: str, work: Work) -> str:
+    """The file that `name` is, or that it has for this work on a machine of this kind."""
+    from igpt.bench import measure
+
+    folder = Path(name).expanduser()
+    return str(folder / measure.kind() / f"{work}.json") if folder.is_dir() else name
+
+
+def _target(out: str, work: Work) -> Path:
     from igpt.cli.outputs import checked
 
-    return checked(out, "--out", (".json",), force=True)
+    place = _place(out, work)
+    if place != out:
+        Path(place).parent.mkdir(exist_ok=True)
+    return checked(place, "--out", (".json",), force=True)
 
 
-def _kept(check: str) -> list[dict[str, object]]:
+def _kept(check: str, work: Work) -> list[dict[str, object]]:
+    from igpt.bench import measure
     from igpt.files import read_json
 
-    path = Path(check)
+    path = Path(_place(check, work)).expanduser()
     if not path.is_file():
-        raise UserError(f"--check {check} is no file: measure first, with --out {check}")
+        raise UserError(f"--check {path} is no file: measure first, with --out {check}")
     document = read_json(path)
     rows = document.get("rows") if isinstance(document, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"--check {check} is not what bench wrote: measure anew, with --out")
+        raise UserError(f"--check {path} is not what bench wrote: measure anew, with --out")
+    kind = document["machine"].get("kind")
+    if kind != measure.kind():
+        raise UserError(
+            f"--check {path} was measured on {kind}, this is {measure.kind()}: ratios compare "
+            "between machines of one kind only"
+        )
     return rows
 
 

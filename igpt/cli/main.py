@@ -24,7 +24,7 @@ from igpt import __version__
 from igpt.cli.terminal import leave, prepare_streams, stopped_by_signals, to_nowhere
 from igpt.errors import Diverged, Elsewhere, Interrupted, UserError, missing_extra
 from igpt.images.rejects import MAX_BAD, allow
-from igpt.system import keep_caches_together
+from igpt.system import keep_caches_together, limit_cpu
 
 # Command: what it does. Each is the function of its name in `igpt.cli.<name>`.
 COMMANDS = {
@@ -158,6 +158,7 @@ def _run(args: list[str]) -> None:
     if sys.platform == "win32":
         raise UserError("igpt runs on Linux and macOS: on Windows, install and call it within WSL")
     keep_caches_together()
+    limit_cpu(None)
     function = getattr(import_module(f"igpt.cli.{name}"), name)
     for option, commands in ((_DEVICE, COMPUTING), (_MAX_BAD, PREPARING)):
         if name in commands:

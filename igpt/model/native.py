@@ -13,7 +13,7 @@ from igpt import cpp
 
 _FOLDER = Path(__file__).parent
 # The casts between vectors of floats and words break the language's strict aliasing rule.
-FLAGS = ("-O3", cpp.OWN_PROCESSOR, "-fno-strict-aliasing", "-w")
+FLAGS = ("-O3", "-fno-strict-aliasing", "-w")
 
 Name = Literal["decode", "attention"]
 
@@ -90,7 +90,7 @@ class Shape(Structure):
 
 
 @lru_cache
-def library(name: Name) -> ctypes.CDLL | None:
+def library(name: Name = "decode") -> ctypes.CDLL | None:
     """A part with the types of its functions; none where it cannot be built."""
     loaded = cpp.library(PARTS[name])
     return None if loaded is None else typed(name, loaded)

@@ -1,11 +1,14 @@
 """`igpt bench`: its options, what it writes, and each error's line."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from igpt.bench import measure
 from igpt.bench.measure import rows_of
 from igpt.cli import bench as bench_module
+from igpt.cli.bench import ALL
 from tests.cli.test_main import run
 
 
@@ -14,11 +17,11 @@ def measured(monkeypatch):
     """What the bench was asked for, in place of measuring."""
     asked = []
 
-    def measure(peers, *, quick, at_most_s):
+    def measured(peers, *, quick, at_most_s, photos=()):
         asked.append((peers, quick, at_most_s))
         return rows_of("work", {"igpt": [1.0, 1.0], **{peer: [3.0, 3.0] for peer in peers}})
 
-    monkeypatch.setattr(bench_module, "_measure_of", lambda work: measure)
+    monkeypatch.setattr(bench_module, "_measure_of", lambda work: measured)
     return asked
 
 
@@ -40,11 +43,11 @@ def test_without_against_the_usual_peers_are_taken(measured, capsys):
 def test_tars_of_photos_are_handed_on(tmp_path, monkeypatch, capsys):
     asked = []
 
-    def measure(peers, *, photos, **_):
+    def measured(peers, *, photos, **_):
         asked.append((peers, photos))
         return rows_of("work", {"igpt": [1.0, 1.0]})
 
-    monkeypatch.setattr(bench_module, "_measure_of", lambda work: measure)
+    monkeypatch.setattr(bench_module, "_measure_of", lambda work: measured)
     (tmp_path / "a.tar").write_bytes(b"")
     assert run(["bench", "data", "--photos", str(tmp_path / "a.tar")], capsys)[0] == 0
     assert asked == [(["transformers", "pillow"], [tmp_path / "a.tar"])]
@@ -53,13 +56,49 @@ def test_tars_of_photos_are_handed_on(tmp_path, monkeypatch, capsys):
 def test_parts_of_growth_are_handed_on(monkeypatch, capsys):
     asked = []
 
-    def measure(peers, *, parts, **_):
+    def measured(peers, *, parts, **_):
         asked.append(parts)
         return rows_of("work", {"igpt": [1.0, 1.0]})
 
-    monkeypatch.setattr(bench_module, "_measure_of", lambda work: measure)
+    monkeypatch.setattr(bench_module, "_measure_of", lambda work: measured)
     assert run(["bench", "growth", "--parts", "T, ranks"], capsys)[0] == 0
     assert asked == [["T", "ranks"]]
+
+
+def test_all_measures_every_work_once_into_one_table(measured, capsys):
+    status, out, _ = run(["bench", "all"], capsys)
+    assert status == 0
+    assert [asked[0] for asked in measured] == [list(bench_module.PEERS[w]) for w in ALL]
+    assert measure.kind() in out.splitlines()[0] and "GFLOP/s" in out.splitlines()[0]
+    assert sum(line.startswith("| work | peer |") for line in out.splitlines()) == 1
+
+
+def test_a_folder_keeps_and_checks_files_by_kind_of_machine(measured, tmp_path, capsys):
+    assert run(["bench", "all", "--out", str(tmp_path)], capsys)[0] == 0
+    files = {path.name for path in (tmp_path / measure.kind()).iterdir()}
+    assert files == {f"{work}.json" for work in ALL}
+    assert run(["bench", "train", "--check", str(tmp_path)], capsys)[0] == 0
+    assert run(["bench", "all", "--out", str(tmp_path / "one.json")], capsys)[0] == 0
+    (tmp_path / measure.kind()).rename(tmp_path / "pdp11")
+    status, _, err = run(["bench", "train", "--check", str(tmp_path)], capsys)
+    assert status == 2 and "is no file: measure first" in err
+
+
+def test_figures_of_another_kind_of_machine_are_not_compared(measured, tmp_path, capsys):
+    path = tmp_path / "kept.json"
+    run(["bench", "train", "--out", str(path)], capsys)
+    document = json.loads(path.read_text())
+    document["machine"]["kind"] = "pdp11"
+    path.write_text(json.dumps(document))
+    status, _, err = run(["bench", "train", "--check", str(path)], capsys)
+    assert status == 2
+    assert f"--check {path} was measured on pdp11, this is {measure.kind()}: ratios" in err
+
+
+def test_what_the_repository_keeps_lies_by_kind():
+    for path in Path("benchmarks").glob("*/*.json"):
+        document = json.loads(path.read_text())
+        assert document.get("machine", {"kind": path.parent.name})["kind"] == path.parent.name, path
 
 
 def test_table_and_file_and_check(measured, tmp_path, capsys):
@@ -80,6 +119,10 @@ def test_table_and_file_and_check(measured, tmp_path, capsys):
     [
         (
             ["train", "--against", "jax"],
+            "--against jax: bench train knows transformers, mingpt, sketch: choose among these",
+        ),
+        (
+            ["all", "--against", "jax"],
             "--against jax: bench train knows transformers, mingpt, sketch: choose among these",
         ),
         (["start", "--against", "sketch"], "bench start has no peers: drop --against"),
