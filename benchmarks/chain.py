@@ -7,7 +7,8 @@ narrowed igpt-s (autoregressive and BERT) is trained on them, evaluated, probed,
 and 48 pixels, given few labels; it draws, completes and reports. Each step is done by one process
 and by two (gloo), where a command shares its work; then by two of which one is killed half-way, and
 once more. Figures must agree to 1e-5, files that are written to the bit. Prints a Markdown table;
-the status is 1 where two results differ.
+the status is 1 where two results differ. With --keep the same command goes on after the steps that
+are done.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -257,7 +259,9 @@ def run_step(step: Step, folder: Path) -> list[str]:
         return [word.format(w=folder, out=place) for word in (*step.words, *more)]
 
     place = folder / step.name
-    first = folder / "one" / step.name
+    first, third = (folder / kind / step.name for kind in ("one", "killed"))
+    for old in (place, first, third):  # of a chain that was stopped here
+        shutil.rmtree(old, ignore_errors=True)
     out, one_s = done(step, words(first), 1, folder)
     expected = step.outcome(out, first)
     shared, two_s, ranks = "-", "-", 1
@@ -268,7 +272,6 @@ def run_step(step: Step, folder: Path) -> list[str]:
         shared = "same" if near(step.outcome(out, place), expected) else "DIFFERS"
     else:
         done(step, words(place), 1, folder)
-    third = folder / "killed" / step.name
     process = started(words(third), ranks, folder)
     time.sleep(0.45 * (float(two_s) if step.shares else one_s))
     hit = process.poll() is None
@@ -305,13 +308,16 @@ def main() -> None:
                 (folder / name).mkdir()
         print("| step | one, s | two, s | two as one | ended after a kill, s | killed, again |")
         print("|---|---|---|---|---|---|", flush=True)
-        failed = False
+        failed, kept = False, folder / "rows.json"
+        rows = json.loads(kept.read_text()) if kept.exists() else {}
         for step in steps():
             if options.only and step.name not in options.only:
                 continue
-            row = run_step(step, folder)
-            failed |= "DIFFERS" in row
-            print("| " + " | ".join(row) + " |", flush=True)
+            if step.name not in rows:
+                rows[step.name] = run_step(step, folder)
+                kept.write_text(json.dumps(rows))
+            failed |= "DIFFERS" in rows[step.name]
+            print("| " + " | ".join(rows[step.name]) + " |", flush=True)
     sys.exit(failed)
 
 

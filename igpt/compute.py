@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
@@ -88,6 +89,18 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(n_threads)
+
+
+@contextlib.contextmanager
+def eager() -> Iterator[None]:
+    """Run blocks that are compiled for training as they were written, for shapes met once.
+
+    Where the compiler was not imported nothing is compiled, and importing it would take a second.
+    """
+    with contextlib.ExitStack() as held:
+        if "torch._dynamo" in sys.modules:
+            held.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
 
 
 def seconds_of(

@@ -10,9 +10,10 @@ from igpt.bench import measure
 from igpt.bench.growth import BASE
 from igpt.bench.train import N_COLORS, lively_network
 from igpt.config import TrainConfig
-from igpt.train.distributed import copied, joined
+from igpt.train.distributed import joined
 from igpt.train.objectives import loss_sum
 from igpt.train.optim import Optimizer, clip_gradients
+from igpt.train.parallel import copied
 
 
 def main() -> None:

@@ -104,7 +104,7 @@ class Classifier(nn.Module):
 
 
 @torch.no_grad()  # not inference mode: FSDP's buffers are used in training again
-@torch.compiler.set_stance("force_eager")  # type: ignore[untyped-decorator]
+@compute.eager()
 def predict(
     classifier: Classifier,
     images: ImageArray,

@@ -32,12 +32,13 @@ from igpt.tokens.batches import Batch, BatchStream, Source
 from igpt.tokens.tokenizer import CroppedImages, Tokenizer
 from igpt.train import checkpoint
 from igpt.train.compiling import compile_network
-from igpt.train.distributed import copied, default_world, shard, sharing
+from igpt.train.distributed import default_world
 from igpt.train.log import Tracker, drop_metrics_after, tracking
 from igpt.train.loop import run_steps, train_step
 from igpt.train.memory import saying_what_to_lower
 from igpt.train.objectives import loss_count, loss_sum
 from igpt.train.optim import Optimizer
+from igpt.train.parallel import copied, shard, sharing
 from igpt.train.saving import restore, say_what_differs
 from igpt.train.trainer import Trainer, exactness_facts
 

@@ -49,15 +49,10 @@ from igpt.probing.protocol import LabelledImages
 from igpt.progress import say
 from igpt.published import name_of
 from igpt.recipes import RECIPES
-from igpt.train.distributed import (
-    World,
-    default_world,
-    is_sharded,
-    joined,
-    whole_weights,
-)
+from igpt.train.distributed import World, default_world, joined
 from igpt.train.folder import check_new, is_run
 from igpt.train.log import Tracker
+from igpt.train.parallel import is_sharded, whole_weights
 from igpt.train.standing import versions
 from igpt.train.trainer import Trainer
 

@@ -22,8 +22,8 @@ TRIAL_TOKENS = 2048
 SMALL_WORK, SMALL_GAIN = 2**22, 1.1
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _is_built() -> bool:
+def is_built() -> bool:
+    """Whether the machine's compiler made the operator; the same in all of a process's life."""
     return native.library("attention") is not None
 
 
@@ -40,7 +40,7 @@ def takes(qkv: Tensor, kernel: Kernel | None = None) -> bool:
         and qkv.dtype in (torch.bfloat16, torch.float32)
         and (kernel or usual_kernel(qkv.dtype)) == "igpt"
         and not torch.compiler.is_exporting()
-        and _is_built()
+        and is_built()
     )
 
 
@@ -68,7 +68,7 @@ def faster_kernel(
         causal: whether a position sees itself and those before it, or all.
         dtype: of the products.
     """
-    if not _is_built():
+    if not is_built():
         return "torch"
     usual = usual_kernel(dtype)
     B, T, D = min(shape[0], 2), min(shape[1], TRIAL_TOKENS), shape[2]

@@ -1,8 +1,8 @@
 """Grids of samples and completions, to see how a network comes along while it is trained."""
 
 import numpy as np
-import torch
 
+from igpt import compute
 from igpt.generate.pictures import hide
 from igpt.images.grid import tile
 from igpt.pixelmodel import PixelModel
@@ -15,7 +15,7 @@ ENLARGE = 4
 
 
 # Blocks compiled for training would be compiled again for the shapes met here.
-@torch.compiler.set_stance("force_eager")  # type: ignore[untyped-decorator]
+@compute.eager()
 def grids(model: PixelModel, originals: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
     """Pictures by name: `samples` (autoregressive only) and `completions`, of the same draws.
 

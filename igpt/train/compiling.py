@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from igpt.model import attention
 from igpt.model.gpt import GPT
 from igpt.train.objectives import loss_sum
 
@@ -16,6 +17,7 @@ def compile_network(network: GPT) -> LossSum:
 
     The embeddings stay out: compiled, their gradient would differ from run to run.
     """
+    torch.compiler.assume_constant_result(attention.is_built)  # type: ignore[no-untyped-call]
     for block in network.h:
         block.compile(dynamic=False)
     compiled: LossSum = torch.compile(loss_sum, dynamic=False)

@@ -1,5 +1,6 @@
 """What a run trains on: one set of images, or several mixed, each with its own random changes."""
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -147,7 +148,7 @@ def originals(
         live: list[LiveImages | None] = []
         for ingredient in ingredients:
             packed, opened = ingredient.packed, None
-            if ingredient.augment == "imagenet" and packed.manifest["views"]:
+            if _holds_crops(ingredient):
                 n = packed.manifest["views"]
                 say(f"{packed.folder} holds {n} random crops of each image: these are trained on")
             elif ingredient.augment == "imagenet":
@@ -176,6 +177,8 @@ def training_stream(
     """
     sources = []
     for number, (ingredient, opened) in enumerate(zip(ingredients, live, strict=True)):
+        if _holds_crops(ingredient):
+            ingredient = dataclasses.replace(ingredient, augment="none")
         source = Source(
             images=opened or _kept(config, ingredient, tokenizer),
             augment=ingredient.augment,
@@ -186,6 +189,11 @@ def training_stream(
     return BatchStream.mixed(
         sources, tokenizer, batch_size=config.train.batch_size, seed=config.seed
     )
+
+
+def _holds_crops(ingredient: Ingredient) -> bool:
+    """Whether the random crops asked for were stored when the set was prepared."""
+    return ingredient.augment == "imagenet" and bool(ingredient.packed.manifest["views"])
 
 
 def _kept(config: RunConfig, ingredient: Ingredient, tokenizer: Tokenizer) -> ImageArray:

@@ -16,10 +16,10 @@ from igpt.errors import Diverged, Interrupted
 from igpt.progress import Ticker
 from igpt.tokens.batches import Batch
 from igpt.tokens.masks import bert_masks
-from igpt.train.distributed import sharing
 from igpt.train.log import Meter, Tracker
 from igpt.train.objectives import loss_count
 from igpt.train.optim import clip_gradients, level_steps, lr_factor_at
+from igpt.train.parallel import sharing
 from igpt.train.saving import Saver
 from igpt.train.stopping import naming_the_newest, remedy, stopping_softly
 from igpt.train.trainer import Look, Trainer

@@ -18,8 +18,8 @@ from igpt.errors import Diverged
 from igpt.files import read_json, write_error
 from igpt.progress import say
 from igpt.train import checkpoint
-from igpt.train.distributed import is_sharded
 from igpt.train.optim import level_steps
+from igpt.train.parallel import is_sharded
 from igpt.train.tensors import load_weights
 from igpt.train.trainer import Trainer
 

@@ -23,18 +23,11 @@ from igpt.streams import stream, torch_seed
 from igpt.tokens.batches import BatchStream
 from igpt.tokens.tokenizer import Tokenizer
 from igpt.train.compiling import LossSum, compile_network
-from igpt.train.distributed import (
-    World,
-    copied,
-    default_world,
-    is_sharded,
-    keep_own_part,
-    shard,
-    whole_weights,
-)
+from igpt.train.distributed import World, default_world
 from igpt.train.feeding import images_of
 from igpt.train.objectives import loss_sum
 from igpt.train.optim import Optimizer
+from igpt.train.parallel import copied, is_sharded, keep_own_part, shard, whole_weights
 from igpt.train.tensors import check_weights
 
 

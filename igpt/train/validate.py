@@ -18,7 +18,7 @@ VALID_STEP = -1
 
 
 # Compiling the blocks once more for this batch size and mode would cost more than it saves.
-@torch.compiler.set_stance("force_eager")  # type: ignore[untyped-decorator]
+@compute.eager()
 @torch.no_grad()  # not inference mode: FSDP's buffers are used in training again
 def validation_nats(trainer: Trainer) -> float:
     """Mean loss of a run's validation images, shared by its ranks.

@@ -110,9 +110,9 @@ def test_the_kernel_that_is_faster_for_the_size_at_hand_is_chosen(monkeypatch, s
 
 def test_small_work_and_machines_without_a_compiler_have_the_usual_kernel(monkeypatch):
     size = {"n_head": 2, "causal": True, "dtype": torch.bfloat16}
-    if attention._is_built():
+    if attention.is_built():
         assert attention.faster_kernel((4, 16, 32), **size) == "igpt"
-    monkeypatch.setattr(attention, "_is_built", lambda: False)
+    monkeypatch.setattr(attention, "is_built", lambda: False)
     assert attention.faster_kernel((4, 1024, 512), **size) == "torch"
 
 

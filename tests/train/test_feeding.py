@@ -6,7 +6,10 @@ import pytest
 
 from igpt.config import DataConfig, RunConfig, TrainConfig
 from igpt.errors import UserError
-from igpt.images.prepare import open_data
+from igpt.images.packed.read import PackedSet
+from igpt.images.packed.rows import Packing
+from igpt.images.prepare import open_data, prepare
+from igpt.images.sources.find import open_source
 from igpt.tokens.palette import Palette
 from igpt.tokens.raw import RawTokens
 from igpt.tokens.stored import store_tokens
@@ -118,3 +121,14 @@ def test_stored_tokens_are_used_where_nothing_changes_the_images(digits, monkeyp
         expected = palette.encode(digits.images("train")[stream.at(3).ids])
         monkeypatch.setattr(Palette, "encode", None)
         np.testing.assert_array_equal(stream.at(3).tokens, expected)
+
+
+def test_stored_crops_stand_for_crops_made_anew(tmp_path):
+    """The paper's recipes ask for random crops: a set that holds some trains on those."""
+    photos = write_tree(tmp_path / "in", {f"{i:02d}.jpg": painted(i) for i in range(10)})
+    prepare(open_source(str(photos)), tmp_path / "out", packing=Packing(image_size=8, views=2))
+    packed = PackedSet.open(tmp_path / "out")
+    with streamed([Ingredient(packed=packed, augment="imagenet")]) as stream:
+        batch = stream.at(2)
+    stored = packed.images("train")[batch.ids].reshape(6, -1)
+    np.testing.assert_array_equal(batch.tokens, stored)
