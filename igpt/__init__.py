@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from igpt import sklearn as sklearn
     from igpt.errors import Interrupted as Interrupted
     from igpt.errors import UserError as UserError
+    from igpt.jobs.evaluate import evaluate as evaluate
     from igpt.jobs.finetune import finetune as finetune
     from igpt.jobs.pretrain import Run as Run
     from igpt.jobs.pretrain import pretrain as pretrain
+    from igpt.jobs.probe import probe as probe
     from igpt.loading import load as load
     from igpt.pixelmodel import PixelModel as PixelModel
     from igpt.tokens.palette import Palette as Palette
@@ -27,7 +29,9 @@ _HOME_OF = {
     "Run": "igpt.jobs.pretrain",
     "load": "igpt.loading",
     "pretrain": "igpt.jobs.pretrain",
+    "evaluate": "igpt.jobs.evaluate",
     "finetune": "igpt.jobs.finetune",
+    "probe": "igpt.jobs.probe",
 }
 
 __all__ = [
@@ -36,9 +40,11 @@ __all__ = [
     "PixelModel",
     "Run",
     "UserError",
+    "evaluate",
     "finetune",
     "load",
     "pretrain",
+    "probe",
 ]
 
 

@@ -11,7 +11,7 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -33,9 +33,17 @@ TrackerName = Literal["tensorboard", "wandb"]
 
 # Settings younger than the first runs: a config.json without one was made with its default.
 YOUNGER_KEYS = frozenset(
-    {"train.attention", "train.draw_every", "train.track", "train.zero_outputs"}
+    {
+        "train.attention",
+        "train.draw_every",
+        "train.probe_every",
+        "train.track",
+        "train.zero_outputs",
+    }
 )
 
+
+T = typing.TypeVar("T")
 
 _CHECKED = ContextVar("_CHECKED", default=True)
 
@@ -212,6 +220,8 @@ class TrainConfig:
     """Newest checkpoints kept beside those of checkpoint-at."""
     draw_every: int = 0
     """Steps between grids of samples and completions (pictures/training/ of the run); 0: none."""
+    probe_every: int = 0
+    """Steps between probes of every layer on 3,000 labelled images (some seconds); 0: none."""
     track: tuple[TrackerName, ...] = ()
     """Where metrics and grids go besides the run folder: tensorboard, wandb (offline)."""
 
@@ -226,7 +236,7 @@ class TrainConfig:
         for name in ("lr", "muon_lr", "timeout_s"):
             value = getattr(self, name)
             _require(value > 0, f"train.{name} is {value}: it must be above 0")
-        for name in ("weight_decay", "grad_clip_norm", "draw_every"):
+        for name in ("weight_decay", "grad_clip_norm", "draw_every", "probe_every"):
             value = getattr(self, name)
             _require(value >= 0, f"train.{name} is {value}: it must not be negative")
         _require(
@@ -285,6 +295,45 @@ class SampleConfig:
         _require(
             self.top_p is None or 0 < self.top_p <= 1,
             f"top_p is {self.top_p}: choose a share above 0, at most 1",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeConfig:
+    """What a probe fits on frozen features, and how (paper §2.4, §3.4)."""
+
+    raw_residual: bool = False
+    """Pool the residual stream itself in place of the paper's normalised features."""
+    pooling: Pooling = "mean"
+    """Over positions: mean, the paper's; bands: means of four bands of rows, and spread."""
+    raw_pixels: bool = True
+    """Treat the pixels themselves the same, for comparison."""
+    joined: int = 0
+    """Also probe so many adjacent layers around the best, side by side (the paper's 5)."""
+    kmeans: int = 0
+    """Also probe the features of so many k-means clusters (Coates et al. 2011)."""
+    solver: Literal["lbfgs", "sgd", "knn"] = "lbfgs"
+    """Of every kind of features: lbfgs finds the optimum; sgd reads a batch at a time, as the paper
+    does (§3.4); knn lets the nearest training images vote."""
+    sgd_steps: int = 10_000
+    """Updates of sgd, the same for each of its rates."""
+    large: bool = False
+    """For sets of any size: ridge regression ranks the layers while images pass, then the features
+    of the best three are kept, in float16, for the solver to choose between; sgd where the optimum
+    would not fit in memory."""
+    layer_images: int = 20_000
+    """Training images, drawn at random, that rank the layers of --large; 0: all."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the network's matrix products; auto: bf16 where the processor has it."""
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, "")
+        for name, least in (("joined", 0), ("kmeans", 0), ("sgd_steps", 1), ("layer_images", 0)):
+            value = getattr(self, name)
+            option = name.replace("_", "-")
+            _require(value >= least, f"--{option} is {value}: it must be at least {least}")
+        _require(
+            not (self.large and self.kmeans), "--large does not take --kmeans: probe that apart"
         )
 
 
@@ -417,6 +466,44 @@ class RunConfig:
             )
         restored: Self = _restore(cls, values, where=where, path="")
         return restored
+
+
+def overlaid(config: T, settings: Mapping[str, Any]) -> T:
+    """A configuration with single settings in place of its own, as callers in Python give them.
+
+    Args:
+        config: to begin with.
+        settings: by name; those of a part as a mapping, or with dots: `{"train.lr": 1e-3}`.
+
+    Raises:
+        UserError: one is unknown, or does not take such a value.
+    """
+    values = _listed(dataclasses.asdict(config))  # type: ignore[call-overload]
+    for name, value in settings.items():
+        _lay(values, name.split("."), value)
+    restored: T = _restore(type(config), values, where="settings", path="")
+    return restored
+
+
+def _listed(value: Any) -> Any:
+    """Tuples as lists, as from a file."""
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _lay(values: dict[str, Any], names: list[str], value: Any) -> None:
+    first, *rest = names
+    below = values.get(first)
+    if rest or (isinstance(value, Mapping) and isinstance(below, dict)):
+        inner = {".".join(rest): value} if rest else value
+        part = below if isinstance(below, dict) else values.setdefault(first, {})
+        for name, item in inner.items():
+            _lay(part, name.split("."), item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        values[first] = _listed(dataclasses.asdict(value))
+    else:
+        values[first] = _listed(value.item() if hasattr(value, "item") else value)
 
 
 def _restore(kind: Any, value: Any, *, where: str, path: str) -> Any:

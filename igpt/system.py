@@ -12,6 +12,7 @@ import mmap
 import os
 import platform
 import re
+import shlex
 import sys
 import tempfile
 import threading
@@ -24,6 +25,16 @@ from igpt.errors import UserError
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
 SAMPLE_EVERY_S = 0.001
+
+
+# --- The command
+
+
+def own_command() -> str:
+    """What this process was told to do, for the record: `igpt ...`; a program of others' is not."""
+    program, *rest = sys.argv or [""]
+    is_ours = Path(program).stem in ("igpt", "__main__")
+    return shlex.join(["igpt", *rest]) if is_ours else "Python"
 
 
 # --- Cores

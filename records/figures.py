@@ -14,11 +14,11 @@ import numpy as np
 from card import COUNTS, RIVALS, SHIPPED
 
 from igpt import compute
-from igpt.cli.opening import open_for
-from igpt.cli.showing import N_COMPLETED, completion_picture
 from igpt.images.grid import tile, to_png_bytes
+from igpt.jobs.opening import open_for
 from igpt.loading import load
 from igpt.report.charts import Chart, Level, Series
+from igpt.report.grids import N_COMPLETED, completions
 
 HERE = Path(__file__).parent
 IMAGES = HERE.parent / "docs" / "images"
@@ -36,7 +36,8 @@ def pictures(folder: Path) -> None:
     """Samples and completions."""
     model = load(folder)
     originals = open_for(model, "cifar10").images("valid")[:N_COMPLETED]
-    write("completions", to_png_bytes(completion_picture(model, originals)))
+    drawn = completions(model, originals, n=5, seed=0, enlarge=6)
+    write("completions", to_png_bytes(drawn))
     write("samples", to_png_bytes(tile(model.sample(48, seed=0), columns=12, enlarge=5)))
 
 

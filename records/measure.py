@@ -25,14 +25,14 @@ import torch
 from keeping import measured, read_figures
 
 from igpt import compute, shipped
-from igpt.cli.evaluate import measure_likelihood
-from igpt.cli.opening import open_for
 from igpt.config import RunConfig
 from igpt.evaluation.likelihood import token_surprise
 from igpt.files import write_json, writing_folder
 from igpt.formats.folder import read_newest, write_folder
 from igpt.images.packed.read import PackedSet
 from igpt.images.splits import SPLITS, Split
+from igpt.jobs.evaluate import likelihood_of
+from igpt.jobs.opening import open_for
 from igpt.jobs.pretrain import train_run
 from igpt.loading import load, load_run
 from igpt.pixelmodel import PixelModel
@@ -169,12 +169,7 @@ def nats(folder: Path) -> None:
     model = load(folder)
     data = open_for(model, "cifar10")
     for split in ("valid", "test"):
-        keep(model, f"nats, {split}", lambda split=split: likelihood_of(model, data, split))
-
-
-def likelihood_of(model: PixelModel, data: PackedSet, split: Split) -> dict[str, Any]:
-    """Nats per token beside what counting colours and pairs of them gives."""
-    return dataclasses.asdict(measure_likelihood(model, data, split=split))
+        keep(model, f"nats, {split}", lambda split=split: likelihood_of(model, data, split=split))
 
 
 def transfer(folder: Path, name: str, source: str, max_images: int | None) -> None:
@@ -239,7 +234,7 @@ def repalette(folder: Path, palette: Palette, out: Path, steps: int) -> None:
         keep(
             model,
             f"nats after repalette, {split}",
-            lambda split=split: {**likelihood_of(trained, data, split), **extra},
+            lambda split=split: {**likelihood_of(trained, data, split=split), **extra},
         )
 
 

@@ -127,10 +127,10 @@ def _is_done(folder: Path, name: str, model: "PixelModel") -> bool:
 
 
 def _likelihood(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
-    from igpt.cli.evaluate import measure_likelihood
+    from igpt.jobs.evaluate import likelihood_of
     from igpt.report.record import write_record
 
-    result = measure_likelihood(model, data, split="test", max_images=N_JUDGED)
+    result = likelihood_of(model, data, split="test", max_images=N_JUDGED)
     write_record(
         folder, "likelihood-test", result, model=model.digest(), data=data.source, split="test"
     )
@@ -149,12 +149,14 @@ def _samples(model: "PixelModel", folder: Path) -> None:
 
 
 def _completions(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
-    from igpt.cli.showing import N_COMPLETED, N_COMPLETIONS, completion_picture
+    from igpt.cli.showing import ENLARGE, N_COMPLETED, N_COMPLETIONS
     from igpt.files import write_bytes
     from igpt.images.grid import to_png_bytes
+    from igpt.report.grids import completions
     from igpt.report.record import write_record
 
-    picture = completion_picture(model, data.images("test")[:N_COMPLETED])
+    shown = data.images("test")[:N_COMPLETED]
+    picture = completions(model, shown, n=N_COMPLETIONS, seed=0, enlarge=ENLARGE)
     write_bytes(folder / "pictures" / "completions.png", to_png_bytes(picture))
     about = {"n": N_COMPLETIONS, "keep_rows": 0.5}
     write_record(

@@ -1,8 +1,6 @@
 """`igpt finetune`."""
 
 import json as json_format
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,17 +50,17 @@ def finetune(
         json: print the result as one JSON document.
     """
     from igpt import compute
-    from igpt.cli.opening import open_labelled, recorded
     from igpt.cli.outputs import empty_folder
     from igpt.jobs.finetune import Asked, finetune_model
-    from igpt.loading import load
+    from igpt.jobs.opening import open_labelled, opened, recorded
+    from igpt.system import own_command
     from igpt.train.distributed import joined
 
     asked = Asked(config=finetune, rates=rates, scratch=scratch, seeds=seeds)
     compute.set_threads()
     with joined() as world:
         copy_to = world.told(lambda: None if out is None else empty_folder(out))
-        loaded = load(model, device="cpu")
+        place, loaded = opened(model, device="cpu")
         with world.first_alone():
             packed = open_labelled(loaded, data, image_size=image_size, max_images=max_images)
         found = finetune_model(
@@ -70,8 +68,8 @@ def finetune(
             packed,
             None if run is None else Path(run).expanduser(),
             asked,
-            place=model,
-            command=shlex.join(["igpt", *sys.argv[1:]]),
+            place=place,
+            command=own_command(),
             resume=resume,
             workers=workers,
         )
@@ -82,7 +80,7 @@ def finetune(
         result = {**found.result, "run": str(found.folder)}
         name = _name(result, loaded.image_size)
         document = recorded(
-            model,
+            place,
             loaded,
             name,
             result,

@@ -53,7 +53,7 @@ def lowdata(
         json: print the result as one JSON document.
     """
     from igpt import compute
-    from igpt.cli.opening import open_labelled, recorded
+    from igpt.jobs.opening import open_labelled, recorded
     from igpt.loading import load
 
     if subsets < 1 or min(scratch_steps, wide_resnet_steps) < 0:

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json as json_format
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,10 +54,11 @@ def pretrain(
     from igpt.cli.outputs import folder_to_fill
     from igpt.jobs.pretrain import train_run
     from igpt.jobs.search import search_rates
+    from igpt.system import own_command
     from igpt.train.distributed import joined
 
     options: dict[str, Any] = {
-        "command": shlex.join(["igpt", *sys.argv[1:]]),
+        "command": own_command(),
         "mix": mix,
         "workers": workers,
         "resume": resume,

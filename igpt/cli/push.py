@@ -90,7 +90,7 @@ def _draw(model: "PixelModel", folder: Path) -> str:
 
 
 def _records(run: Path) -> "Records":
-    from igpt.cli.opening import record_place
+    from igpt.jobs.opening import record_place
     from igpt.report.record import read_records
 
     return read_records(run) if record_place(run) else {}

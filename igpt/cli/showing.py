@@ -64,7 +64,7 @@ def _images_to_show(
     CIFAR-10's, of which the last two were not trained on; where it cannot be had, digits and pieces
     of photographs.
     """
-    from igpt.cli.opening import open_for
+    from igpt.jobs.opening import open_for
 
     try:
         fit, judge = _some_labelled(open_for(model, "cifar10"))
@@ -110,27 +110,15 @@ def photograph_pieces(side: int) -> "np.ndarray":
 def _draw(model: "PixelModel", originals: "np.ndarray", folder: Path) -> None:
     from igpt.files import write_bytes
     from igpt.images.grid import tile, to_png_bytes
+    from igpt.report.grids import completions
 
     folder.mkdir(parents=True, exist_ok=True)
     say(f"completing {len(originals)} images from their upper half, {N_COMPLETIONS} times each")
-    picture = completion_picture(model, originals)
+    picture = completions(model, originals, n=N_COMPLETIONS, seed=0, enlarge=ENLARGE)
     write_bytes(folder / "completions.png", to_png_bytes(picture))
     say(f"drawing {N_SAMPLES} images from nothing")
     samples = model.sample(N_SAMPLES, seed=0)
     write_bytes(folder / "samples.png", to_png_bytes(tile(samples, columns=8, enlarge=ENLARGE)))
-
-
-def completion_picture(model: "PixelModel", originals: "np.ndarray") -> "np.ndarray":
-    """A row an image: its upper half, completions, the original; (H, W, 3) uint8."""
-    import numpy as np
-
-    from igpt.images.grid import tile
-
-    drawn = model.complete(originals, keep_rows=0.5, n=N_COMPLETIONS, seed=0)
-    given = originals.copy()
-    given[:, model.image_size // 2 :] = 127
-    rows = np.concatenate([given[:, None], drawn, originals[:, None]], axis=1)
-    return tile(rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1], enlarge=ENLARGE)
 
 
 def few_label_lines(

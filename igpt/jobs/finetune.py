@@ -22,7 +22,7 @@ import torch
 
 import igpt
 from igpt import compute
-from igpt.config import FinetuneConfig
+from igpt.config import FinetuneConfig, overlaid
 from igpt.errors import Diverged, Interrupted, UserError
 from igpt.evaluation.classifier import Classifier, from_scratch, resampled
 from igpt.evaluation.finetune import (
@@ -34,14 +34,13 @@ from igpt.evaluation.finetune import (
     settings_of,
     tune,
 )
-from igpt.evaluation.opening import open_labelled
 from igpt.files import FolderLock, cache_folder, read_json, write_json
 from igpt.images.live import open_live
 from igpt.images.packed.read import PackedSet
 from igpt.images.packed.seen import fingerprints, united
 from igpt.images.splits import SPLITS
 from igpt.jobs.ended import Ended
-from igpt.loading import load
+from igpt.jobs.opening import open_labelled, opened
 from igpt.pixelmodel import PixelModel
 from igpt.probing.exact import checked_labels
 from igpt.probing.features import pays_to_compile
@@ -145,14 +144,9 @@ def finetune(
         UserError: something does not allow it, before anything is written.
         Interrupted: a signal stopped it after a checkpoint.
     """
-    known = [field.name for field in dataclasses.fields(FinetuneConfig)]
-    if unknown := sorted(set(settings) - set(known)):
-        raise UserError(f"finetune has no setting {unknown[0]!r}: known: {', '.join(known)}")
-    asked = Asked(
-        config=FinetuneConfig(**settings), rates=tuple(rates), scratch=scratch, seeds=seeds
-    )
-    place = str(model.folder or "a model in memory") if isinstance(model, PixelModel) else model
-    loaded = model if isinstance(model, PixelModel) else load(model, device="cpu")
+    config = overlaid(FinetuneConfig(), settings)
+    asked = Asked(config=config, rates=tuple(rates), scratch=scratch, seeds=seeds)
+    place, loaded = opened(model, device="cpu")
     with joined() as world:
         with world.first_alone():
             packed = open_labelled(loaded, str(data), image_size=image_size, max_images=max_images)
@@ -161,7 +155,7 @@ def finetune(
             packed,
             None if folder is None else Path(folder).expanduser(),
             asked,
-            place=str(place),
+            place=place,
             command="igpt.finetune",
             resume=resume,
             workers=workers,

@@ -7,7 +7,6 @@ but RUN decides how a resumed run goes on.
 """
 
 import dataclasses
-import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,19 +16,19 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from igpt.config import RunConfig
+from igpt.config import RunConfig, overlaid
 from igpt.errors import UserError
 from igpt.evaluation.classifier import resampled
 from igpt.files import FolderLock
 from igpt.images.packed.read import PackedSet
 from igpt.images.packed.seen import MOST, fingerprints, n_seen, united, write_seen
 from igpt.jobs.ended import Ended
+from igpt.jobs.looks import check_looks, looks_of
 from igpt.loading import export_run, load
 from igpt.manifest import fault_of
 from igpt.pixelmodel import PixelModel
 from igpt.progress import quietly, say, ticking
 from igpt.published import name_of
-from igpt.report.grids import N_COMPLETED, grids
 from igpt.tokens.palette import Palette
 from igpt.tokens.raw import RawTokens
 from igpt.tokens.tokenizer import Tokenizer
@@ -61,9 +60,9 @@ from igpt.train.memory import saying_what_to_lower
 from igpt.train.saving import clear_parts, restore, save, say_what_differs, set_aside
 from igpt.train.settings import ends_anew, last_common_step, resolve, taken_up
 from igpt.train.standing import Standing, standing, standing_at, tokenizer_of, versions
-from igpt.train.trainer import Look, Trainer, make_trainer, whole_network
+from igpt.train.trainer import Look, Trainer, make_trainer
 from igpt.train.validate import valid_name
-from igpt.trained import ModelFacts, weights_digest
+from igpt.trained import weights_digest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,37 +168,6 @@ class _Told:
         """Nothing waits."""
 
 
-def overlaid(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
-    """A configuration with single settings in place of its own.
-
-    Args:
-        config: to begin with.
-        settings: by name; those of a part as a mapping, or with dots: `{"train.lr": 1e-3}`.
-
-    Raises:
-        UserError: one is unknown, or does not take such a value.
-    """
-    values = json.loads(json.dumps(config.to_dict()))  # tuples as lists, as from a file
-    for name, value in settings.items():
-        _lay(values, name.split("."), value)
-    return RunConfig.from_dict(values, where="settings")
-
-
-def _lay(values: dict[str, Any], names: list[str], value: Any) -> None:
-    first, *rest = names
-    below = values.get(first)
-    if rest or (isinstance(value, Mapping) and isinstance(below, dict)):
-        inner = {".".join(rest): value} if rest else value
-        part = below if isinstance(below, dict) else values.setdefault(first, {})
-        for name, item in inner.items():
-            _lay(part, name.split("."), item)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        values[first] = dataclasses.asdict(value)
-    else:
-        value = value.item() if isinstance(value, np.generic) else value
-        values[first] = list(value) if isinstance(value, tuple) else value
-
-
 def train_run(
     data: str,
     folder: Path,
@@ -243,6 +211,7 @@ def train_run(
         # What it learns from.
         with world.first_alone():
             sets = open_sets(data, it.mixed, config)
+            check_looks(config, sets[0].packed)
             if at:
                 _check_same(folder, sets, start)
         live = held.enter_context(originals(config, sets, workers=workers))
@@ -274,7 +243,7 @@ def train_run(
             save(trainer)
 
         # The steps, and the model.
-        _trained(trainer, _looks(trainer, sets[0].packed, tokenizer), trackers)
+        _trained(trainer, looks_of(trainer, sets[0].packed, tokenizer), trackers)
         return _exported(folder, config, trainer.step, world)
 
 
@@ -612,42 +581,7 @@ def go_back(trainer: Trainer, at: Standing) -> None:
     say(f"resuming at step {trainer.step} of {trainer.config.train.total_steps}")
 
 
-# What looks at it, and what it leaves.
-
-
-def _looks(trainer: Trainer, data: PackedSet, tokenizer: Tokenizer) -> list[Look]:
-    train = trainer.config.train
-    looks = []
-    if train.draw_every:
-        looks.append(Look(train.draw_every, _drawer(trainer, data, tokenizer)))
-    return looks
-
-
-def _drawer(
-    trainer: Trainer, data: PackedSet, tokenizer: Tokenizer
-) -> Callable[[], dict[str, np.ndarray]]:
-    """What draws grids with the network as it is when called."""
-    config = trainer.config
-    facts = ModelFacts(
-        objective=config.train.objective,
-        image_size=config.data.image_size,
-        tokens=config.data.tokens,
-        trained={},
-        mask_prob=config.train.mask_prob,
-    )
-    shown = data.images("valid" if data.n("valid") else "train")[:N_COMPLETED]
-
-    def draw() -> dict[str, np.ndarray]:
-        network = whole_network(trainer)
-        if network is None:
-            return {}
-        found: dict[str, np.ndarray] = grids(
-            PixelModel(network, tokenizer, facts), shown, seed=config.seed
-        )
-        trainer.network.train()  # which the model's making ends
-        return found
-
-    return draw
+# What it leaves.
 
 
 def _exported(folder: Path, config: RunConfig, step: int, world: World) -> Run:

@@ -335,6 +335,6 @@ def _tell_of_unseen(data: PackedSet, train: np.ndarray, judged: np.ndarray, spli
         names = ", ".join(data.classes[label] for label in unseen[:5].tolist())
         more = f" and {len(unseen) - 5} more" if len(unseen) > 5 else ""
         say(
-            f"{n} of {len(judged)} {split} images are of classes that training lacks "
-            f"({names}{more}): each counts as wrong"
+            f"warning: {n} of {len(judged)} {split} images are of classes that training lacks "
+            f"({names}{more}): each counts as wrong; are the names spelled alike?"
         )

@@ -30,11 +30,17 @@ def grids(model: PixelModel, originals: np.ndarray, *, seed: int) -> dict[str, n
     found: dict[str, np.ndarray] = {}
     if model.facts.objective == "ar":
         found["samples"] = tile(model.sample(N_SAMPLES, seed=seed), enlarge=ENLARGE)
-    drawn = model.complete(originals, keep_rows=KEEP_ROWS, n=N_COMPLETIONS, seed=seed)
+    found["completions"] = completions(model, originals, n=N_COMPLETIONS, seed=seed)
+    return found
+
+
+def completions(
+    model: PixelModel, originals: np.ndarray, *, n: int, seed: int, enlarge: int = ENLARGE
+) -> np.ndarray:
+    """A row an image: its upper half, n completions of it, the original; (H, W, 3) uint8."""
+    drawn = model.complete(originals, keep_rows=KEEP_ROWS, n=n, seed=seed)
     side = model.image_size
     kept = np.broadcast_to(np.arange(side)[:, None] < round(KEEP_ROWS * side), (side, side))
     rows = [hide(originals, kept)[:, None], drawn, originals[:, None]]
     sheet = np.concatenate(rows, axis=1)  # (N, n + 2, S, S, 3)
-    flat = sheet.reshape(-1, *sheet.shape[2:])
-    found["completions"] = tile(flat, columns=sheet.shape[1], enlarge=ENLARGE)
-    return found
+    return tile(sheet.reshape(-1, *sheet.shape[2:]), columns=sheet.shape[1], enlarge=enlarge)

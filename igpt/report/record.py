@@ -1,14 +1,13 @@
 """The files of `evaluations/` in a run folder: what was measured, on what, by which command."""
 
 import dataclasses
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igpt import files
 from igpt.errors import UserError
+from igpt.system import own_command
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -24,7 +23,7 @@ def write_record(
     split: str | None = None,
     seed: int | None = None,
 ) -> Path:
-    """Write `evaluations/NAME.json` with the command line of this process.
+    """Write `evaluations/NAME.json` with the command that this process carries out.
 
     Args:
         run: folder of the run.
@@ -41,7 +40,7 @@ def write_record(
         "data": data,
         "split": split,
         "seed": seed,
-        "command": shlex.join(["igpt", *sys.argv[1:]]),
+        "command": own_command(),
         "result": figures,
     }
     path = run / "evaluations" / f"{name}.json"

@@ -54,6 +54,7 @@ def write_report(
         sections.completions_section(run_folder, records.get("completions", {})),
         sections.probe_section(records.get("probe")),
         sections.learning_section(config, metrics, _likelihood(records)),
+        sections.watched_section(metrics),
         sections.palette_section(run_folder),
         comparison.few_labels_section(records.get("lowdata")),
         comparison.compared_section(compared),
@@ -65,7 +66,7 @@ def write_report(
     ]
     path = run_folder / "report.html"
     files.write_bytes(path, page.document("What the pixels taught it", parts).encode())
-    charts = _own_charts(records) | compared
+    charts = _own_charts(records, metrics) | compared
     for chart_name, chart in charts.items():
         save_chart(run_folder / "figures", chart_name, chart)
     for sheet in sheets:
@@ -90,8 +91,12 @@ def _seen(data: str) -> str:
     return f"{data.partition(' ')[0]}, no labels"
 
 
-def _own_charts(records: dict[str, dict[str, Any]]) -> dict[str, Chart]:
+def _own_charts(
+    records: dict[str, dict[str, Any]], metrics: list[dict[str, Any]]
+) -> dict[str, Chart]:
     charts = {}
+    if watched := sections.watched_lines(metrics):
+        charts["probe-while-training"] = sections.watched_chart(watched)
     if "probe" in records:
         charts["figure-2"] = sections.probe_chart(records["probe"])
     if "lowdata" in records:

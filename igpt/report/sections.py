@@ -184,6 +184,52 @@ def learning_section(
     )
 
 
+def watched_lines(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines that `train.probe_every` wrote."""
+    return [line for line in metrics if "probe_accuracy" in line]
+
+
+def watched_section(metrics: list[dict[str, Any]]) -> str:
+    lines = watched_lines(metrics)
+    if not lines:
+        return ""
+    last = lines[-1]["probe_accuracy"]
+    columns = ("step", "images", *(f"layer {layer}" for layer in range(len(last))))
+    rows = [
+        (f"{line['step']:,}", f"{line['images']:,}", *map(percent, line["probe_accuracy"]))
+        for line in lines
+    ]
+    return page.section(
+        "What its layers came to know",
+        page.chart_figure(
+            watched_chart(lines),
+            alt="Accuracy of the best layer against images seen",
+            caption="Accuracy on validation images of the best layer while it trained: a linear "
+            "classifier on its features, and a vote of the nearest training images. Both know few "
+            "labels, always the same ones, so they tell the way and not the height.",
+        ),
+        page.folded(
+            "The numbers behind it, of the linear classifier",
+            page.table(columns, rows, numbers=tuple(range(len(columns)))),
+        ),
+    )
+
+
+def watched_chart(lines: list[dict[str, Any]]) -> Chart:
+    """Accuracy of the best layer by images seen, of both probes made while training."""
+    images = [line["images"] for line in lines]
+    named = {"probe_accuracy": "linear", "knn_accuracy": "nearest neighbours"}
+    return Chart(
+        series=tuple(
+            Series(label, images, [max(line[name]) for line in lines], "both")
+            for name, label in named.items()
+        ),
+        x_label="images seen",
+        y_label="validation accuracy",
+        percent=True,
+    )
+
+
 def _thinned(lines: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
     """Images and losses, averaged over stretches so that at most `MAX_CURVE_POINTS` are left."""
     images = np.array([line["images"] for line in lines], float)

@@ -25,6 +25,7 @@ FREE_AT_RESUME = frozenset(
         "checkpoint_at",
         "keep_last",
         "draw_every",
+        "probe_every",
         "track",
         "timeout_s",
     )

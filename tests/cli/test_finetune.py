@@ -117,7 +117,7 @@ def test_from_python(model, tmp_path):
     found = igpt.finetune(model, "digits", tmp_path / "run", max_images=24, **small)
     assert found.metrics[-1]["step"] == 2
     assert len(found.model.classify(np.zeros((2, 8, 8, 3), np.uint8))) == 2
-    with pytest.raises(UserError, match="has no setting 'rate': known: joint, layer, lr"):
+    with pytest.raises(UserError, match="unknown key 'rate': known: joint, layer, lr"):
         igpt.finetune(model, "digits", rate=1)
 
 

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 import igpt
-from igpt.cli.opening import open_for, open_labelled
+from igpt.jobs.opening import open_for, open_labelled
 from igpt.model.gpt import GPT
+from igpt.probing.exact import checked_labels
 from tests.cli.test_main import run
 from tests.networks import pixel_model
 
@@ -210,7 +211,7 @@ TOO_SMALL = "is packed at 8 pixels, 16 are needed here: prepare it again with --
         ),
         (
             ["probe", "{model}", "digits", "--sgd-steps", "0"],
-            "--joined and --kmeans must not be negative and --sgd-steps must be at least 1",
+            "--sgd-steps is 0: it must be at least 1",
         ),
         (
             ["finetune", "{model}", "digits", "--finetune.layer", "3"],
@@ -272,4 +273,6 @@ def test_images_without_a_label_are_left_out_of_probes_and_classes_unseen_are_na
     assert (data.labels("test") >= 0).all()
     assert "labels: 3 classes from the names of folders; 6 of 30 have none" in error
     assert "train images have no label and are left out" in error
-    assert "1 classes of test that training lacks (B)" in error
+    checked_labels(data)
+    said = "6 of 12 test images are of classes that training lacks (B)"
+    assert said in capsys.readouterr().err

@@ -105,8 +105,8 @@ def test_a_name_as_long_as_the_disk_takes_and_capitals_are_written(tmp_path, mon
 
 
 def test_figures_are_shown_where_they_cannot_be_recorded(tmp_path):
-    from igpt.cli.opening import recorded
     from igpt.files import write_bytes
+    from igpt.jobs.opening import recorded
 
     class Data:
         source = "cifar10"

@@ -6,8 +6,8 @@ from PIL import Image
 
 import igpt
 from igpt.errors import UserError
-from igpt.evaluation.opening import counts_of_seen, open_for
 from igpt.images.packed.seen import fingerprints, line_of_seen, n_seen, read_seen, united
+from igpt.jobs.opening import counts_of_seen, open_for
 from tests.train.making import tiny
 
 SHAPE = tiny().to_dict()["model"]

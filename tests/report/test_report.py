@@ -188,12 +188,13 @@ def test_damaged_record_is_named(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
-def test_records_come_back_by_name(tmp_path: Path) -> None:
+def test_records_come_back_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/bin/igpt", "probe", "run"])
     write_record(tmp_path, "probe", {"layer": 3}, **ABOUT)
     record = read_records(tmp_path)["probe"]
     assert record["layer"] == 3
     assert record["split"] == "test"
-    assert record["command"].startswith("igpt")
+    assert record["command"] == "igpt probe run"
 
 
 def test_file_that_is_no_record_is_refused(tmp_path: Path) -> None:

@@ -1,15 +1,34 @@
-"""The images that a trained model is looked at with: at its size, split as it was trained."""
+"""What every look at a trained model begins and ends with: the model, its images, the record."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from igpt import compute
 from igpt.errors import UserError
+from igpt.files import kept_if_possible, plain
 from igpt.images.packed.format import is_packed
 from igpt.images.packed.read import PackedSet
 from igpt.images.packed.seen import line_of_seen, n_seen
 from igpt.images.prepare import open_data
 from igpt.images.splits import SPLITS, Split
+from igpt.loading import load
+from igpt.pixelmodel import PixelModel
 from igpt.progress import say
+from igpt.report.record import write_record
 from igpt.trained import Trained
+
+
+def opened(model: str | Path | PixelModel, *, device: str | None = None) -> tuple[str, PixelModel]:
+    """A model, and what to call it.
+
+    Args:
+        model: what `igpt.load` takes, or a model in memory.
+        device: where the weights of one that is loaded go; none: the first accelerator.
+    """
+    if isinstance(model, PixelModel):
+        return str(model.folder or "a model in memory"), model
+    return str(model), load(model, device=device)
 
 
 def open_for(
@@ -68,7 +87,7 @@ def open_labelled(
 ) -> PackedSet:
     """`open_for`, of images with a label alone, for what fits or judges a classifier.
 
-    How many have none is said, and which classes are judged that training lacks.
+    How many have none is said.
     """
     packed = open_for(model, data, image_size=image_size, max_images=max_images)
     if packed.classes is None:
@@ -77,14 +96,6 @@ def open_labelled(
     for split in SPLITS:
         if (n_without := packed.n(split) - held.n(split)) and held.n(split):
             say(f"{n_without} of {packed.n(split)} {split} images have no label and are left out")
-    seen = set(held.classes_of("train"))
-    for split in SPLITS[1:]:
-        if unseen := [name for name in held.classes_of(split) if name not in seen]:
-            some = ", ".join(unseen[:5]) + (", ..." if len(unseen) > 5 else "")
-            say(
-                f"warning: {len(unseen)} classes of {split} that training lacks ({some}): "
-                "their images cannot be told and count as wrong; are the names spelled alike?"
-            )
     return held
 
 
@@ -96,3 +107,44 @@ def check_max_images(max_images: int | None) -> None:
     """
     if max_images is not None and max_images < 1:
         raise UserError(f"--max-images is {max_images}: it must be at least 1")
+
+
+def recorded(
+    place: str,
+    model: PixelModel,
+    name: str,
+    figures: Mapping[str, Any],
+    *,
+    data: PackedSet,
+    split: Split = "test",
+    seed: int | None = None,
+    precision: compute.Precision = "auto",
+) -> dict[str, Any]:
+    """The figures with what they are about, as `--json` prints them; a run keeps them.
+
+    What cannot be recorded is shown all the same.
+
+    Args:
+        place: what the model was called.
+        model: what it is.
+        name: of the record in `evaluations/`.
+        figures: plain values for JSON.
+        data: what was looked at.
+        split: that the figures are from.
+        seed: of the draws, if any.
+        precision: as it was asked for; the type that ran is recorded.
+    """
+    ran = compute.name_of(compute.choose_dtype(precision, model.device))
+    figures = {**figures, "precision": ran, "device": model.device.type}
+    if run := record_place(Path(place)):
+        digest, source = model.digest(), data.source
+        with kept_if_possible("the figures are"):
+            write_record(run, name, figures, model=digest, data=source, split=split, seed=seed)
+    drawn = {} if seed is None else {"seed": seed}
+    named = {"model": place, "data": data.source, "split": split, **drawn}
+    return {**named, **plain(figures)}
+
+
+def record_place(model: Path) -> Path | None:
+    """The run folder that a model's name is, where its figures are kept; else none."""
+    return model if (model / "metrics.jsonl").is_file() else None
