@@ -28,15 +28,16 @@ struct Shape {
 namespace {
 
 constexpr int64_t BLOCK = 32;
+#define INLINE __attribute__((always_inline))
 constexpr float LOG2_E = 1.44269504f;
 
-// Aligned numbers that start as zeros.
+// Aligned numbers that start as zeros; reading SIDE words from any of them is allowed.
 template <class Number>
 struct Buffer {
     std::vector<Lanes> lanes;
     Number *const data;
     explicit Buffer(int64_t n)
-        : lanes(up(n * sizeof(Number), sizeof(Lanes))),
+        : lanes(up(n * sizeof(Number), sizeof(Lanes)) + SIDE * 4 / sizeof(Lanes)),
           data(reinterpret_cast<Number *>(lanes.data())) {}
     const uint32_t *words() const { return reinterpret_cast<const uint32_t *>(data); }
     uint32_t *words() { return reinterpret_cast<uint32_t *>(data); }
@@ -67,18 +68,25 @@ struct Head {
 
     // (time, depth) from (B, T, parts * D).
     void take(const Number *from, int64_t part, int64_t parts, Buffer<Number> &rows) const {
-        for (int64_t t = 0; t < T; t++)
-            std::memcpy(rows.data + t * depth, from + place(t, part, parts), E * sizeof(Number));
+        constexpr int64_t AT_ONCE = 32 / sizeof(Number);
+        from += place(0, part, parts);
+        Number *to = rows.data;
+        for (int64_t t = 0; t < T; t++, from += parts * D, to += depth) {
+            int64_t e = 0;  // copies of fixed length are two instructions, others a call
+            for (; e + AT_ONCE <= E; e += AT_ONCE) std::memcpy(to + e, from + e, 32);
+            if (e < E) std::memcpy(to + e, from + e, (E - e) * sizeof(Number));
+        }
     }
 
     // [time / 64][depth][64]: lanes are positions.
     void as_panels(const Buffer<Number> &rows, Buffer<Number> &panels) const {
         const uint32_t *from = rows.words();
         uint32_t *to = panels.words();
-        for (int64_t panel = 0; panel < time; panel += PANEL)
-            for (int64_t t = 0; t < PANEL; t++)
-                for (int64_t k = 0; k < depth_words; k++)
-                    to[panel * depth_words + k * PANEL + t] = from[(panel + t) * depth_words + k];
+        for (int64_t t = 0; t < time; t += SIDE)
+            for (int64_t k = 0; k < depth_words; k += SIDE)
+                transpose(from + t * depth_words + k, depth_words,
+                          to + t / PANEL * PANEL * depth_words + k * PANEL + t % PANEL, PANEL,
+                          std::min(SIDE, depth_words - k));
     }
 
     // Words over positions, [time / PER_WORD][depth]: lanes are channels. float32 has them already.
@@ -86,9 +94,9 @@ struct Head {
         if constexpr (PER_WORD == 2) {
             uint32_t *words = space.words();
             for (int64_t t = 0; t < time / 2; t++)
-                for (int64_t e = 0; e < depth; e++)
-                    words[t * depth + e] = rows.data[2 * t * depth + e] |
-                                           uint32_t(rows.data[(2 * t + 1) * depth + e]) << 16;
+                for (int64_t e = 0; e < depth; e += LANES)
+                    *reinterpret_cast<Words *>(words + t * depth + e) = Type::pairs_of(
+                        rows.data + 2 * t * depth + e, rows.data + (2 * t + 1) * depth + e);
             return words;
         }
         return rows.words();
@@ -144,7 +152,7 @@ struct Forward : Head<Type> {
         for (int64_t panel = 0; panel < n_keys; panel += PANEL)
             Type::product(keys.words() + panel * depth_words, PANEL, std::min(PANEL, n_keys - panel),
                           queries.words() + first * depth_words, depth_words, BLOCK, depth_words,
-                          [&](int64_t r, int64_t column, Lanes one, Lanes other) {
+                          [&](int64_t r, int64_t column, Lanes one, Lanes other) INLINE {
                               Lanes *to = reinterpret_cast<Lanes *>(scores.data + r * stride + panel + column);
                               to[0] = one * to_base_2;
                               to[stride / LANES] = other * to_base_2;
@@ -157,7 +165,7 @@ struct Forward : Head<Type> {
         }
         Type::product(value_words, depth, depth, weights.words(), stride / Base::PER_WORD, BLOCK,
                       n_keys / Base::PER_WORD,
-                      [&](int64_t r, int64_t e, Lanes one, Lanes other) {
+                      [&](int64_t r, int64_t e, Lanes one, Lanes other) INLINE {
                           this->put(one * totals[r], first + r, e, 0, 1, output);
                           this->put(other * totals[r + 1], first + r + 1, e, 0, 1, output);
                       });
@@ -197,19 +205,20 @@ struct Backward : Head<Type> {
     // in the fastest cache; by tiles they may not, so all queries are summed over at once.
     const int64_t chunk = Type::by_tiles() ? time : PANEL;
     Buffer<Number> queries, keys, values, grads;  // (time, depth)
-    Buffer<Number> query_panels, query_space, grad_panels, grad_space, key_columns;
+    Buffer<Number> query_panels, query_space, grad_panels, grad_space, key_columns, key_space;
     Buffer<Number> weights, d_scores;         // (BLOCK, chunk)
     Buffer<uint32_t> pairs;                   // d_scores as words that hold PER_WORD keys
     Buffer<float> d_queries;                  // [time / 64][depth][64]
     Buffer<float> d_keys, d_values;           // (BLOCK, depth)
     Buffer<float> log_sums, common;           // (time,)
-    const uint32_t *query_words = nullptr, *grad_words = nullptr;
+    const uint32_t *query_words = nullptr, *grad_words = nullptr, *key_words = nullptr;
     Lanes held[BLOCK * PANEL / LANES];
 
     explicit Backward(const Shape &shape)
         : Base(shape), queries(time * depth), keys(time * depth), values(time * depth),
           grads(time * depth), query_panels(time * depth), query_space(time * depth),
           grad_panels(time * depth), grad_space(time * depth), key_columns(time * depth),
+          key_space(time * depth),
           weights(BLOCK * chunk), d_scores(BLOCK * chunk), pairs(BLOCK * chunk),
           d_queries(depth * time), d_keys(BLOCK * depth), d_values(BLOCK * depth), log_sums(time),
           common(time) {}
@@ -231,13 +240,16 @@ struct Backward : Head<Type> {
         this->as_panels(grads, grad_panels);
         query_words = this->as_words(queries, query_space);
         grad_words = this->as_words(grads, grad_space);
-        for (int64_t t = 0; t < time; t++)  // [time / BLOCK][depth][BLOCK]
-            for (int64_t e = 0; e < depth; e++)
-                key_columns.data[t / BLOCK * BLOCK * depth + e * BLOCK + t % BLOCK] =
-                    keys.data[t * depth + e];
+        key_words = this->as_words(keys, key_space);
+        constexpr int64_t WORDS = BLOCK / PER_WORD;  // [time / BLOCK][depth][words of a block]
+        for (int64_t t = 0; t < time / PER_WORD; t += SIDE)
+            for (int64_t e = 0; e < depth; e += SIDE)
+                transpose(key_words + t * depth + e, depth,
+                          key_columns.words() + (t / WORDS * depth + e) * WORDS + t % WORDS, WORDS,
+                          std::min(SIDE, depth - e));
         std::memset(d_queries.data, 0, depth * time * sizeof(float));
         for (int64_t first = 0; first < T; first += BLOCK) block(first, d_qkv);
-        for (int64_t t = 0; t < T; t += LANES) put_queries(t, d_qkv);
+        for (int64_t t = 0; t < T; t += SIDE) put_queries(t, d_qkv);
     }
 
     // The part of the softmax's gradient that all keys of query t share; `queries` holds outputs.
@@ -248,16 +260,15 @@ struct Backward : Head<Type> {
         return sum_of(sum);
     }
 
-    // Gradients of LANES queries from t on, which lie across lanes until here.
+    // Gradients of SIDE queries from t on, which lie across lanes until here.
     void put_queries(int64_t t, Number *d_qkv) {
-        for (int64_t e = 0; e < depth; e += LANES) {
-            alignas(64) float turned[LANES][LANES];
-            for (int64_t i = 0; i < LANES; i++) {
-                Lanes channel = load(d_queries.data + of_panel(t, e + i));
-                for (int64_t j = 0; j < LANES; j++) turned[j][i] = channel[j];
-            }
-            for (int64_t j = 0; j < LANES; j++)
-                this->put(load(turned[j]) * this->scale, t + j, e, 0, 3, d_qkv);
+        for (int64_t e = 0; e < depth; e += SIDE) {
+            alignas(64) float turned[SIDE][SIDE];
+            transpose(d_queries.words() + of_panel(t, e), PANEL,
+                      reinterpret_cast<uint32_t *>(turned), SIDE, SIDE);
+            for (int64_t j = 0; j < SIDE; j++)
+                for (int64_t i = 0; i < SIDE; i += LANES)
+                    this->put(load(turned[j] + i) * this->scale, t + j, e + i, 0, 3, d_qkv);
         }
     }
 
@@ -294,7 +305,7 @@ struct Backward : Head<Type> {
         const uint32_t *d_score_pairs = PER_WORD == 1 ? d_scores.words() : pairs.words();
         Type::product(d_score_pairs, chunk, end - begin, key_columns.words() + first * depth_words,
                       BLOCK / PER_WORD, depth, BLOCK / PER_WORD,
-                      [&](int64_t e, int64_t column, Lanes one, Lanes other) {
+                      [&](int64_t e, int64_t column, Lanes one, Lanes other) INLINE {
                           Lanes *to = reinterpret_cast<Lanes *>(d_queries.data +
                                                                 of_panel(begin + column, e));
                           to[0] += one;
@@ -306,7 +317,7 @@ struct Backward : Head<Type> {
     void add_rows(const uint32_t *matrix, const uint32_t *x, int64_t stride, int64_t n_words,
                   Buffer<float> &sums) {
         Type::product(matrix, depth, depth, x, stride, BLOCK, n_words,
-                      [&](int64_t r, int64_t e, Lanes one, Lanes other) {
+                      [&](int64_t r, int64_t e, Lanes one, Lanes other) INLINE {
                           float *to = sums.data + r * depth + e;
                           *reinterpret_cast<Lanes *>(to) += one;
                           *reinterpret_cast<Lanes *>(to + depth) += other;
@@ -319,7 +330,7 @@ struct Backward : Head<Type> {
         Lanes to_base_2 = Lanes{} + this->scale * LOG2_E;
         Type::product(query_panels.words() + begin / PANEL * PANEL * depth_words + begin % PANEL,
                       PANEL, n, keys.words() + first * depth_words, depth_words, BLOCK, depth_words,
-                      [&](int64_t r, int64_t column, Lanes one, Lanes other) {
+                      [&](int64_t r, int64_t column, Lanes one, Lanes other) INLINE {
                           int64_t t = begin + column;
                           Lanes minus = -load(&log_sums.data[t]);
                           one = power_of_2(fused(one, to_base_2, minus));
@@ -341,7 +352,7 @@ struct Backward : Head<Type> {
     void hold_d_scores(int64_t first, int64_t begin, int64_t n, int64_t at) {
         Type::product(grad_panels.words() + begin / PANEL * PANEL * depth_words + begin % PANEL,
                       PANEL, n, values.words() + first * depth_words, depth_words, BLOCK, depth_words,
-                      [&](int64_t r, int64_t column, Lanes one, Lanes other) {
+                      [&](int64_t r, int64_t column, Lanes one, Lanes other) INLINE {
                           Lanes shared = load(&common.data[begin + column]);
                           const Lanes *weight = held + (r * PANEL + column) / LANES;
                           one = weight[0] * (one - shared);

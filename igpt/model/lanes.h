@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -44,6 +45,18 @@ typedef float Lanes __attribute__((vector_size(LANES * 4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
 typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
 typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
+
+// f(0) ... f(N - 1), where each number is a constant. A loop would do, but compilers unroll it only after
+// they have decided that an array which it indexes lies in memory, and then store each sum every time.
+template <class F, int... I>
+inline __attribute__((always_inline)) void each_of(F &f, std::integer_sequence<int, I...>) {
+    (f(std::integral_constant<int, I>()), ...);
+}
+
+template <int N, class F>
+inline __attribute__((always_inline)) void each(F f) {
+    each_of(f, std::make_integer_sequence<int, N>());
+}
 
 template <class To, class From>
 To bits_of(From value) {
@@ -134,21 +147,29 @@ inline Lanes power_of_2(Lanes x) {
 
 Lanes quick_gelu(Lanes x) { return x / (1.0f + exponential(x * -1.702f)); }
 
-float sum_of(Lanes x) {
+inline float sum_of(Lanes x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)x);
+#else
     float sum = 0;
     for (int64_t i = 0; i < LANES; i++) sum += x[i];
     return sum;
+#endif
 }
 
-float max_of(Lanes x) {
+inline float max_of(Lanes x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)x);
+#else
     float largest = x[0];
     for (int64_t i = 1; i < LANES; i++) largest = std::max(largest, x[i]);
     return largest;
+#endif
 }
 
 // Stores the first `count` lanes, rounded.
 template <class Type>
-void store(Lanes x, int64_t count, typename Type::Number *out) {
+inline __attribute__((always_inline)) void store(Lanes x, int64_t count, typename Type::Number *out) {
     auto numbers = Type::rounded(x);
     std::memcpy(out, &numbers, count * sizeof(*out));
 }
@@ -160,23 +181,24 @@ inline __attribute__((always_inline)) void multiply(
     Lanes (&sums)[C][R], const uint32_t *matrix, int64_t stride, const uint32_t *x, int64_t n_words
 ) {
     Lanes strands[STRANDS][C][R] = {};
-    auto add = [&](int64_t k, int strand) {
-        for (int c = 0; c < C; c++) {
+    auto add = [&](int64_t k, auto strand) {
+        each<C>([&](auto c) {
             Words w = *reinterpret_cast<const Words *>(matrix + k * stride + c * LANES);
-            for (int r = 0; r < R; r++)
+            each<R>([&](auto r) {
                 strands[strand][c][r] =
                     Type::add_product(strands[strand][c][r], w, x[r * n_words + k]);
-        }
+            });
+        });
     };
     int64_t k = 0;
     for (; k + STRANDS <= n_words; k += STRANDS)
-        for (int s = 0; s < STRANDS; s++) add(k + s, s);
-    for (; k < n_words; k++) add(k, 0);
-    for (int c = 0; c < C; c++)
-        for (int r = 0; r < R; r++) {
-            sums[c][r] = strands[0][c][r];
-            for (int s = 1; s < STRANDS; s++) sums[c][r] += strands[s][c][r];
-        }
+        each<STRANDS>([&](auto strand) { add(k + strand, strand); });
+    for (; k < n_words; k++) add(k, std::integral_constant<int, 0>());
+    each<C * R>([&](auto i) {
+        constexpr int c = i / R, r = i % R;
+        sums[c][r] = strands[0][c][r];
+        each<STRANDS - 1>([&](auto strand) { sums[c][r] += strands[strand + 1][c][r]; });
+    });
 }
 
 // emit(row, first column, sums) for C registers of columns and every row.

@@ -18,6 +18,42 @@ constexpr int WIDE = 4, TALL = 4;
 constexpr int WIDE = 2, TALL = 4;
 #endif
 
+// The first n columns of SIDE x SIDE words become rows. All of them are read.
+constexpr int64_t SIDE = 16;
+
+inline void transpose(const uint32_t *from, int64_t stride, uint32_t *to, int64_t to_stride, int64_t n) {
+#if defined(__AVX512F__)
+    __m512 a[SIDE], b[SIDE];
+    each<SIDE>([&](auto i) { a[i] = _mm512_loadu_ps(from + i * stride); });
+    each<SIDE / 4>([&](auto q) {  // 4 x 4 words within each quarter of a register
+        __m512 low = _mm512_unpacklo_ps(a[4 * q], a[4 * q + 1]);
+        __m512 high = _mm512_unpackhi_ps(a[4 * q], a[4 * q + 1]);
+        __m512 low_2 = _mm512_unpacklo_ps(a[4 * q + 2], a[4 * q + 3]);
+        __m512 high_2 = _mm512_unpackhi_ps(a[4 * q + 2], a[4 * q + 3]);
+        b[4 * q] = _mm512_shuffle_ps(low, low_2, 0x44);
+        b[4 * q + 1] = _mm512_shuffle_ps(low, low_2, 0xee);
+        b[4 * q + 2] = _mm512_shuffle_ps(high, high_2, 0x44);
+        b[4 * q + 3] = _mm512_shuffle_ps(high, high_2, 0xee);
+    });
+    each<SIDE / 4>([&](auto i) {  // then 4 x 4 quarters
+        __m512 even = _mm512_shuffle_f32x4(b[i], b[4 + i], 0x88);
+        __m512 odd = _mm512_shuffle_f32x4(b[i], b[4 + i], 0xdd);
+        __m512 even_2 = _mm512_shuffle_f32x4(b[8 + i], b[12 + i], 0x88);
+        __m512 odd_2 = _mm512_shuffle_f32x4(b[8 + i], b[12 + i], 0xdd);
+        a[i] = _mm512_shuffle_f32x4(even, even_2, 0x88);
+        a[4 + i] = _mm512_shuffle_f32x4(odd, odd_2, 0x88);
+        a[8 + i] = _mm512_shuffle_f32x4(even, even_2, 0xdd);
+        a[12 + i] = _mm512_shuffle_f32x4(odd, odd_2, 0xdd);
+    });
+    each<SIDE>([&](auto i) {
+        if (i < n) _mm512_storeu_ps(to + i * to_stride, a[i]);
+    });
+#else
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < SIDE; j++) to[i * to_stride + j] = from[j * stride + i];
+#endif
+}
+
 // Keeps the compiler from reading a number anew for each of its uses, which takes sums' registers.
 inline void in_register([[maybe_unused]] Words &w) {
 #if defined(__AVX2__)
@@ -35,16 +71,19 @@ inline __attribute__((always_inline)) void multiply_block(
     const uint32_t *left = matrix + column, *top = x + row * x_stride;
     for (int64_t k = 0; k < n_words; k++, left += stride, top++) {
         Words w[C];
-        for (int c = 0; c < C; c++) {
+        each<C>([&](auto c) {
             w[c] = *reinterpret_cast<const Words *>(left + c * LANES);
             in_register(w[c]);
-        }
-        for (int r = 0; r < R; r++)
-            for (int c = 0; c < C; c++)
-                sums[r][c] = Type::add_product(sums[r][c], w[c], top[r * x_stride]);
+        });
+        each<R * C>([&](auto i) {
+            constexpr int r = i / C, c = i % C;
+            sums[r][c] = Type::add_product(sums[r][c], w[c], top[r * x_stride]);
+        });
     }
-    for (int r = 0; r < R; r += 2)
-        for (int c = 0; c < C; c++) emit(row + r, column + c * LANES, sums[r][c], sums[r + 1][c]);
+    each<R / 2 * C>([&](auto i) {
+        constexpr int r = i / C * 2, c = i % C;
+        emit(row + r, column + c * LANES, sums[r][c], sums[r + 1][c]);
+    });
 }
 
 template <class Type, int C, class Emit>
@@ -128,7 +167,11 @@ struct BFloat16Blocks : BFloat16 {
     static Lanes widened(const uint16_t *x) {
         return (Lanes)(__builtin_convertvector(*reinterpret_cast<const Halves *>(x), Words) << 16);
     }
-    // Words that hold one number of either row.
+    // Words that hold one number of either row: of two rows in memory, and of two in registers.
+    static Words pairs_of(const uint16_t *first, const uint16_t *second) {
+        Words high = __builtin_convertvector(*reinterpret_cast<const Halves *>(second), Words);
+        return __builtin_convertvector(*reinterpret_cast<const Halves *>(first), Words) | high << 16;
+    }
     static void store_pairs(Lanes first, Lanes second, uint32_t *to) {
         Words low = __builtin_convertvector(rounded(first), Words);
         Words high = __builtin_convertvector(rounded(second), Words);
