@@ -10,13 +10,14 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from igpt.errors import UserError
 from igpt.images.channels import as_rgb, check_memory
+from igpt.images.jpeg import decode_jpeg, plain_size
 from igpt.images.recognise import NOT_READ, bare, recognised
 from igpt.images.rejects import DAMAGED, read_bytes
 from igpt.images.sources.names import shown
@@ -78,7 +79,31 @@ class Decoded:
     """Full pixels along an axis that one of `pixels` stands for."""
 
 
-Check = Callable[[Image.Image], None]
+class Header(Protocol):
+    """What is known of an image before it is decoded; Pillow's images are such."""
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+
+    info: dict[Any, Any]
+    """What stands beside the pixels."""
+
+
+@dataclass(slots=True)
+class _PlainHeader:
+    """Of an image that has nothing beside its pixels."""
+
+    height: int
+    width: int
+    info: dict[Any, Any]
+
+
+Check = Callable[[Header], None]
 
 
 def decode_bytes(data: bytes, *, shorter_side: int = 0, check: Check | None = None) -> Decoded:
@@ -88,11 +113,13 @@ def decode_bytes(data: bytes, *, shorter_side: int = 0, check: Check | None = No
         data: all of them.
         shorter_side: pixels that the shorter side must keep, where a JPEG is decoded at a fraction
             of its size; 0: decode in full, up to `FULL_PIXELS`.
-        check: called with the image before it is decoded, to refuse it by `UserError`.
+        check: called with the header before it is decoded, to refuse the image by `UserError`.
 
     Raises:
         UserError: the reason alone, without the name.
     """
+    if (plain := _decode_plain(data, shorter_side, check)) is not None:
+        return plain
     try:
         return _decode_once(data, shorter_side, check)
     except UserError as error:
@@ -100,6 +127,20 @@ def decode_bytes(data: bytes, *, shorter_side: int = 0, check: Check | None = No
         if str(error) not in (DAMAGED, NOT_READ) or (alone := bare(data)) is None:
             raise
         return _decode_once(alone, shorter_side, check)
+
+
+def _decode_plain(data: bytes, shorter_side: int, check: Check | None) -> Decoded | None:
+    """A JPEG that says nothing beside its pixels, decoded without Pillow; None: not such a one."""
+    if (size := plain_size(data)) is None:
+        return None
+    height, width = size
+    if check is not None:
+        check(_PlainHeader(height, width, {}))
+    scale = _scale(height, width, shorter_side)
+    if -(-height // scale) * -(-width // scale) > FULL_PIXELS:
+        return None
+    pixels = decode_jpeg(data, height, width, scale)
+    return None if pixels is None else Decoded(pixels, height, width, scale)
 
 
 def _decode_once(data: bytes, shorter_side: int, check: Check | None) -> Decoded:
@@ -158,7 +199,7 @@ def decode(image: Image.Image, *, shorter_side: int = 0) -> Decoded:
 
 
 def _fast(image: Image.Image, width: int, height: int, scale: int) -> np.ndarray | None:
-    """A plain JPEG's pixels by libjpeg-turbo's own interface, the same ones in a third of the time.
+    """A JPEG's pixels by libjpeg-turbo's own interface.
 
     None where Pillow has to decode: other files, progressive ones (which it can interrupt), and
     whatever libjpeg-turbo warns of.
@@ -166,24 +207,9 @@ def _fast(image: Image.Image, width: int, height: int, scale: int) -> np.ndarray
     file = getattr(image, "fp", None)
     if image.format != "JPEG" or image.mode not in ("RGB", "L") or not isinstance(file, io.BytesIO):
         return None
-    rows, columns = -(-height // scale), -(-width // scale)
-    if image.info.get("progressive") or rows * columns > FULL_PIXELS:
+    if image.info.get("progressive") or -(-height // scale) * -(-width // scale) > FULL_PIXELS:
         return None
-    try:
-        import simplejpeg
-
-        pixels: np.ndarray = simplejpeg.decode_jpeg(
-            file.getvalue(),
-            "RGB",
-            fastdct=False,
-            fastupsample=False,
-            min_height=height // scale,
-            min_width=width // scale,
-            strict=True,
-        )
-    except (ImportError, ValueError):
-        return None
-    return pixels if pixels.shape == (rows, columns, 3) else None
+    return decode_jpeg(file.getvalue(), height, width, scale)
 
 
 def _draft(image: Image.Image, shorter_side: int) -> int:
@@ -191,13 +217,18 @@ def _draft(image: Image.Image, shorter_side: int) -> int:
     if image.format not in ("JPEG", "MPO"):
         return 1
     width, height = image.size
-    enough = [s for s in _JPEG_SCALES if shorter_side and min(width, height) >= s * shorter_side]
-    fits = [s for s in _JPEG_SCALES if width * height <= FULL_PIXELS * s**2]
-    wanted = max(max(enough, default=1), min(fits, default=_JPEG_SCALES[-1]))
+    wanted = _scale(height, width, shorter_side)
     if wanted > 1:
         image.draft("RGB", (width // wanted, height // wanted))
     sizes = {(-(-width // s), -(-height // s)): s for s in reversed(_JPEG_SCALES)}
     return sizes[image.size]
+
+
+def _scale(height: int, width: int, shorter_side: int) -> int:
+    """The largest fraction at which enough of a JPEG is left, or the first that fits in memory."""
+    enough = [s for s in _JPEG_SCALES if shorter_side and min(width, height) >= s * shorter_side]
+    fits = [s for s in _JPEG_SCALES if width * height <= FULL_PIXELS * s**2]
+    return max(max(enough, default=1), min(fits, default=_JPEG_SCALES[-1]))
 
 
 def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:

@@ -6,7 +6,7 @@ pixels and belongs to the whole process.
 
 import struct
 from functools import cache
-from typing import IO, Any, cast
+from typing import IO, Any, Protocol, cast
 
 from PIL import Image
 
@@ -78,7 +78,11 @@ def _what_else(start: bytes) -> str:
     return "only zeros" if start and not any(start) else NOT_READ
 
 
-def check_not_own(image: Image.Image) -> None:
+class _Described(Protocol):
+    info: dict[Any, Any]
+
+
+def check_not_own(image: _Described) -> None:
     """Refuse by `UserError` a picture that igpt drew, where it is found among images."""
     if image.info.get(OWN_MARK[0]) == OWN_MARK[1]:
         raise UserError(OWN_PICTURE)

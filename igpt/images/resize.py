@@ -12,6 +12,8 @@ import numpy as np
 # Sums of uint8 times whole weights are exact in these types below these.
 _EXACT_FLOAT32 = 2**24
 _EXACT_FLOAT64 = 2**53
+# In float32, quotients below 256 by up to this differ from every tie by more than they are rounded.
+_EXACT_QUOTIENT = 2**15
 # Values converted to floats at once: they stay in the processor's cache.
 _BAND_VALUES = 2**16
 
@@ -94,9 +96,9 @@ def apply_maps(images: np.ndarray, rows: AxisMap, columns: AxisMap) -> np.ndarra
             band = np.matmul(down, band.reshape(len(band), stop - i, W * C))  # (n, step, W * 3)
             turned: np.ndarray = np.empty((len(band), len(part), C, W), dtype)
             turned[:] = band.reshape(len(band), len(part), W, C).swapaxes(2, 3)
-            sums: np.ndarray = (turned.reshape(-1, W) @ across).astype(
-                np.float64
-            )  # (n * step * 3, w)
+            sums: np.ndarray = turned.reshape(-1, W) @ across  # (n * step * 3, w)
+            if total > _EXACT_QUOTIENT:
+                sums = sums.astype(np.float64)
             sums /= total
             out = result[begin : begin + batch, j : j + step]
             out[:] = np.rint(sums, sums).reshape(len(out), len(part), C, width).swapaxes(2, 3)

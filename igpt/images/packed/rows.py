@@ -15,7 +15,7 @@ from igpt.images.crop import (
     enough_px,
     random_crop,
 )
-from igpt.images.decode import Decoded, decode_bytes
+from igpt.images.decode import Decoded, Header, decode_bytes
 from igpt.images.packed.originals import digest_of
 from igpt.images.recognise import check_not_own
 from igpt.images.resize import apply_maps
@@ -219,7 +219,7 @@ def _decoded(item: np.ndarray | bytes, packing: Packing, *, is_cropped: bool) ->
         _check_size(item.shape[0], item.shape[1], packing)
         return Decoded(item, item.shape[0], item.shape[1], 1)
 
-    def check(image: Image.Image) -> None:
+    def check(image: Header) -> None:
         check_not_own(image)
         _check_size(image.height, image.width, packing)
 

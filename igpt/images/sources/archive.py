@@ -35,6 +35,7 @@ _MAX_EXTENSIONS = 16
 _MAX_RATIO = 100
 _FREE_BYTES = 2**25
 _CHUNK_BYTES = 2**18
+_WINDOW_BYTES = 2**15
 # Of zeros behind an end mark, after which nothing more is looked for.
 _MAX_PADDING_BYTES = 2**26
 _NO_FILES = b"3456"  # devices, folders and pipes have no content, whatever their header says
@@ -72,22 +73,39 @@ class _Reader(Protocol):
     def mark(self, position: int) -> None:
         """What lies before a place is not asked for again."""
 
+    def expect(self, stop: int) -> None:
+        """Refuse at once by `ValueError`, where that can be known, what ends before a place."""
+
 
 class _InPlace:
     """A plain archive, or one inside another: read anywhere."""
 
     def __init__(self, handle: int, stop: int) -> None:
         self._handle, self._stop = handle, stop
+        self._start, self._held = 0, b""
 
     def at(self, position: int, size: int) -> bytes:
         """So many bytes from a place; fewer only at the end."""
         if position > self._stop:
             raise ValueError("its last file is not whole")
         wanted = min(size, self._stop - position)
-        return os.pread(self._handle, wanted, position) if wanted else b""
+        begin = position - self._start
+        if begin < 0 or begin + wanted > len(self._held):
+            if wanted > _WINDOW_BYTES:
+                return os.pread(self._handle, wanted, position)
+            # Of small files the next headers come along, which takes less than to ask again.
+            ahead = min(_WINDOW_BYTES, self._stop - position)
+            self._start, self._held = position, os.pread(self._handle, ahead, position)
+            begin = 0
+        return self._held[begin : begin + wanted]
 
     def mark(self, position: int) -> None:
         """Nothing is kept, so nothing is dropped."""
+
+    def expect(self, stop: int) -> None:
+        """Refuse by `ValueError` what ends before a place."""
+        if stop > self._stop:
+            raise ValueError("its last file is not whole")
 
 
 class _Stream:
@@ -102,6 +120,9 @@ class _Stream:
         dropped = min(len(self._held), position - self._start)
         del self._held[:dropped]
         self._start += dropped
+
+    def expect(self, stop: int) -> None:
+        """A stream shows its end only when it comes."""
 
     def at(self, position: int, size: int) -> bytes:
         """So many bytes from a place; fewer only at the end."""
@@ -220,8 +241,8 @@ class Archive:
         if kind in _NO_FILES or (kind == b"2"):
             size = 0
         following = content + _padded(size)
-        if size and not isinstance(self._reader, _Stream):
-            self._check_whole(content, size)
+        if size:
+            self._reader.expect(content + size)
         target = ""
         is_link = kind == b"2" or (kind == b"1" and not size)
         if is_link:
@@ -236,10 +257,6 @@ class Archive:
             archive=archive,
         )
         return (None if kind in b"VN" else entry), following
-
-    def _check_whole(self, content: int, size: int) -> None:
-        if not self._reader.at(content + size - 1, 1):
-            raise ValueError("its last file is not whole")
 
     def _has_no_content(self, position: int) -> bool:
         """Whether a header or the end follows: old tars give a hard link its target's size."""
@@ -414,10 +431,16 @@ def _is_header(block: bytes) -> bool:
         stated = _number(block[148:156])
     except ValueError:
         return False
-    plain = sum(block) - sum(block[148:156]) + 8 * ord(" ")
-    # Some old writers summed signed bytes.
-    signed = plain - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
-    return stated in (plain, signed)
+    plain = _sum(block[:148]) + 8 * ord(" ") + _sum(block[156:334]) + _sum(block[334:])
+    if stated == plain:
+        return True
+    # Some old writers summed signed bytes. Counting them takes longer than all else of a header.
+    return stated == plain - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
+
+
+def _sum(few: bytes) -> int:
+    """The sum of at most 256 bytes, in a tenth of the time of Python's: 1 less than adler32's."""
+    return (zlib.adler32(few) & 0xFFFF) - 1
 
 
 def _number(field: bytes) -> int:

@@ -1,6 +1,5 @@
 """What the folders of a collection mean: splits, classes, or nothing."""
 
-import hashlib
 import re
 from array import array
 from collections import Counter
@@ -189,6 +188,5 @@ class Duplicates:
 
 
 def key_of_name(name: str) -> int:
-    """64 bits of a name."""
-    digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+    """64 bits of a name, the same as long as this process lives."""
+    return hash(name) & 0xFFFF_FFFF_FFFF_FFFF

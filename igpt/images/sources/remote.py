@@ -373,7 +373,7 @@ def present(path: Path) -> Path:
         UnreachableError: it cannot be fetched.
     """
     root = _root()
-    if root not in path.parents:
+    if not os.fspath(path).startswith(f"{root}/"):
         return path
     place, state, _, *parts = path.relative_to(root).parts
     folder, relative = root / place / state, "/".join(parts)

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,8 +22,7 @@ BLOCK_BYTES = 2**24
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):  # sent between processes, which takes a dataclass several times as long
     """An encoded image: a file, or `size` bytes of one from `start`."""
 
     path: Path
@@ -30,8 +30,7 @@ class Span:
     size: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Original:
+class Original(NamedTuple):
     """An encoded image that a row of a packed set was made of."""
 
     span: Span
@@ -39,6 +38,7 @@ class Original:
     """`igpt.images.packed.originals.digest_of` its bytes."""
 
 
+@lru_cache(64)  # the same object, which is then sent between processes once
 def absolute(path: Path) -> Path:
     """The same file for a process that works in another folder."""
     return path if "://" in str(path) else path.absolute()
