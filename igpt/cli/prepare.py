@@ -42,8 +42,8 @@ def prepare(
     Args:
         src: a name (cifar10, cifar100, stl10, fashion-mnist, digits), a folder of images (one
             folder a class, or none), the folder of ImageNet's official tars, a packed set, or a
-            .tar, .tar.gz, .csv, .jsonl, .parquet, .arrow, .npz or .npy file; * in a file's name
-            takes several. Or elsewhere: hf:owner/name[@revision][:config], https://..., s3://...
+            .tar, .tar.gz, .zip, .csv, .jsonl, .parquet, .arrow, .npz or .npy file; * in a file's
+            name takes several. Or elsewhere: hf:owner/name[@revision][:config], https://..., s3://...
         out: folder of the packed set.
         image_size: side S of the result, in pixels.
         views: random crops stored of each training image (shorter side 256 to 384, 224 x 224).

@@ -1,9 +1,10 @@
 """What is bad, and what then: one rule for every command that takes many images.
 
 A file that counts (`igpt.images.sources.names`) but cannot be used is left out, counted and named
-with its reason; a job stops only when more than `max_bad` of the images are lost in this way. Where
-none is left, or the only one cannot be used, its reason is the error. Reasons are few and short, so
-that they can be counted; what was seen in the file stands in them.
+with its reason; a job stops only when more than `max_bad` of the images are lost in this way (of a
+few images, at the default share: more than one). Where none is left, or the only one cannot be
+used, its reason is the error. Reasons are few and short, so that they can be counted; what was seen
+in the file stands in them.
 """
 
 import errno
@@ -148,7 +149,8 @@ def check_rejects(
         UserError: it is more.
     """
     lost = n_lost(reasons)
-    if lost > max_bad * n_images:
+    # A tenth of five images is none, and one cut file among them says nothing of the others.
+    if lost > max(max_bad * n_images, max_bad == MAX_BAD):
         raise UserError(
             f"{lost} of {n_read} images cannot be used ({in_words(reasons)}), more than "
             f"--max-bad {max_bad:g} allows: see {listed}, mend them or raise --max-bad"

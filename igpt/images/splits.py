@@ -4,15 +4,17 @@ A folder, a file or a cell says a split by one of the words of `SPLIT_WORDS`, al
 anything that is no letter: `train`, `toy-train.arrow`, `val_0003.tar`, `data/test-00000-of-00001`.
 Of a file's name and the folders above it, the nearest that says one counts; a name that says two
 says none. Names are believed only where a training split is among several: one that is alone
-divides nothing. Where the source has a validation split but no test split, the paper uses it as
-such (§3.1).
+divides nothing, and that is said (`said_alone`). An image's own name says one by its first or last
+word, and is believed only where the names of all images do (`train_1.png`, `test_0001.png`): a
+photograph of a train has the same name. Where the source has a validation split but no test split,
+the paper uses it as such (§3.1).
 
 What the names leave open is drawn by seed, the same share of every class.
 """
 
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -60,6 +62,25 @@ def codes_of_files(paths: Sequence[Path]) -> dict[Path, int]:
     return {path: said[name] for path, name in names.items()} if said else {}
 
 
+def image_code(name: str) -> int | None:
+    """The code that the name of an image, without its folders, says; None: it says none."""
+    words = re.findall(r"[^\W\d_]+", os.path.splitext(name)[0].lower())  # noqa: PTH122
+    found = {SPLIT_WORDS[word] for word in (*words[:1], *words[-1:]) if word in SPLIT_WORDS}
+    return found.pop() if len(found) == 1 else None
+
+
+def codes_of_images(said: Mapping[int | None, int]) -> dict[int, int]:
+    """The code of each that images' names say; empty unless the names are to be believed.
+
+    Args:
+        said: images by what `image_code` makes of their names.
+    """
+    if said.get(None):
+        return {}
+    codes = _believed({str(code): code for code, n in said.items() if n and code is not None})
+    return {int(name): code for name, code in codes.items()}
+
+
 def _believed(codes: dict[str, int]) -> dict[str, int]:
     if TRAIN not in codes.values() or len(set(codes.values())) < 2:
         return {}
@@ -85,6 +106,21 @@ def said_of_splits(where: str, counts: dict[int, int]) -> str:
     """The line that says which splits a source brings, and what from."""
     parts = ", ".join(f"{SPLITS[code]} {n}" for code, n in sorted(counts.items()))
     return f"splits: {parts}, by {where}"
+
+
+def said_alone(names: Iterable[str]) -> tuple[str, ...]:
+    """The line that says that names of a split are not believed, where there are such.
+
+    Args:
+        names: of folders or files beside one another.
+    """
+    words = {word for name in names for word in split_words(name)}
+    if split_codes(words) or {SPLIT_WORDS[word] for word in words} <= {TRAIN}:
+        return ()
+    return (
+        f"splits: drawn, as {', '.join(sorted(words))} in the names divides nothing: "
+        "give another folder or file that is named train",
+    )
 
 
 def stratified(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:

@@ -1,3 +1,4 @@
+import contextlib
 import os
 from pathlib import Path
 
@@ -14,6 +15,15 @@ def test_a_job_stops_only_above_the_share() -> None:
     line = "1 of 10 images cannot be used .50 beside .*; 1 damaged.*--max-bad 0.09.*x/rejects.csv"
     with pytest.raises(UserError, match=line):
         rejects.check_rejects(reasons, max_bad=0.09, **about)
+
+
+@pytest.mark.parametrize(("n_bad", "share", "stops"), [(1, 0.1, 0), (2, 0.1, 1), (1, 0.05, 1)])
+def test_one_of_few_is_left_out_unless_a_share_says_else(
+    n_bad: int, share: float, stops: bool
+) -> None:
+    about = {"n_read": 5, "n_images": 5, "listed": "x/rejects.csv", "max_bad": share}
+    with pytest.raises(UserError) if stops else contextlib.nullcontext():
+        rejects.check_rejects({"damaged": n_bad}, **about)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])

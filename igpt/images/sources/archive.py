@@ -1,4 +1,4 @@
-"""Entries of tar archives: plain ones are read in place, compressed ones as a stream.
+"""Entries of archives: plain tars are read in place, compressed ones as a stream, zips by `zips`.
 
 The headers are parsed here because `tarfile` keeps every member in memory and takes five times as
 long; files with holes, of any of their four formats, are left to it. What a header claims is held
@@ -11,19 +11,21 @@ import gzip
 import lzma
 import os
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, Protocol, cast
+from typing import IO, Protocol, cast
 
 from igpt.errors import UserError
 from igpt.images.rejects import MAX_FILE_BYTES, check_pointer
+from igpt.images.sources.entries import FREE_BYTES, MAX_RATIO, Entry, Kind, target_of
 from igpt.images.sources.remote import UnreachableError, present
+from igpt.images.sources.zips import ZipArchive
 
 SUFFIXES = (
     *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz"),
-    *(".tar.xz", ".txz", ".tar.zst", ".tzst"),
+    *(".tar.xz", ".txz", ".tar.zst", ".tzst", ".zip"),
 )
 """Endings of the archives that are read; what is inside is known by its first bytes."""
 BLOCK = 512
@@ -31,39 +33,16 @@ CUT = "archive is cut off or damaged"
 # Names and metadata are short; more is an attack on memory.
 _MAX_EXTENSION_BYTES = 2**20
 _MAX_EXTENSIONS = 16
-# A stream may grow to so many times what is read of it, beyond the first 32 MiB: images do not.
-_MAX_RATIO = 100
-_FREE_BYTES = 2**25
 _CHUNK_BYTES = 2**18
 _WINDOW_BYTES = 2**15
 # Of zeros behind an end mark, after which nothing more is looked for.
 _MAX_PADDING_BYTES = 2**26
 _NO_FILES = b"3456"  # devices, folders and pipes have no content, whatever their header says
 
-Kind = Literal["file", "folder", "link", "other"]
-
 
 def is_archive_name(name: str) -> bool:
     """Whether a file's name ends like that of an archive which is read."""
     return name.lower().endswith(SUFFIXES)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One entry of an archive."""
-
-    name: str
-    kind: Kind
-    start: int
-    """First byte of its content in the (unpacked) archive."""
-    size: int
-    """Bytes of its content, holes included."""
-    target: str = ""
-    """Of a link: the name in the archive that it stands for, `..` where that lies outside."""
-    archive: int = 0
-    """Which of several archives joined one behind another."""
-    pieces: tuple[tuple[int, int, int], ...] | None = None
-    """Of a file with holes: where each piece lies in the archive, in the file, and its size."""
 
 
 class _Reader(Protocol):
@@ -150,8 +129,8 @@ class _Stream:
             self._check_ratio(end)
 
     def _check_ratio(self, n_bytes: int) -> None:
-        if n_bytes > _FREE_BYTES + _MAX_RATIO * self._raw.tell():
-            raise ValueError(f"it unpacks to more than {_MAX_RATIO} times its size")
+        if n_bytes > FREE_BYTES + MAX_RATIO * self._raw.tell():
+            raise ValueError(f"it unpacks to more than {MAX_RATIO} times its size")
 
 
 class Archive:
@@ -247,7 +226,7 @@ class Archive:
         is_link = kind == b"2" or (kind == b"1" and not size)
         if is_link:
             linked = fields.get("linkpath") or _text(header[157:257])
-            target = _target(name, linked, is_hard=kind == b"1")
+            target = target_of(name, linked, is_hard=kind == b"1")
         entry = Entry(
             name=name,
             kind="link" if is_link else _kind(kind, name),
@@ -326,8 +305,10 @@ class _Cursor:
 
 
 @contextlib.contextmanager
-def opened(path: Path, *, start: int = 0, size: int | None = None) -> Iterator[Archive]:
-    """An archive, plain or compressed.
+def opened(
+    path: Path, *, start: int = 0, size: int | None = None
+) -> Iterator[Archive | ZipArchive]:
+    """An archive: a tar, plain or compressed, or a zip.
 
     Args:
         path: the file.
@@ -335,14 +316,17 @@ def opened(path: Path, *, start: int = 0, size: int | None = None) -> Iterator[A
         size: its length there; None: to the end.
 
     Raises:
-        UserError: it is no tar, cut off, or damaged; also while it is read.
+        UserError: it is no archive, cut off, or damaged; also while it is read.
     """
     try:
         with present(path).open("rb") as raw:
             head = raw.read(200)
             check_pointer(head)
             raw.seek(0)
-            file = raw if start else _unpacked(path, head, raw)
+            if not start and head[:4] in (b"PK\3\4", b"PK\5\6"):
+                yield ZipArchive(raw)
+                return
+            file = raw if start else unpacked(head, raw)
             if file is raw:
                 stop = os.fstat(raw.fileno()).st_size if size is None else start + size
                 yield Archive(_InPlace(raw.fileno(), stop), start=start, is_plain=True)
@@ -352,7 +336,7 @@ def opened(path: Path, *, start: int = 0, size: int | None = None) -> Iterator[A
         raise
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except _damage() as error:
+    except damage() as error:
         raise UserError(f"{path}: {CUT}: fetch it again ({error})") from error
 
 
@@ -362,10 +346,10 @@ def read_files(path: Path, *, start: int = 0, size: int | None = None) -> Iterat
         yield from (entry for entry in archive if entry.kind == "file")
 
 
-def _damage() -> tuple[type[Exception], ...]:
-    """What reading a damaged archive raises."""
+def damage() -> tuple[type[Exception], ...]:
+    """What reading a damaged or compressed file raises."""
     found = (OSError, ValueError, IndexError, EOFError, OverflowError, MemoryError)
-    packed = (zlib.error, lzma.LZMAError, tarfile.TarError)
+    packed = (zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
     try:
         from zstandard import ZstdError
     except ImportError:
@@ -373,8 +357,12 @@ def _damage() -> tuple[type[Exception], ...]:
     return (*found, *packed, ZstdError)
 
 
-def _unpacked(path: Path, head: bytes, raw: IO[bytes]) -> IO[bytes]:
-    """The file as a stream of what it unpacks to; itself where it is plain."""
+def unpacked(head: bytes, raw: IO[bytes]) -> IO[bytes]:
+    """A file, of these first bytes, as a stream of what it unpacks to; itself where it is plain.
+
+    Raises:
+        UserError: it is compressed in a way that needs a package which is not here.
+    """
     if head[:2] == b"\x1f\x8b":
         return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
     if head[:3] == b"BZh":
@@ -389,8 +377,6 @@ def _unpacked(path: Path, head: bytes, raw: IO[bytes]) -> IO[bytes]:
                 "it is compressed by zstd: pip install 'igpt[zstd]', or unpack it first"
             ) from error
         return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-    if head[:2] == b"PK" and path.suffix != ".tar":
-        raise UserError("it is a zip file: unpack it first, to a folder or a plain tar")
     return raw
 
 
@@ -399,22 +385,6 @@ def _kind(kind: bytes, name: str) -> Kind:
         return "folder"
     # What is left of a file whose beginning is in another archive, and devices and pipes.
     return "other" if kind in b"M346" else "file"
-
-
-def _target(name: str, linked: str, *, is_hard: bool) -> str:
-    """The name in the archive that a link means, or `..` for what lies outside."""
-    if not is_hard and linked.startswith("/"):
-        return ".."
-    parts: list[str] = []
-    folder = "" if is_hard else name.rpartition("/")[0]
-    for part in f"{folder}/{linked}".split("/"):
-        if part == ".." and not parts:
-            return ".."
-        if part == "..":
-            parts.pop()
-        elif part not in ("", "."):
-            parts.append(part)
-    return "/".join(parts) or ".."
 
 
 def _check_header(header: bytes, *, first: bool) -> None:

@@ -2,8 +2,8 @@
 
 `igpt.images.levels` says which shapes and numbers are images, `igpt.images.sources.labels` which
 are labels. An array of an `.npz` is known by the words of its name: one of a split, perhaps, and
-one for images or labels (`x_train`, `train_images`, `labels`); where no name says images, the only
-array that has their shape.
+one for images or labels (`x_train`, `train_images`, `labels`); a split that is alone is believed
+too. Where no name says images, it is the only array that has their shape.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from igpt.files import refuse_pointer
 from igpt.images.levels import ACCEPTED, form_of, value_range
 from igpt.images.sources.labels import label_key, labels_in, numbered, said_of_labels
 from igpt.images.sources.source import Block, Source, array_blocks, block_length
-from igpt.images.splits import TRAIN, said_of_splits, split_codes, split_words
+from igpt.images.splits import SPLIT_WORDS, TRAIN, said_of_splits, split_codes, split_words
 
 _MAX_LABEL_BYTES = 2**30
 # A header's claim of more bytes than this for one image is damage.
@@ -238,10 +238,12 @@ def _pairs(stored: dict[str, Stored], path: Path) -> dict[int, tuple[str, str]]:
             f"{path} has no array named images (or x_train, train_images, x, arr_0): rename it; "
             f"it holds {', '.join(sorted(stored)) or 'none of numbers'}"
         )
-    codes = split_codes({said[name][1] or "train" for name in images})
+    words = {said[name][1] or "train" for name in images}
+    # An array is named for what it holds: a test split that is alone is one all the same.
+    codes = split_codes(words) or {word: SPLIT_WORDS[word] for word in words}
     found: dict[int, tuple[str, str]] = {}
     for name in images:
-        code = codes.get(said[name][1] or "train", TRAIN)
+        code = codes[said[name][1] or "train"]
         same = {kinds[n]: n for n in stored if said[n][1] == said[name][1] and n not in images}
         key = label_key(same) or ""
         label = _LABELS_OF.get(name, "") if name in _LABELS_OF else same.get(key, "")
@@ -293,7 +295,7 @@ def pieces_source(
     is_labelled = bool(classes) and any((some >= 0).any() for some in numbers)
     n_images = sum(piece.n for piece in pieces)
     said = []
-    if len(pieces) > 1:
+    if any(piece.code != TRAIN for piece in pieces):
         counts = {piece.code: piece.n for piece in pieces}
         said.append(said_of_splits("the names of arrays", counts))
     if is_labelled:

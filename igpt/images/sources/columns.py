@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -23,7 +24,7 @@ from igpt.images.sources.labels import Numbering, label_key, label_of, ordered, 
 from igpt.images.sources.names import find_named
 from igpt.images.sources.remote import present
 from igpt.images.sources.source import BLOCK_IMAGES, Block, BlockBuilder, Part, Source, Span
-from igpt.images.splits import TRAIN, codes_of_files, said_of_splits
+from igpt.images.splits import TRAIN, codes_of_files, said_alone, said_of_splits
 
 SUFFIXES = (".parquet", ".arrow", ".feather")
 NO_BYTES = "no image in the row"
@@ -47,61 +48,87 @@ def open_columns(paths: list[Path], *, name: str, unlabelled: bool = False) -> S
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise UserError(f"{name} needs pyarrow: pip install 'igpt[parquet]'") from error
-    said_codes = codes_of_files(paths)
-    codes = {path: said_codes.get(path, TRAIN) for path in paths}
-    held, without = list[Path](), list[UserError]()
-    n_rows: Counter[int] = Counter()
+    survey = _survey(paths, name, unlabelled=unlabelled)
+    numbering = Numbering(
+        survey.names or ordered(v for v in survey.values if v is not None),
+        are_places=bool(survey.names),
+    )
+    is_labelled = survey.label is not None and bool(numbering.classes)
+
+    def blocks(part: Part) -> Iterator[Block]:
+        shared = len(survey.held) >= part.count
+        chosen = list(part.share(survey.held)) if shared else survey.held
+        every = (
+            block
+            for path in sorted(chosen, key=lambda path: survey.codes[path])
+            for block in _blocks(path, name, numbering if is_labelled else None, survey.codes[path])
+        )
+        return every if shared else part.share(every)
+
+    return Source(
+        name=name,
+        blocks=blocks,
+        classes=numbering.classes if is_labelled else None,
+        own_splits=frozenset(survey.n_rows),
+        n_images=survey.n_rows.total(),
+        decided=_decided(survey, len(numbering.classes) * is_labelled, unlabelled=unlabelled),
+    )
+
+
+@dataclass(slots=True)
+class _Survey:
+    """What the files and their schemas say, and a pass over the labels."""
+
+    codes: dict[Path, int]
+    """The split of each file."""
+    held: list[Path] = field(default_factory=list)
+    """The files that have a column of images."""
+    without: list[UserError] = field(default_factory=list)
+    """Why each of the others has none."""
+    n_rows: Counter[int] = field(default_factory=Counter)
+    """By split."""
     label: str | None = None
+    """The column of labels."""
     names: tuple[str, ...] = ()
-    values: Counter[str | None] = Counter()
+    """Of the classes, where the files declare them."""
+    values: Counter[str | None] = field(default_factory=Counter)
+    """Rows of each label, where they do not."""
+
+
+def _survey(paths: list[Path], name: str, *, unlabelled: bool) -> _Survey:
+    said = codes_of_files(paths)
+    found = _Survey({path: said.get(path, TRAIN) for path in paths})
     for path in paths:
         with _reading(path):
             schema, n = _open(path)
         try:
             _image_column(schema, path, name if len(paths) == 1 else str(path))
         except UserError as error:
-            without.append(error)
+            found.without.append(error)
             continue
-        held.append(path)
-        n_rows[codes[path]] += n
-        found, declared = (None, ()) if unlabelled else _label_column(schema)
-        label, names = label or found, names or declared
-        if found and not declared:
-            values.update(_values(path, found))
-    if not held:
-        raise without[0]
-    numbering = Numbering(
-        names or ordered(v for v in values if v is not None), are_places=bool(names)
-    )
-    is_labelled = label is not None and bool(numbering.classes)
+        found.held.append(path)
+        found.n_rows[found.codes[path]] += n
+        label, declared = (None, ()) if unlabelled else _label_column(schema)
+        found.label, found.names = found.label or label, found.names or declared
+        if label and not declared:
+            found.values.update(_values(path, label))
+    if not found.held:
+        raise found.without[0]
+    return found
 
-    def blocks(part: Part) -> Iterator[Block]:
-        shared = len(held) >= part.count
-        chosen = list(part.share(held)) if shared else held
-        every = (
-            block
-            for path in sorted(chosen, key=lambda path: codes[path])
-            for block in _blocks(path, name, numbering if is_labelled else None, codes[path])
-        )
-        return every if shared else part.share(every)
 
-    decided = [said_of_splits("the names of files", dict(n_rows))] if len(n_rows) > 1 else []
-    if is_labelled:
-        total = sum(n_rows.values())
-        labelled = total if names else total - values[None]
-        counts = {"n_labelled": labelled, "n_images": total, "n_classes": len(numbering.classes)}
-        decided.append(said_of_labels(f"the column {label}", **counts))
+def _decided(survey: _Survey, n_classes: int, *, unlabelled: bool) -> tuple[str, ...]:
+    lines = list(said_alone(path.name for path in survey.held))
+    if len(survey.n_rows) > 1:
+        lines = [said_of_splits("the names of files", survey.n_rows)]
+    if n_classes:
+        total = survey.n_rows.total()
+        labelled = total if survey.names else total - survey.values[None]
+        counts = {"n_labelled": labelled, "n_images": total, "n_classes": n_classes}
+        lines.append(said_of_labels(f"the column {survey.label}", **counts))
     elif not unlabelled:
-        decided.append("labels: none, as no column of words or numbers is named like one")
-    decided += [f"left out: {error}" for error in without]
-    return Source(
-        name=name,
-        blocks=blocks,
-        classes=numbering.classes if is_labelled else None,
-        own_splits=frozenset(n_rows),
-        n_images=sum(n_rows.values()),
-        decided=tuple(decided),
-    )
+        lines.append("labels: none, as no column of words or numbers is named like one")
+    return (*lines, *(f"left out: {error}" for error in survey.without))
 
 
 def _values(path: Path, column: str) -> Iterator[str | None]:
@@ -220,12 +247,12 @@ def _leaves(fields: Iterable[Any], above: str = "") -> Iterator[tuple[str, Any]]
     """Every column and its type; of one that is a record of others, `name.inner` for each."""
     import pyarrow as pa
 
-    for field in fields:
-        name = f"{above}{field.name}"
-        if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") < 0:
-            yield from _leaves(field.type, f"{name}.")
+    for column in fields:
+        name = f"{above}{column.name}"
+        if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") < 0:
+            yield from _leaves(column.type, f"{name}.")
         else:
-            yield name, field.type
+            yield name, column.type
 
 
 def _holds_bytes(kind: Any) -> bool:

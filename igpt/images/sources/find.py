@@ -35,7 +35,8 @@ NAMED: dict[str, Callable[[], Source]] = {
     "digits": digits.open_digits,
 }
 KINDS = (
-    "a folder of images, or a .tar .tar.gz .tar.zst .csv .tsv .jsonl .parquet .arrow .npz .npy file"
+    "a folder of images, or a .tar .tar.gz .tar.zst .zip .csv .tsv .jsonl .parquet .arrow .npz "
+    ".npy file"
 )
 # Sets whose folder is known by the names of its files.
 _FINDERS: tuple[Callable[[Path], Source | None], ...] = (
@@ -138,7 +139,7 @@ def _inside(folder: Path) -> tuple[list[Path], list[Path], list[Path], int]:
 
 
 def _open_files(files: list[Path], *, name: str, unlabelled: bool) -> Source:
-    suffixes = {path.suffix.lower() for path in files}
+    suffixes = {tables.kind_of(path) or path.suffix.lower() for path in files}
     if tokenised.token_files(files[0]):
         return tokenised.open_tokens(files)
     if all(archive.is_archive_name(path.name) for path in files):
@@ -154,7 +155,7 @@ def _open_files(files: list[Path], *, name: str, unlabelled: bool) -> Source:
         return arrays.open_npz(files[0], unlabelled=unlabelled)
     if suffixes == {".npy"} and len(files) == 1:
         return arrays.open_npy(files[0])
-    if suffixes <= {".gz", ".zip", ".7z", ".bz2", ".xz", ".zst"}:
+    if suffixes <= {".gz", ".7z", ".rar", ".bz2", ".xz", ".zst"}:
         raise UserError(f"{name} is compressed: unpack it first, to a folder or a tar")
     if suffixes <= image_suffixes():
         raise UserError(f"{name} is a single image: pass the folder that holds it")

@@ -16,6 +16,7 @@ from igpt.images.rejects import EMPTY_CLASS
 from igpt.images.sources.layout import Layout, layout_of
 from igpt.images.sources.names import Unread, is_hidden, is_image_name, shown, suffixes
 from igpt.images.sources.source import Block, BlockBuilder, Part, Source, Span
+from igpt.images.splits import image_code
 
 # Names of which all stand in what igpt writes, and nowhere else together.
 _OWN_FOLDERS = (
@@ -40,14 +41,15 @@ def open_folder(folder: Path, *, unlabelled: bool = False) -> Source:
     Raises:
         UserError: there are no images.
     """
-    counts: Counter[str] = Counter()
+    counts, said = Counter[str](), Counter[int | None]()
     unread, own = Unread(), list[str]()
     for inner, names in walk_folders(folder, own=own):
         images = [name for name in names if is_image_name(name)]
         counts[inner] = len(images)
+        said.update(map(image_code, images))
         for name in set(names).difference(images):
             unread.note(name)
-    layout = layout_of(counts, unlabelled=unlabelled)
+    layout = layout_of(counts, unlabelled=unlabelled, said=said)
     seen = [*unread.lines(), *own_folders_line(own)]
     if not layout.n_images:
         found = f"; {'; '.join(seen)}" if seen else ""

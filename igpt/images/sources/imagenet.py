@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from igpt.errors import UserError
-from igpt.images.sources.archive import Entry, read_files
+from igpt.images.sources.archive import read_files
+from igpt.images.sources.entries import Entry
 from igpt.images.sources.names import is_image_name
 from igpt.images.sources.source import Block, BlockBuilder, Part, Source, Span
 from igpt.images.splits import IMAGENET_VALID_FRACTION, TEST, TRAIN

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from types import MappingProxyType
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from igpt.images.splits import (
     IMAGENET_VALID_FRACTION,
     TRAIN,
     VALID_FRACTION,
+    codes_of_images,
+    image_code,
+    said_alone,
     said_of_splits,
     split_codes,
 )
@@ -33,6 +37,8 @@ class Layout:
     """Code by the name of a split's folder; empty: no splits."""
     is_class_first: bool
     """Whether the splits lie within the classes."""
+    by_name: Mapping[int, int]
+    """Code by what `image_code` makes of an image's name; empty: names say no splits."""
     labels: Mapping[str, int] | None
     """Number by the name of a class's folder; None: folders are no classes."""
     classes: tuple[str, ...] | None
@@ -47,7 +53,7 @@ class Layout:
     @property
     def own_splits(self) -> frozenset[int]:
         """Codes of the splits it has."""
-        return frozenset(self.splits.values()) or frozenset({TRAIN})
+        return frozenset((*self.splits.values(), *self.by_name.values())) or frozenset({TRAIN})
 
     @property
     def valid_fraction(self) -> float:
@@ -62,8 +68,8 @@ class Layout:
         Raises:
             UserError: it lies outside every split; the message is the reason alone.
         """
-        folders = name.split("/")[self.depth : -1]
-        code = TRAIN
+        *folders, base = name.split("/")[self.depth :]
+        code = self.by_name.get(image_code(base) or TRAIN, TRAIN) if self.by_name else TRAIN
         if self.splits:
             place = int(self.is_class_first)
             if len(folders) <= place or folders[place] not in self.splits:
@@ -74,7 +80,12 @@ class Layout:
         return code, self.labels.get(folders[0], -1)
 
 
-def layout_of(counts: Mapping[str, int], *, unlabelled: bool) -> Layout:
+def layout_of(
+    counts: Mapping[str, int],
+    *,
+    unlabelled: bool,
+    said: Mapping[int | None, int] = MappingProxyType({}),
+) -> Layout:
     """The layout of a tree of folders.
 
     Folders that hold nothing but one folder with images are packaging. What is left at the top are
@@ -85,6 +96,7 @@ def layout_of(counts: Mapping[str, int], *, unlabelled: bool) -> Layout:
     Args:
         counts: images directly in each folder, by its relative path (`""`: the top).
         unlabelled: folders are no classes.
+        said: images by what `image_code` makes of their names.
     """
     trees = {PurePosixPath(name).parts: n for name, n in counts.items()}
     filled = {parts: n for parts, n in trees.items() if n}
@@ -94,6 +106,7 @@ def layout_of(counts: Mapping[str, int], *, unlabelled: bool) -> Layout:
             break
         depth += 1
     splits, is_class_first = _splits(filled, depth)
+    by_name = {} if splits else codes_of_images(said)
     level = depth + (bool(splits) and not is_class_first)
     held: Counter[str] = Counter()
     for parts, n in trees.items():
@@ -106,14 +119,38 @@ def layout_of(counts: Mapping[str, int], *, unlabelled: bool) -> Layout:
         depth=depth,
         splits=splits,
         is_class_first=is_class_first,
+        by_name=by_name,
         labels={name: classes.index(label_of(name) or name) for name in named} if classes else None,
         classes=classes,
         empty=tuple(sorted(name for name, n in held.items() if not n)) if is_labelled else (),
         n_images=sum(counts.values()),
-        decided=_decided(
-            filled, depth + is_class_first, splits, held, classes, unlabelled=unlabelled
+        decided=(
+            *_said_of_names(filled, depth, said, by_name, has_splits=bool(splits)),
+            *_decided(filled, depth + is_class_first, splits, held, classes, unlabelled=unlabelled),
         ),
     )
+
+
+def _said_of_names(
+    filled: Mapping[tuple[str, ...], int],
+    depth: int,
+    said: Mapping[int | None, int],
+    by_name: Mapping[int, int],
+    *,
+    has_splits: bool,
+) -> tuple[str, ...]:
+    """What to say of names that say splits, believed or not, where the folders bring none."""
+    if has_splits:
+        return ()
+    if by_name:
+        counts: Counter[int] = Counter()
+        for code, n in said.items():
+            counts[by_name[code or TRAIN]] += n
+        return (said_of_splits("the names of images", counts),)
+    n, n_without = sum(said.values()), said.get(None, 0)
+    if n_without < n / 2 and codes_of_images({**said, None: 0}):
+        return (f"splits: drawn, as {n_without} of {n} images are not named after one, as others",)
+    return said_alone({name for parts in filled for name in parts[: depth + 1]})
 
 
 def _splits(filled: Mapping[tuple[str, ...], int], depth: int) -> tuple[dict[str, int], bool]:

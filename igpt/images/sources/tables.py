@@ -8,6 +8,7 @@ column says a split, the names of several tables do (`train.csv`, `test/metadata
 """
 
 import csv
+import io
 import json
 import os
 import re
@@ -22,13 +23,15 @@ from typing import Any, TextIO
 from igpt.errors import UserError
 from igpt.images.rejects import NOT_LISTED, check_pointer
 from igpt.images.sources import columns
+from igpt.images.sources.archive import damage, unpacked
 from igpt.images.sources.labels import Numbering, label_key, label_of, ordered, said_of_labels
 from igpt.images.sources.layout import DUPLICATE, Duplicates
 from igpt.images.sources.names import find_named, is_image_name
 from igpt.images.sources.source import Block, BlockBuilder, Source, Span
-from igpt.images.splits import TRAIN, codes_of_files, said_of_splits, split_codes
+from igpt.images.splits import TRAIN, codes_of_files, said_alone, said_of_splits, split_codes
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 METADATA = frozenset(f"metadata{end}" for end in (*SUFFIXES, ".parquet"))
 """Names of the tables that stand beside images on the Hub."""
 NO_PATH = "no path"
@@ -38,6 +41,8 @@ _PATH_NAMES = (
     *("image", "img", "image_file", "image_name", "img_name", "image_filename", "name", "images"),
 )
 _SPLIT_NAMES = ("split", "set", "subset", "partition")
+# Characters of a line; more is no row of a table but an attack on memory.
+_MAX_LINE = 2**24
 # Rows that tell which column names files.
 _TRIED = 20
 
@@ -98,6 +103,7 @@ def open_tables(paths: Sequence[Path], *, name: str, unlabelled: bool = False) -
         codes[by_file[path]] += survey.n_rows[path]
     where = "the column of splits" if splits else "the names of files"
     decided = [said_of_splits(where, codes)] if splits or by_file else []
+    decided += [] if decided else said_alone((*survey.splits, *(path.name for path in paths)))
     if is_labelled:
         counts = {"n_labelled": n_rows - survey.labels[None], "n_images": n_rows}
         named = {known.label.strip() for known in survey.columns.values() if known.label}
@@ -185,6 +191,13 @@ def _not_listed(folder: Path, names: set[str]) -> list[str]:
         return []
 
 
+def kind_of(path: Path) -> str:
+    """The ending of a table of text, without that of its compression; "" for any other file."""
+    name = path.name.lower()
+    stem = next((name.removesuffix(end) for end in _COMPRESSED if name.endswith(end)), name)
+    return next((end for end in SUFFIXES if stem.endswith(end)), "")
+
+
 def names_files(path: Path) -> bool:
     """Whether a column of a table names files that are there."""
     try:
@@ -248,10 +261,10 @@ def _rows(path: Path, known: _Columns) -> Iterator[_Row]:
 
 def _records(path: Path) -> Iterator[Mapping[str, Any]]:
     """The names of the columns, as a record's keys, and then every record."""
-    kind = path.suffix.lower()
-    if kind in columns.SUFFIXES:
+    if path.suffix.lower() in columns.SUFFIXES:
         yield from columns.records(path)
         return
+    kind = kind_of(path)
     with _opened(path) as file:
         yield from _json_records(file) if kind == ".jsonl" else _csv_records(file, kind)
 
@@ -264,15 +277,22 @@ def _csv_records(file: TextIO, kind: str) -> Iterator[Mapping[str, Any]]:
     separator = max((first, *",\t;|"), key=lambda mark: _n_known(start, mark))
     header = next(csv.reader([start], delimiter=separator), [])
     yield dict.fromkeys(header)
-    for row in csv.reader(file, delimiter=separator, strict=True):
+    for row in csv.reader(_lines(file), delimiter=separator, strict=True):
         if row:
             yield dict(zip(header, row, strict=False))
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    while line := file.readline(_MAX_LINE):
+        if len(line) == _MAX_LINE:
+            raise ValueError(f"a line has more than {_MAX_LINE} characters")
+        yield line
 
 
 def _json_records(file: TextIO) -> Iterator[Mapping[str, Any]]:
     names: dict[str, None] = {}
     held: list[dict[str, Any]] = []
-    records = (json.loads(line) for line in file if line.strip())
+    records = (json.loads(line) for line in _lines(file) if line.strip())
     for record in islice(records, _TRIED):
         if not isinstance(record, dict):
             raise ValueError("a line is no JSON object")
@@ -292,13 +312,20 @@ def _n_known(header: str, separator: str) -> int:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[TextIO]:
-    """The text of a table; what Excel calls Unicode text is UTF-16."""
+    """The text of a table, compressed or not; what Excel calls Unicode text is UTF-16."""
     with path.open("rb") as raw:
-        start = raw.read(256)
-    check_pointer(start)
-    is_wide = start[:2] in (b"\xff\xfe", b"\xfe\xff")
-    with path.open(newline="", encoding="utf-16" if is_wide else "utf-8-sig") as file:
-        yield file
+        head = raw.read(256)
+        check_pointer(head)
+        raw.seek(0)
+        is_wide = unpacked(head, raw).read(2) in (b"\xff\xfe", b"\xfe\xff")
+        raw.seek(0)
+        encoding = "utf-16" if is_wide else "utf-8-sig"
+        with io.TextIOWrapper(unpacked(head, raw), encoding, newline="") as file:
+            yield file
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    return (*damage(), csv.Error, RecursionError)
 
 
 @contextmanager
@@ -307,6 +334,6 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (OSError, csv.Error, ValueError, RecursionError) as error:
-        kind = "JSON lines" if path.suffix.lower() == ".jsonl" else "CSV"
+    except _damage() as error:
+        kind = "JSON lines" if kind_of(path) == ".jsonl" else "CSV"
         raise UserError(f"cannot read {path}: {error}: save it as {kind} in UTF-8") from error

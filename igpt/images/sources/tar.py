@@ -1,4 +1,4 @@
-"""Images in tar archives: class folders, WebDataset's samples, or neither; see `archive`.
+"""Images in tar and zip archives: class folders, WebDataset's samples, or neither; see `archive`.
 
 A label is in the `.cls` beside an image, or in its `.json`; which image it belongs to is said by
 the names: a sample's files share a key, the name up to its first dot. Where that would put several
@@ -17,7 +17,8 @@ import numpy as np
 
 from igpt.errors import UserError
 from igpt.images.rejects import DEAD_LINK, EMPTY_CLASS
-from igpt.images.sources.archive import Archive, Entry, opened
+from igpt.images.sources.archive import Archive, opened
+from igpt.images.sources.entries import Entry
 from igpt.images.sources.labels import (
     MAX_CLASSES,
     Numbering,
@@ -30,7 +31,8 @@ from igpt.images.sources.layout import DUPLICATE, Duplicates, Layout, key_of_nam
 from igpt.images.sources.names import Unread, counts, is_image_name
 from igpt.images.sources.remote import UnreachableError
 from igpt.images.sources.source import Block, BlockBuilder, Part, Source, Span
-from igpt.images.splits import file_codes, said_of_splits
+from igpt.images.sources.zips import ZipArchive
+from igpt.images.splits import file_codes, image_code, said_alone, said_of_splits
 
 # Whether a key goes up to the last dot of a name, or to the first.
 _WAYS = (False, True)
@@ -63,10 +65,12 @@ def open_tars(paths: Sequence[Path], *, name: str, unlabelled: bool = False) -> 
     if len(survey.cut) == len(paths):
         raise UserError(survey.cut[0].reason)
     labels = None if unlabelled else _labels_of(survey)
-    layout = layout_of(survey.folders(), unlabelled=unlabelled or labels is not None)
+    layout = layout_of(
+        survey.folders(), unlabelled=unlabelled or labels is not None, said=survey.said()
+    )
     if not layout.n_images:
         raise UserError(f"{name} holds no images{survey.seen()}: check the path")
-    codes = {} if layout.splits else file_codes([path.name for path in paths])
+    codes = {} if layout.splits or layout.by_name else file_codes([path.name for path in paths])
     reader = _Reading(layout, labels, codes)
 
     def blocks(part: Part) -> Iterator[Block]:
@@ -93,6 +97,8 @@ class _Tar:
     path: Path
     folders: Counter[str] = field(default_factory=Counter)
     """Images directly in each folder."""
+    said: Counter[int | None] = field(default_factory=Counter)
+    """Images by what `image_code` makes of their names."""
     duplicates: Duplicates = field(default_factory=Duplicates)
     images: "dict[bool, array[int]]" = field(default_factory=lambda: {b: array("Q") for b in _WAYS})
     """Key of each image's sample: up to the first dot, and up to the last."""
@@ -160,6 +166,10 @@ class _Survey:
                 total[folder] += n  # adding Counters would drop the empty folders
         return total
 
+    def said(self) -> Counter[int | None]:
+        """Images of all sound tars by what `image_code` makes of their names."""
+        return sum((tar.said for tar in self.tars if not tar.reason), Counter[int | None]())
+
     def seen(self) -> str:
         """What else is in them, for the line that says that there are no images."""
         lines = self.unread_lines()
@@ -170,7 +180,7 @@ class _Survey:
         return tuple(dict.fromkeys(line for tar in self.tars for line in tar.unread.lines()))
 
 
-def _note(tar: _Tar, archive: Archive, entry: Entry, number: dict[str, int]) -> None:
+def _note(tar: _Tar, archive: Archive | ZipArchive, entry: Entry, number: dict[str, int]) -> None:
     name = clean(entry.name)
     if is_unsafe(entry.name):
         return
@@ -182,7 +192,9 @@ def _note(tar: _Tar, archive: Archive, entry: Entry, number: dict[str, int]) -> 
         tar.links[f"{entry.archive}/{name}"] = f"{entry.archive}/{entry.target}"
     suffix = name[-5:].lower() if name.lower().endswith(".json") else name[-4:].lower()
     if is_image_name(name):
-        tar.folders[name.rpartition("/")[0]] += 1
+        folder, _, base = name.rpartition("/")
+        tar.folders[folder] += 1
+        tar.said[image_code(base)] += 1
         tar.duplicates.note(f"{entry.archive}/{name}")
         for last, keys in tar.images.items():
             keys.append(_key(entry, name, last=last))
@@ -195,11 +207,14 @@ def _note(tar: _Tar, archive: Archive, entry: Entry, number: dict[str, int]) -> 
         tar.unread.note(name)
 
 
-def _read_label(archive: Archive, entry: Entry, suffix: str) -> str | None:
+def _read_label(archive: Archive | ZipArchive, entry: Entry, suffix: str) -> str | None:
     """What a file says of its sample's class, if anything."""
     if entry.size > _MAX_LABEL_BYTES[suffix]:
         return None
-    data = archive.content(entry)
+    try:
+        data = archive.content(entry)
+    except UserError:
+        return None
     try:
         if suffix == ".cls":
             return label_of(data)
@@ -294,12 +309,14 @@ def _repeats(keys: "array[int]") -> int:
 def _decided(
     survey: _Survey, layout: Layout, labels: _Labels | None, codes: dict[str, int]
 ) -> tuple[str, ...]:
-    lines = list(layout.decided) if labels is None else list(layout.decided[: bool(layout.splits)])
+    lines = [line for line in layout.decided if labels is None or line.startswith("splits:")]
     if codes:
         by_code: Counter[int] = Counter()
         for tar in survey.tars:
             by_code[codes[tar.path.name]] += 0 if tar.reason else tar.n_images
         lines.append(said_of_splits("the names of the archives", by_code))
+    elif not any(line.startswith("splits:") for line in lines):
+        lines += said_alone(tar.path.name for tar in survey.tars)
     if labels is not None:
         which = "last" if labels.last_dot else "first"
         where = f"{labels.suffix} files, by names up to the {which} dot"
@@ -351,7 +368,12 @@ class _Reading:
         yield from builder.rest()
 
     def _image(
-        self, builder: BlockBuilder, tar: _Tar, archive: Archive, entry: Entry, links: "_Links"
+        self,
+        builder: BlockBuilder,
+        tar: _Tar,
+        archive: Archive | ZipArchive,
+        entry: Entry,
+        links: "_Links",
     ) -> Iterator[Block]:
         name = clean(entry.name)
         joined = f"[{entry.archive + 1}]" if entry.archive else ""
@@ -400,7 +422,7 @@ class _Links:
         self._kept: dict[str, bytes] = {}
         self._n_kept = 0
 
-    def pass_by(self, archive: Archive, entry: Entry) -> None:
+    def pass_by(self, archive: Archive | ZipArchive, entry: Entry) -> None:
         """Keep what a later link may mean, where there is no going back."""
         if archive.is_plain or entry.kind != "file" or not self._wanted:
             return
@@ -409,7 +431,7 @@ class _Links:
             self._kept[name] = archive.content(entry)
             self._n_kept += entry.size
 
-    def image(self, archive: Archive, entry: Entry) -> Span | bytes:
+    def image(self, archive: Archive | ZipArchive, entry: Entry) -> Span | bytes:
         """The image that an entry is, or links to.
 
         Raises:
@@ -430,7 +452,7 @@ class _Links:
             kept := self._kept.get(f"{entry.archive}/{clean(entry.name)}")
         ):
             return kept
-        if archive.is_plain and entry.pieces is None:
+        if archive.is_plain and entry.pieces is None and not entry.is_packed:
             return Span(self._path, entry.start, entry.size)
         return archive.content(entry)
 

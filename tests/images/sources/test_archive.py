@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igpt.errors import UserError
-from igpt.images.sources.archive import Entry, opened
+from igpt.images.sources.archive import opened
+from igpt.images.sources.entries import Entry
 from tests.images.pictures import tar_bytes
 
 PACKERS = {
@@ -183,7 +184,7 @@ def test_a_cut_stream_is_one_line(tmp_path: Path, ending: str, share: float) -> 
 def test_a_small_file_that_unpacks_to_much_is_refused(
     tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("igpt.images.sources.archive._FREE_BYTES", 2**20)
+    monkeypatch.setattr("igpt.images.sources.archive.FREE_BYTES", 2**20)
     path = tmp_path / f"a.{ending}"
     path.write_bytes(PACKERS[ending](member("a.bin", b"0", size=2**40) + bytes(2**23)))
     with pytest.raises(UserError, match="unpacks to more than 100 times its size"):

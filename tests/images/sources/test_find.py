@@ -20,7 +20,7 @@ def test_a_star_takes_several_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("a.zip", "is compressed: unpack it first"),
+        ("a.7z", "is compressed: unpack it first"),
         ("a.tar.gz", "a.tar.gz: archive is cut off or damaged: fetch it again"),
         ("a.png", "is a single image: pass the folder"),
         ("a.xyz", "is of a kind that is not read: pass a folder of images"),
