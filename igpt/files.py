@@ -297,6 +297,30 @@ def try_place(path: Path) -> None:
                 folder.rmdir()
 
 
+def check_room(place: Path, n_bytes: int, what: str) -> None:
+    """Find out before the work whether the disk of a file or folder has room for what it gets.
+
+    Args:
+        place: where it will lie; it need not be there yet.
+        n_bytes: about how much.
+        what: takes them, in words.
+
+    Raises:
+        UserError: it has not.
+    """
+    own = Path(os.path.realpath(place))
+    there = next(p for p in (own, *own.parents) if p.exists())
+    try:
+        free = shutil.disk_usage(there).free
+    except OSError:  # a disk that does not tell is tried
+        return
+    if free < n_bytes:
+        raise UserError(
+            f"{place} has {free / 1e9:.3g} GB free and {what} take about {n_bytes / 1e9:.3g} GB: "
+            "make room, or choose a larger disk"
+        )
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically."""
     with writing(path) as part:

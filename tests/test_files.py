@@ -41,6 +41,21 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("free", [10, None])
+def test_room_is_looked_at_where_the_disk_tells(tmp_path, monkeypatch, free):
+    def usage(place):
+        assert place == tmp_path
+        if free is None:
+            raise OSError
+        return type("Usage", (), {"free": free})
+
+    monkeypatch.setattr(files.shutil, "disk_usage", usage)
+    files.check_room(tmp_path / "new" / "file", 10, "things")
+    if free is not None:
+        with pytest.raises(UserError, match="GB free and things take about"):
+            files.check_room(tmp_path / "new" / "file", 11, "things")
+
+
 def test_only_a_full_disk_is_to_be_emptied(tmp_path):
     with pytest.raises(UserError, match=r"file: Permission denied: choose another place$"):
         with files.writing(tmp_path / "file"):

@@ -9,9 +9,10 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from igpt import compute
 from igpt.jobs import pretrain as run
@@ -27,10 +28,8 @@ pytestmark = pytest.mark.slow
 N_KILLS = 50
 N_DAMAGES = 200
 STEPS = 4000
-N_COMPILED_KILLS = 5
-COMPILED_STEPS = 600
-COMPILED_S = 180.0
-"""No further kill after this; at least one is made."""
+N_COMPILED_KILLS = 10
+COMPILED_STEPS = 1000
 
 
 def printed(capsys, line):
@@ -43,64 +42,103 @@ def config(**train):
     return dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, **train))
 
 
-def test_row_1_killed_fifty_times_and_resumed_the_weights_are_the_same_bits(
-    digits, tmp_path, capsys
-):
-    long = config(total_steps=STEPS, checkpoint_every=7, log_every=50, valid_every=500)
-    killing.train(tmp_path / "whole", long, "digits")
-    context, rng = killing.forks(), random.Random(0)
+LONG = config(total_steps=STEPS, checkpoint_every=7, log_every=50, valid_every=500)
+TUNING = {
+    "total_steps": STEPS,
+    "checkpoint_every": 7,
+    "valid_every": 500,
+    "batch_size": 6,
+    "micro_batch": 6,
+    "patience": STEPS,
+    "precision": "fp32",
+    "compile": "off",
+}
+CROPS = dataclasses.replace(LONG, data=dataclasses.replace(LONG.data, augment="imagenet"))
+# How each kind of run is started and gone on with: what `killing.train` or `killing.tune` takes.
+KINDS = {
+    "plain": (LONG, "digits", {}),
+    "from other weights": (LONG, "digits", {"init_from": "{base}/start/model"}),
+    "a mixture": (LONG, "digits", {"mix": ["0.5:flip:{base}/photos"]}),
+    "live crops": (CROPS, "{base}/photos", {"workers": 1}),
+    "fine-tuning": (TUNING, "digits", {"work": killing.tune, "model": "{base}/start/model"}),
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, own_cache):
+    """Photos to mix in and to crop, and a model to start from."""
+    folder = tmp_path_factory.mktemp("base")
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (folder / "photos" / name).mkdir(parents=True)
+        for i in range(40):
+            picture = Image.fromarray(rng.integers(0, 256, (12, 15, 3), np.uint8))
+            picture.save(folder / "photos" / name / f"{i}.jpg")
+    killing.train(folder / "start", TINY, "digits")
+    return folder
+
+
+def placed(value, base):
+    """A value of `KINDS` with the place of the base in it."""
+    if isinstance(value, str):
+        return value.replace("{base}", str(base))
+    return [placed(item, base) for item in value] if isinstance(value, list) else value
+
+
+def killed_often(kind, base, folder, *, n_kills, rng, change=lambda config: config):
+    """Carry a kind of run to its end twice, once killed all the way; what was counted.
+
+    Half of the moments are counted from the start, the others from the first new checkpoint.
+    """
+    how, data, options = KINDS[kind]
+    how, data = change(how), placed(data, base)
+    options = {name: placed(value, base) for name, value in options.items()}
+    steps = how["total_steps"] if kind == "fine-tuning" else how.train.total_steps
+    context, broken = killing.forks(), folder / "broken"
+    killing.train_in_child(context, folder / "whole", how, data, **options)
     kills = attempts = 0
-    while kills < N_KILLS:
-        # Half of the moments are counted from the start, the others from the first new checkpoint.
+    while kills < n_kills:
+        moment = {"from_start": rng.random() < 0.5}
         kills += killing.killed_after(
-            context,
-            0.6 * rng.random(),
-            tmp_path / "broken",
-            long,
-            "digits",
-            from_start=rng.random() < 0.5,
+            context, 0.6 * rng.random(), broken, how, data, **moment, **options
         )
         attempts += 1
-        assert attempts < 2 * N_KILLS
-    reached = killing.newest_step(tmp_path / "broken")
-    assert 0 < reached < STEPS
-    killing.train(tmp_path / "broken", long, "digits")
-    whole = killing.final_weights(tmp_path / "whole", STEPS)
-    assert killing.final_weights(tmp_path / "broken", STEPS) == whole
-    printed(
-        capsys,
-        f"row 1: {kills} SIGKILLs (the last near step {reached} of {STEPS}), "
-        "resumed each time: the final weights are bit for bit those of the unbroken run",
+        assert attempts < 2 * n_kills
+    reached = killing.newest_step(broken)
+    assert 0 < reached < steps
+    killing.train_in_child(context, broken, how, data, **options)
+    whole = killing.final_weights(folder / "whole", steps)
+    assert killing.final_weights(broken, steps) == whole
+    return (
+        f"{kind}: {kills} SIGKILLs (the last near step {reached} of {steps}), resumed each time: "
+        "the final weights are bit for bit those of the unbroken run"
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_row_1_killed_fifty_times_and_resumed_the_weights_are_the_same_bits(
+    base, tmp_path, capsys, kind
+):
+    said = killed_often(kind, base, tmp_path, n_kills=N_KILLS, rng=random.Random(0))
+    printed(capsys, f"row 1, {said}")
 
 
 @pytest.mark.skipif(not compute.has_compiler(), reason="blocks are compiled by a C++ compiler")
-def test_row_1_of_the_compiled_path_in_bfloat16(digits, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("kind", ["plain", "fine-tuning"])
+def test_row_1_of_the_compiled_path_in_bfloat16(base, tmp_path, capsys, monkeypatch, kind):
     # What the first run compiles, the others find here.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
-    default = config(
-        total_steps=COMPILED_STEPS,
-        checkpoint_every=7,
-        log_every=50,
-        valid_every=500,
-        precision="bf16",
-        compile="blocks",
+    default = {"total_steps": COMPILED_STEPS, "precision": "bf16", "compile": "blocks"}
+
+    def compiled(how):
+        if kind == "fine-tuning":
+            return {**how, **default}
+        return dataclasses.replace(how, train=dataclasses.replace(how.train, **default))
+
+    said = killed_often(
+        kind, base, tmp_path, n_kills=N_COMPILED_KILLS, rng=random.Random(2), change=compiled
     )
-    context, rng, end_s = killing.forks(), random.Random(2), time.monotonic() + COMPILED_S
-    killing.train_in_child(context, tmp_path / "whole", default, "digits")
-    kills = 0
-    while kills < N_COMPILED_KILLS and time.monotonic() < end_s:
-        kills += killing.killed_after(context, rng.random(), tmp_path / "broken", default, "digits")
-    reached = killing.newest_step(tmp_path / "broken")
-    assert kills > 0 and 0 < reached < COMPILED_STEPS
-    killing.train_in_child(context, tmp_path / "broken", default, "digits")
-    whole = killing.final_weights(tmp_path / "whole", COMPILED_STEPS)
-    assert killing.final_weights(tmp_path / "broken", COMPILED_STEPS) == whole
-    printed(
-        capsys,
-        f"row 1, compiled blocks in bfloat16: {kills} SIGKILLs (the last near step {reached} of "
-        f"{COMPILED_STEPS}), resumed each time: the same bits",
-    )
+    printed(capsys, f"row 1, compiled blocks in bfloat16, {said}")
 
 
 def test_row_2_every_one_of_200_damages_is_detected(digits, tmp_path, capsys):

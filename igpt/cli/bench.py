@@ -1,12 +1,13 @@
 """`igpt bench`."""
 
-import json as json_format
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
+from igpt.cli.outputs import show
 from igpt.errors import UserError
 from igpt.system import limit_cpu
 
@@ -77,8 +78,8 @@ def bench(
     from igpt.bench import measure
     from igpt.bench.regression import check_ratios
 
-    targets = {name: _target(out, name) for name in peers} if out else {}
-    kept = {name: _kept(check, name) for name in peers} if check else {}
+    targets = {name: _target(out, name) for name in peers} if out is not None else {}
+    kept = {name: _kept(check, name) for name in peers} if check is not None else {}
     compute.set_threads()
     rows: list[Row] = []
     with measure.counting(clock):
@@ -89,7 +90,7 @@ def bench(
                 own = len(set(targets.values())) == len(targets)
                 measure.write(targets[name], found if own else rows)
         said = measure.document(rows) if json else None
-        print(json_format.dumps(said) if said else f"{measure.heading()}\n\n{measure.table(rows)}")
+        show(said or {}, [measure.heading(), "", measure.table(rows)], json=bool(said))
     if check:
         before = [row for one in kept.values() for row in one]
         check_ratios(rows, before, where=check)
@@ -134,7 +135,9 @@ def _place(name: str, work: Work) -> str:
     from igpt.bench import measure
 
     folder = Path(name).expanduser()
-    return str(folder / measure.kind() / f"{work}.json") if folder.is_dir() else name
+    # A name that is too long is no folder.
+    is_folder = bool(name) and os.path.isdir(folder)  # noqa: PTH112
+    return str(folder / measure.kind() / f"{work}.json") if is_folder else name
 
 
 def _target(out: str, work: Work) -> Path:

@@ -1,7 +1,8 @@
 """`igpt cache`."""
 
-import json as json_format
 from typing import Literal
+
+from igpt.cli.outputs import print_json
 
 
 def cache(
@@ -28,7 +29,7 @@ def cache(
     found = caches.overview()
     if json:
         facts = {"folder": str(system.cache_folder()), "removed_bytes": removed, "kinds": found}
-        print(json_format.dumps(facts))
+        print_json(facts)
         return
     print(system.cache_folder())
     for kind, (n_files, n_bytes) in found.items():

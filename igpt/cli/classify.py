@@ -1,9 +1,8 @@
 """`igpt classify`."""
 
-import json as json_format
-
 from igpt.cli.arguments import Model
 from igpt.cli.images import FileImages, ImageFiles, Images, MaxBad
+from igpt.cli.outputs import print_json
 from igpt.errors import UserError
 from igpt.images.rejects import MAX_BAD
 
@@ -56,7 +55,7 @@ def classify(
     if json:
         named = [{"path": path, "classes": classes} for path, classes in rows]
         said = {"model": model, "layer": probe.layer, "images": named}
-        print(json_format.dumps({**said, "left_out": files.left_out()}))
+        print_json({**said, "left_out": files.left_out()})
         return
     for path, classes in rows:
         print(path, *(f"{name} {share:.1%}" for name, share in classes.items()), sep="  ")

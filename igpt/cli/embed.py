@@ -1,14 +1,13 @@
 """`igpt embed`."""
 
 import contextlib
-import json as json_format
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igpt.cli.arguments import Model
 from igpt.cli.images import FileImages, ImageFiles, Images, MaxBad
-from igpt.cli.outputs import checked
+from igpt.cli.outputs import checked, print_json
 from igpt.config import Pooling
 from igpt.images.rejects import MAX_BAD
 
@@ -77,7 +76,7 @@ def embed(
         "left_out": files.left_out(),
     }
     if json:
-        print(json_format.dumps(said))
+        print_json(said)
     else:
         kind = f"layer {chosen.layer}, pooled by {chosen.pooling}"
         print(f"{path}: {written} vectors of {chosen.width} numbers, {kind}")

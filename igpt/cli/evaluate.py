@@ -1,9 +1,9 @@
 """`igpt evaluate`."""
 
-import json as json_format
 from typing import Literal
 
 from igpt.cli.arguments import Data, Model
+from igpt.cli.outputs import print_json
 
 
 def evaluate(
@@ -36,7 +36,7 @@ def evaluate(
     if not found:
         return
     if json:
-        print(json_format.dumps(found))
+        print_json(found)
         return
     print(f"{model} on the {split} split of {data}, {found['n_images']} images")
     spread = f"± {found['nats_per_token_se']:.4f} (standard error over images)"

@@ -1,12 +1,12 @@
 """`igpt finetune`."""
 
-import json as json_format
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from igpt.cli.arguments import Data, Model
+from igpt.cli.outputs import show
 from igpt.config import FinetuneConfig
 
 
@@ -88,7 +88,7 @@ def finetune(
             seed=finetune.seed,
             precision=finetune.precision,
         )
-    print(json_format.dumps(document) if json else "\n".join(_lines(result)))
+    show(document, _lines(result), json=json)
 
 
 def _lines(result: dict[str, Any]) -> list[str]:

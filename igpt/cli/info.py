@@ -1,12 +1,12 @@
 """`igpt info`."""
 
-import json as json_format
 import platform
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from igpt.cli.outputs import print_json
 from igpt.errors import UserError
 
 
@@ -27,7 +27,7 @@ def info(
         raise UserError(f"--build is about this machine, not about {path}: leave one of them out")
     facts = _machine(build=build) if path is None else _describe(path)
     if json:
-        print(json_format.dumps(facts))
+        print_json(facts)
         return
     width = max(map(len, facts))
     for key, value in facts.items():

@@ -1,11 +1,11 @@
 """`igpt lowdata`."""
 
 import dataclasses
-import json as json_format
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from igpt.cli.arguments import Data, Model
+from igpt.cli.outputs import print_json
 from igpt.config import FinetuneConfig, Pooling
 from igpt.errors import UserError
 
@@ -75,7 +75,7 @@ def lowdata(
     )
     document = recorded(model, loaded, "lowdata", {"rows": rows}, data=packed, seed=seed)
     if json:
-        print(json_format.dumps(document))
+        print_json(document)
         return
     print(f"{'labels a class':>14}  {'method':<22}  test accuracy over {subsets} subsets")
     for row in rows:

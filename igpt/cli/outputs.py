@@ -1,15 +1,15 @@
 """The files and folders that commands write, at places that their user names."""
 
-import json as json_format
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from igpt.errors import UserError
-from igpt.files import try_place
+from igpt.files import plain, try_place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     import numpy as np
 
@@ -19,6 +19,19 @@ if TYPE_CHECKING:
 # Beyond these a picture, or the frames of an animation together, would not fit in memory.
 MAX_PICTURE_PIXELS = 2**27
 MAX_FRAME_PIXELS = 2**22
+
+
+def print_json(document: "Mapping[str, Any]") -> None:
+    """What `--json` prints: one line, always JSON; what is no number is null."""
+    print(json.dumps(plain(document), allow_nan=False))
+
+
+def show(document: "Mapping[str, Any]", lines: "Iterable[str]", *, json: bool) -> None:
+    """A result as one JSON document, or in lines for a person."""
+    if json:
+        print_json(document)
+    else:
+        print("\n".join(lines))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +92,7 @@ class Outputs:
         named = {"picture": self.picture, "animation": self.animation, "tokens": self.tokens}
         files = {name: str(path) for name, path in named.items() if path}
         if json:
-            print(json_format.dumps({**facts, **files}))
+            print_json({**facts, **files})
             return
         for name, path in files.items():
             print(f"{name:<10}{path}")

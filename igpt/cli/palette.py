@@ -1,11 +1,10 @@
 """`igpt palette`."""
 
 import dataclasses
-import json as json_format
 from typing import TYPE_CHECKING, Any
 
 from igpt.cli.arguments import Out, Source
-from igpt.cli.outputs import checked
+from igpt.cli.outputs import checked, print_json
 from igpt.config import DataConfig
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def palette(
     if json:
         about = {"palette": out, "data": data.source, "sha256": fitted.digest}
         figures = {split: _values(error) for split, error in errors.items()}
-        print(json_format.dumps({**about, "n_colors": fitted.n_colors, **figures}))
+        print_json({**about, "n_colors": fitted.n_colors, **figures})
         return
     print(f"{out}: {fitted.n_colors} colours from {data.source}")
     for split, error in errors.items():

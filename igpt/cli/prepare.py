@@ -1,11 +1,11 @@
 """`igpt prepare`."""
 
-import json as json_format
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igpt.cli.arguments import Out, Source
+from igpt.cli.outputs import print_json
 from igpt.errors import UserError
 from igpt.images.packed.read import PackedSet
 from igpt.images.rejects import MAX_BAD
@@ -95,7 +95,7 @@ def prepare(
     facts = _facts(whole, time.monotonic() - start_s)
     facts |= _completed(whole, folder, share, palette)
     if json:
-        print(json_format.dumps(facts))
+        print_json(facts)
         return
     width = max(map(len, facts))
     for key, value in facts.items():

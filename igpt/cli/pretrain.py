@@ -1,13 +1,13 @@
 """`igpt pretrain`."""
 
 import dataclasses
-import json as json_format
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tyro.conf import UseAppendAction
 
 from igpt.cli.arguments import Config, Data, Run
+from igpt.cli.outputs import print_json, show
 from igpt.config import RunConfig
 
 if TYPE_CHECKING:
@@ -80,18 +80,14 @@ def _print_plan(config: RunConfig, *, json: bool) -> None:
     from igpt.train.plan import plan_of
 
     plan = plan_of(config)
-    print(json_format.dumps(dataclasses.asdict(plan)) if json else "\n".join(plan.lines()))
+    show(dataclasses.asdict(plan), plan.lines(), json=json)
 
 
 def _print_result(run: "runs.Run", *, json: bool) -> None:
     model = str(run.folder / "model")
     if json:
         folded = {} if run.folded_nats is None else {"folded_nats": run.folded_nats}
-        print(
-            json_format.dumps(
-                {"step": run.step, "valid_nats": run.valid_nats, **folded, "model": model}
-            )
-        )
+        print_json({"step": run.step, "valid_nats": run.valid_nats, **folded, "model": model})
         return
     if run.valid_nats is not None:
         loss = f"validation {run.valid_nats:.4f} nats per token"
@@ -109,7 +105,7 @@ def _print_search(folder: Path, found: dict[str, Any], *, json: bool) -> None:
     trials = [{**trial, "run": str(folder / trial["run"])} for trial in found["trials"]]
     best = {**found["best"], "run": str(folder / found["best"]["run"])}
     if json:
-        print(json_format.dumps({"trials": trials, "best": best}))
+        print_json({"trials": trials, "best": best})
         return
     print(f"{'learning rate':<15}{'validation, nats per token':<28}run")
     for trial in trials:

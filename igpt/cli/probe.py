@@ -1,13 +1,13 @@
 """`igpt probe`."""
 
 import dataclasses
-import json as json_format
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes
 
 from igpt.cli.arguments import Data, Model
+from igpt.cli.outputs import print_json, show
 from igpt.config import ProbeConfig
 from igpt.errors import UserError
 
@@ -50,7 +50,7 @@ def probe(
             if world.is_first:
                 planned = plan_probe(model, data, asked, max_images=max_images)
                 document = {**dataclasses.asdict(planned), "lines": planned.lines()}
-                print(json_format.dumps(document) if json else "\n".join(planned.lines()))
+                show(document, planned.lines(), json=json)
             return
         if checkpoints:
             packed, by_step = probe_checkpoints(Path(model), data, max_images=max_images)
@@ -60,7 +60,7 @@ def probe(
     if not result:
         return
     if json:
-        print(json_format.dumps(result))
+        print_json(result)
     else:
         _print_result(result)
 
@@ -70,7 +70,7 @@ def _print_checkpoints(
 ) -> None:
     if json:
         about = {"model": model, "data": data, "split": "test"}
-        print(json_format.dumps({**about, "checkpoints": results}))
+        print_json({**about, "checkpoints": results})
         return
     print("    step  layer  validation accuracy  test accuracy")
     for step, result in results.items():

@@ -1,13 +1,12 @@
 """`igpt rank`."""
 
-import json as json_format
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igpt.cli.arguments import Model
 from igpt.cli.images import ImageFiles, Images, MaxBad, read_beside
-from igpt.cli.outputs import checked
+from igpt.cli.outputs import checked, print_json
 from igpt.errors import UserError
 from igpt.images.rejects import MAX_BAD
 
@@ -69,7 +68,7 @@ def rank(
         said.update(maps=str(place), brightest_nats_per_pixel=highest)
         say(f"{place}: brightest is {highest:.2f} nats a pixel and more")
     if json:
-        print(json_format.dumps(said))
+        print_json(said)
         return
     for rank, i in enumerate(order[:top], 1):
         print(f"{rank:>{len(str(top))}}  {nats[i]:.3f}  {shown(files.files[i])}")

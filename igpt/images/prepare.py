@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from igpt import caches, system
 from igpt.errors import Interrupted, UserError
-from igpt.files import FolderLock, cache_folder
+from igpt.files import FolderLock, cache_folder, check_room
 from igpt.images.packed.format import is_packed
 from igpt.images.packed.merge import merge_parts, missing_parts, part_folder
 from igpt.images.packed.read import PackedSet
@@ -158,6 +158,10 @@ def prepare(
         check_target(target)
         if is_packed(out):
             check_target(out)
+        if not target.exists():  # one that is gone on with was looked at when it began
+            n_images = max(0, source.n_images) // part.count
+            n_bytes = 3 * packing.image_size**2 * max(1, packing.views) * n_images
+            check_room(target, n_bytes, f"{n_images:,} images")
         with FolderLock(target):
             _prepare(
                 source,

@@ -52,6 +52,7 @@ from igpt.train.distributed import World, default_world, joined
 from igpt.train.folder import check_new, is_run
 from igpt.train.log import Tracker
 from igpt.train.parallel import is_sharded, whole_weights
+from igpt.train.saving import check_room
 from igpt.train.standing import versions
 from igpt.train.trainer import Trainer
 
@@ -215,6 +216,8 @@ def finetune_model(
         if (done := world.told(lambda: _finished(folder))) is not None:
             say(f"{folder} is finished: its result stands in {RESULT}")
             return Finetuned(folder=folder, result=done)
+        n_parameters = sum(weight.numel() for weight in model.network.parameters())
+        world.told(lambda: check_room(folder, n_parameters, n_kept=1))
         task = _task(model, data, asked, held, workers=workers)
         with world.first_alone():
             if world.is_first:

@@ -26,6 +26,7 @@ from igpt.jobs.ended import Ended
 from igpt.jobs.looks import check_looks, looks_of
 from igpt.loading import export_run, load
 from igpt.manifest import fault_of
+from igpt.model.sizes import Shape, parameter_count
 from igpt.pixelmodel import PixelModel
 from igpt.progress import quietly, say, ticking
 from igpt.published import name_of
@@ -57,7 +58,7 @@ from igpt.train.folder import (
 from igpt.train.log import Tracker, check_trackers, drop_metrics_after, tracking
 from igpt.train.loop import run_steps
 from igpt.train.memory import saying_what_to_lower
-from igpt.train.saving import clear_parts, restore, save, say_what_differs, set_aside
+from igpt.train.saving import check_room, clear_parts, restore, save, say_what_differs, set_aside
 from igpt.train.settings import ends_anew, last_common_step, resolve, taken_up
 from igpt.train.standing import Standing, standing, standing_at, tokenizer_of, versions
 from igpt.train.trainer import Look, Trainer, make_trainer
@@ -403,6 +404,8 @@ def _check_alike(place: str, model: PixelModel, config: RunConfig) -> None:
             for field in dataclasses.fields(own)
         },
     }
+    if config.data.tokens == "palette" and config.data.palette is None:
+        pairs["data.n_colors"] = (config.data.n_colors, model.tokenizer.n_colors)
     wrong = [(name, asked, held) for name, (asked, held) in pairs.items() if asked != held]
     if wrong:
         name, asked, held = wrong[0]
@@ -501,6 +504,13 @@ def begin(
     config = dataclasses.replace(config, data=own)
     n_images = epoch_images(config, sets)
     config = resolve(config, n_images=n_images, n_colors=tokenizer.n_colors)
+    n_kept = config.train.keep_last + len(config.train.checkpoint_at)
+    shape = Shape(
+        n_colors=tokenizer.n_colors,
+        seq_len=config.data.seq_len,
+        objective=config.train.objective,
+    )
+    check_room(folder, parameter_count(config.model, shape), n_kept=n_kept)
     facts: dict[str, Any] = {
         "id": uuid.uuid4().hex,
         "data": data.source,

@@ -12,7 +12,6 @@ Two passes, in bounded memory, shared by the ranks of a job:
 import contextlib
 import dataclasses
 import math
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ from torch import Tensor
 
 from igpt import compute, files, streams
 from igpt.config import N_POOLED
-from igpt.errors import UserError
 from igpt.images.packed.read import PackedSet
 from igpt.images.splits import SPLITS, Split
 from igpt.model.sizes import Shape, forward_flops
@@ -158,7 +156,11 @@ def probe_large(
     plan = plan_large(
         model, data, seen=seen, n_joined=n_joined, layer_images=layer_images, solver=solver
     )
-    world.told(lambda: _check_disk(plan))
+    world.told(
+        lambda: files.check_room(
+            files.cache_folder(), plan.disk_bytes, "the features kept of some layers"
+        )
+    )
     scores = choose_layer(model, data, seen=seen, layer_images=plan.layer_images, world=world)
     best = best_score(scores).layer
     side_by_side = window(best, len(scores), n_joined)
@@ -187,16 +189,6 @@ def finalists(scores: Sequence[LayerScore]) -> list[int]:
     """The layers that ridge regression finds best, in increasing order."""
     ranked = sorted(scores, key=lambda score: -score.valid_accuracy)
     return sorted(score.layer for score in ranked[:FINALISTS])
-
-
-def _check_disk(plan: LargePlan) -> None:
-    place = files.cache_folder()
-    place.mkdir(parents=True, exist_ok=True)
-    if (free := shutil.disk_usage(place).free) < plan.disk_bytes:
-        raise UserError(
-            f"{place} has {free / 1e9:.1f} GB free, the features take {plan.disk_bytes / 1e9:.1f}: "
-            "make room, set IGPT_CACHE to a larger disk, or join fewer layers"
-        )
 
 
 def choose_layer(

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from igpt.errors import UserError
-from igpt.files import writing
+from igpt.files import check_room, writing
 from igpt.probing.features import LEFT_OUT, FeatureTarget
 
 # Rows of parquet that are gathered before they are written: small groups read slowly.
@@ -33,6 +33,7 @@ def writing_vectors(
     Raises:
         UserError: pyarrow is missing for parquet, the disk is full, or the place cannot be written.
     """
+    check_room(path, 4 * width * len(names), f"{len(names):,} vectors")
     kind = _NpzRows if path.suffix.lower() == ".npz" else _ParquetRows
     with writing(path) as part, kind(part, names, labels, width) as rows:
         yield rows

@@ -21,6 +21,7 @@ STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: sharp, small, selectable
     "svg.hashsalt": "igpt",  # the same chart gives the same bytes
     "font.family": "sans-serif",
+    "text.parse_math": False,  # a name with $ in it is a name
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": MUTED,
@@ -113,7 +114,7 @@ class Chart:
                 [x + aside for x in series.x],
                 series.y,
                 yerr=series.error,
-                label=series.label,
+                label=f"series {number}",
                 color=color,
                 linestyle="none" if series.form == "dots" else ("--" if series.dashed else "-"),
                 linewidth=1.6,
@@ -155,13 +156,19 @@ class Chart:
             axes.set_ylim(top=self.y_top)
         if len(self.series) > 1:
             columns = max(1, round(width_in / 2.2))
-            axes.legend(
+            # A label that begins with _ would be left out: the words are given afterwards.
+            drawn, _ = axes.get_legend_handles_labels()
+            legend = axes.legend(
+                drawn,
+                [f"series {number}" for number in range(len(drawn))],
                 loc="lower left",
                 bbox_to_anchor=(0, 1),
                 ncols=columns,
                 frameon=False,
                 borderaxespad=0.2,
             )
+            for text, series in zip(legend.get_texts(), self.series, strict=True):
+                text.set_text(series.label)
 
     def _dress_x(self, axes: Axes) -> None:
         if self.x_names:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from igpt import files
 from igpt.errors import Diverged
 from igpt.files import read_json, write_error
 from igpt.progress import say
@@ -26,6 +27,23 @@ from igpt.train.trainer import Trainer
 # What is written sooner than it is worth losing is waited for, though not on a disk that hangs.
 SMALL_BYTES = 2**25
 SMALL_WAIT_S = 1.0
+# Of a parameter: its float32 weight and two moments; its weight alone.
+CHECKPOINT_BYTES, MODEL_BYTES = 12, 4
+
+
+def check_room(folder: Path, n_parameters: int, *, n_kept: int) -> None:
+    """Find out before the first step whether the disk has room for the checkpoints of a run.
+
+    Args:
+        folder: of the run.
+        n_parameters: of the network.
+        n_kept: checkpoints that stay at a time; one more is written before the oldest goes.
+
+    Raises:
+        UserError: it has not.
+    """
+    n_bytes = n_parameters * (CHECKPOINT_BYTES * (n_kept + 1) + MODEL_BYTES)
+    files.check_room(folder, n_bytes, f"{n_kept + 1} checkpoints and the model")
 
 
 class Saver:

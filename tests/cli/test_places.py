@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+import igpt.jobs.finetune
+import igpt.jobs.probe  # noqa: F401 - before `place` exchanges what they import
 from igpt.cli.main import COMMANDS
 from tests.cli.test_main import run
 from tests.networks import pixel_model
@@ -58,7 +60,7 @@ def place(tmp_path, monkeypatch):
     def work(*_args, **_kwargs):
         raise AssertionError("work began before the place was tried")
 
-    for name in ("igpt.loading.load", "igpt.images.prepare.open_data",
+    for name in ("igpt.loading.load", "igpt.jobs.opening.load", "igpt.images.prepare.open_data",
                  "igpt.images.sources.find.open_source",
                  "igpt.loading.pull"):  # fmt: skip
         monkeypatch.setattr(name, work)
@@ -102,6 +104,48 @@ def test_a_name_as_long_as_the_disk_takes_and_capitals_are_written(tmp_path, mon
     assert (tmp_path / "new" / long).is_file()
     assert run(["embed", "m", "a.png", "--out", "F.NPZ"], capsys)[0] == 0
     assert np.load("F.NPZ")["vector"].shape == (1, 16)
+
+
+NEED_ROOM = (
+    "prepare DATA packed --image-size 8",
+    "pretrain DATA run --data.image-size 8 --data.n-colors 4 --model.n-embd 64",
+    "finetune MODEL DATA tuned",
+    "embed MODEL DATA/a --out v.npz",
+    "probe MODEL DATA --large",
+)
+
+
+@pytest.mark.parametrize("line", NEED_ROOM)
+def test_a_disk_without_room_is_found_before_the_work(tmp_path, monkeypatch, capsys, line):
+    import shutil
+
+    import numpy as np
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    model = str(pixel_model().save(tmp_path / "MODEL"))
+    assert model
+    for name in ("a", "b"):
+        (tmp_path / "DATA" / name).mkdir(parents=True)
+        for i in range(12):
+            picture = Image.fromarray(np.full((8, 8, 3), i * 20, np.uint8))
+            picture.save(tmp_path / "DATA" / name / f"{i}.png")
+    assert run(["prepare", "DATA", "warm", "--image-size", "8"], capsys)[0] == 0
+    if not line.startswith("prepare") and "embed" not in line:
+        line = line.replace("DATA", "warm")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=100))
+    before = sorted(path for path in tmp_path.rglob("*") if path.name != "lock")
+    status, out, err = run(line.split(), capsys)
+    assert status == 2 and out == "" and "GB free and " in err.splitlines()[-1], err
+    after = {path for path in tmp_path.rglob("*") if path.name != "lock"} - set(before)
+    assert not [path for path in after if path.is_file()]
+
+
+def test_json_has_one_way_out():
+    """NaN is no JSON: what `--json` prints goes through one function."""
+    for path in (Path(__file__).parents[2] / "igpt" / "cli").glob("*.py"):
+        assert path.name == "outputs.py" or "dumps(" not in path.read_text(), path
 
 
 def test_figures_are_shown_where_they_cannot_be_recorded(tmp_path):

@@ -173,6 +173,10 @@ def test_a_checkpoint_whose_tensors_do_not_fit_is_refused_by_name(capsys, stoppe
             ["--model.n-layer", "3"],
             "--init-from {place} has model.n_layer 2, this run 3: add --model.n-layer 2",
         ),
+        (
+            ["--data.n-colors", "33"],
+            "--init-from {place} has data.n_colors 17, this run 33: add --data.n-colors 17",
+        ),
     ],
 )
 def test_a_start_from_another_kind_of_model_is_refused(capsys, finished, tmp_path, options, line):

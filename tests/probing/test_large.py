@@ -94,8 +94,8 @@ def test_a_disk_that_is_too_small_is_said_before_the_work(
     model: igpt.PixelModel, some: PackedSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = type("Usage", (), {"free": 10})
-    monkeypatch.setattr(large.shutil, "disk_usage", lambda place: full)
-    with pytest.raises(UserError, match="GB free, the features take"):
+    monkeypatch.setattr("shutil.disk_usage", lambda place: full)
+    with pytest.raises(UserError, match="GB free and the features kept of some layers take"):
         probe_large(model, some, seen=SEEN, solver=Solver(), save=False)
 
 

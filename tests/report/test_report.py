@@ -188,6 +188,18 @@ def test_damaged_record_is_named(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
+def test_names_are_shown_as_they_are() -> None:
+    labels = ("_hidden a_b", "cost $x_1$", "plain")
+    chart = Chart(
+        series=tuple(Series(label, [1, 2], [1, 2]) for label in labels),
+        levels=(Level("_level $y$", 1.2),),
+        x_label="x",
+        y_label="y",
+    )
+    for text in (*labels, "_level $y$"):
+        assert text in chart.svg()
+
+
 def test_records_come_back_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/bin/igpt", "probe", "run"])
     write_record(tmp_path, "probe", {"layer": 3}, **ABOUT)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from igpt.errors import UserError
 from igpt.jobs import pretrain as run
+from igpt.jobs.finetune import finetune
 from igpt.train import checkpoint
 
 
@@ -15,15 +16,20 @@ def train(folder, config, data, **options):
     run.train_run(data, folder, config, command="test", resume=True, **options)
 
 
-def train_in_silence(folder, config, data, threads, options):
-    """`train` in a child that prints nothing."""
+def tune(folder, config, data, *, model):
+    """Start or resume the fine-tuning in `folder` and carry it to its end."""
+    finetune(model, data, folder, resume=True, **config)
+
+
+def train_in_silence(folder, config, data, threads, options, work):
+    """`train`, or other work, in a child that prints nothing."""
     import torch
 
     torch.set_num_threads(threads)
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
-    train(folder, config, data, **options)
+    work(folder, config, data, **options)
 
 
 def forks():
@@ -33,14 +39,17 @@ def forks():
     return context
 
 
-def killed_after(context, wait_s, folder, config, data, *, from_start=False, threads=1, **options):
+def killed_after(
+    context, wait_s, folder, config, data, *, from_start=False, threads=1, work=train, **options
+):
     """Train in a child and kill it `wait_s` after its first checkpoint, or after its start.
 
     Returns:
         Whether it still ran then.
     """
     before = newest_step(folder)
-    child = context.Process(target=train_in_silence, args=(folder, config, data, threads, options))
+    args = (folder, config, data, threads, options, work)
+    child = context.Process(target=train_in_silence, args=args)
     child.start()
     deadline_s = time.monotonic() + 300
     while not from_start and child.is_alive() and newest_step(folder) <= before:
@@ -52,9 +61,10 @@ def killed_after(context, wait_s, folder, config, data, *, from_start=False, thr
     return child.exitcode == -9
 
 
-def train_in_child(context, folder, config, data, *, threads=1, **options):
+def train_in_child(context, folder, config, data, *, threads=1, work=train, **options):
     """Train to the end as a child that is killed does, from the same server."""
-    child = context.Process(target=train_in_silence, args=(folder, config, data, threads, options))
+    args = (folder, config, data, threads, options, work)
+    child = context.Process(target=train_in_silence, args=args)
     child.start()
     child.join()
     assert child.exitcode == 0
@@ -67,8 +77,8 @@ def newest_step(folder: Path) -> int:
 
 
 def final_weights(folder, total_steps):
-    """The bytes of a finished run's weights."""
+    """The bytes of the weights that a finished run left, of its last step and as its model."""
     path, _ = checkpoint.newest(folder)
     if path is None or checkpoint.step_of(path) != total_steps:
         raise UserError(f"{folder} is not finished: {path}")
-    return (path / "model.safetensors").read_bytes()
+    return [(place / "model.safetensors").read_bytes() for place in (path, folder / "model")]
