@@ -188,6 +188,11 @@ def for_float64(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
+def sums_dtype(device: torch.device) -> torch.dtype:
+    """What long sums that stay on a device are kept in: float64, else float32."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
     """Matrix products in `dtype`, everything that sums in float32; nothing where it is float32."""
     if dtype == torch.float32:

@@ -105,6 +105,8 @@ def test_nothing_is_compiled_for_apples_gpus():
 
 def test_what_needs_float64_runs_beside_a_device_without_it():
     assert [compute.for_float64(device) for device in (MPS, CPU, CUDA)] == [CPU, CPU, CUDA]
+    types = [compute.sums_dtype(device) for device in (MPS, CPU, CUDA, XPU)]
+    assert types == [torch.float32, torch.float64, torch.float64, torch.float64]
 
 
 def test_every_accelerator_takes_the_sizes_of_one():

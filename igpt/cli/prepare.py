@@ -23,6 +23,7 @@ def prepare(
     views: int = 0,
     upsample: bool = False,
     unlabelled: bool = False,
+    channels: str | None = None,
     full_decoding: bool = False,
     keep_side: int = 0,
     seed: int = 0,
@@ -49,6 +50,8 @@ def prepare(
         views: random crops stored of each training image (shorter side 256 to 384, 224 x 224).
         upsample: enlarge images that are smaller than the result instead of leaving them out.
         unlabelled: leave labels out, wherever they would come from.
+        channels: of an array (.npz, .npy): those, from 0, that become red, green and blue, such as
+            3,2,1, or one that becomes grey; none: 1, 3 or 4 channels are grey, RGB and RGBA.
         full_decoding: decode every JPEG in full; else at a reduced scale where that is enough.
         keep_side: also keep every image as a JPEG of this shorter side, such as 256, to be cropped
             anew in training (data.augment imagenet); 0: the originals serve while they are there.
@@ -64,12 +67,14 @@ def prepare(
         json: print the result as one JSON document.
     """
     from igpt.cli.outputs import folder_to_fill
+    from igpt.images.levels import parsed_channels
     from igpt.images.packed.rows import Packing
     from igpt.images.prepare import prepare as prepare_source
     from igpt.images.sources.find import open_source
     from igpt.tokens.palette import Palette
 
     share = _share(part)
+    taken = parsed_channels(channels) if channels is not None else ()
     folder = folder_to_fill(out)
     palette = None if tokens is None else Palette.load(tokens)
     packing = Packing(
@@ -82,7 +87,7 @@ def prepare(
     )
     start_s = time.monotonic()
     packed = prepare_source(
-        open_source(src, unlabelled=unlabelled),
+        open_source(src, unlabelled=unlabelled, channels=taken),
         folder,
         packing=packing,
         valid_fraction=valid_fraction,

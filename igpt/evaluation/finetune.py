@@ -229,8 +229,7 @@ class _Losses:
             train.mask_prob,
         )
         local = loss_count(train.objective, tokens, masked)
-        counted = torch.tensor(local, dtype=torch.float64, device=device)
-        count = world.sum(counted).clamp(min=1).float()
+        count = world.count(local, device)
         sums = torch.zeros(2, device=device)  # class, tokens
         assert train.micro_batch != "auto"
         parts = world.parts(train.batch_size, train.micro_batch)

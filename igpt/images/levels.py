@@ -2,8 +2,8 @@
 
 Shapes: (N, H, W) is grey (of a width of 3 or 4 only squares: else it is one image, not many);
 (N, H, W, C) and (N, C, H, W) have 1 (grey), 3 (RGB) or 4 channels (RGB and alpha, laid over white);
-(N, L) are square images as rows, L = H * W or H * W * 3, pixel after pixel. More channels are
-refused: which three are the colours is the caller's to say.
+(N, L) are square images as rows, L = H * W or H * W * 3, pixel after pixel. Of more channels, and
+of these if it is wished, the caller says which become red, green and blue, or grey.
 
 Values: booleans are black and white; whole numbers are levels from 0 to 255, or of 16 bits where
 one is above 255; floats lie from 0 to 1, else from -1 to 1, else from 0 to 255. What a whole array
@@ -20,7 +20,8 @@ from igpt.errors import UserError
 
 CHANNELS = (1, 3, 4)
 ACCEPTED = (
-    "(N, H, W), (N, H, W, C), (N, C, H, W) or square images as rows, of 1, 3 or 4 channels; "
+    "(N, H, W), (N, H, W, C), (N, C, H, W) or square images as rows, of 1, 3 or 4 channels (more: "
+    "igpt prepare --channels); "
     "levels 0 to 255 or of 16 bits, or floats from 0 to 1 or -1 to 1"
 )
 
@@ -38,6 +39,8 @@ class Form:
     scale: float
     offset: float
     """A level is number * scale + offset."""
+    taken: tuple[int, ...] = ()
+    """The channels, from 0, that become red, green and blue, or grey; empty: all."""
 
     def images(self, array: np.ndarray) -> np.ndarray:
         """Some of the images, in the array's own shape: (n, H, W, 3) uint8."""
@@ -46,6 +49,8 @@ class Form:
         if self.order == "first":
             held = np.moveaxis(held, 1, -1)
         held = held.reshape(n, H, W, C)
+        if self.taken:
+            held, C = held[..., list(self.taken)], len(self.taken)
         if C == 1:
             return np.broadcast_to(held, (n, H, W, 3))
         return held if C == 3 else _over_white(held)
@@ -58,7 +63,29 @@ class Form:
         return levels
 
 
-def form_of(shape: tuple[int, ...], dtype: np.dtype, low: float, high: float) -> Form:
+def parsed_channels(text: str) -> tuple[int, ...]:
+    """`"3,2,1"`: the channels, from 0, that become red, green and blue; a single one: grey.
+
+    Raises:
+        UserError: it is not of this form.
+    """
+    numbers = [part.strip() for part in text.split(",")]
+    if len(numbers) in (1, 3) and all(map(str.isdecimal, numbers)):
+        return tuple(map(int, numbers))
+    raise UserError(
+        f"--channels {text}: write the numbers, from 0, of those that become red, green and blue, "
+        "such as 3,2,1, or of one that becomes grey"
+    )
+
+
+def form_of(
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    low: float,
+    high: float,
+    *,
+    taken: tuple[int, ...] = (),
+) -> Form:
     """The form of N images.
 
     Args:
@@ -66,16 +93,19 @@ def form_of(shape: tuple[int, ...], dtype: np.dtype, low: float, high: float) ->
         dtype: of the numbers.
         low: the least of them.
         high: the greatest of them.
+        taken: the channels, from 0, that become red, green and blue, or grey; empty: all.
 
     Raises:
         UserError: it is none that is known; the message says what was seen and what is accepted.
     """
-    order, sizes = _order_of(shape)
+    order, sizes = _order_of(shape) if not taken else _order_of_many(shape, max(taken) + 1)
     linear = _linear(dtype, low, high)
     if order is None or linear is None:
-        values = f" from {low:g} to {high:g}" if dtype.kind in "iuf" else ""
-        raise UserError(f"{shape} {dtype}{values} are no images: give {ACCEPTED}")
-    return Form(order, *sizes, *linear)
+        # Of bytes nobody looked: all are levels.
+        values = f" from {low:g} to {high:g}" if dtype.kind in "if" or dtype.itemsize > 1 else ""
+        chosen = f" of which --channels takes {', '.join(map(str, taken))}" if taken else ""
+        raise UserError(f"{shape} {dtype}{values}{chosen} are no images: give {ACCEPTED}")
+    return Form(order, *sizes, *linear, taken)
 
 
 def images_of(array: np.ndarray) -> np.ndarray:
@@ -125,6 +155,15 @@ def _order_of(shape: tuple[int, ...]) -> tuple[Order | None, tuple[int, int, int
     if len(shape) == 4 and shape[1] in CHANNELS:
         return "first", (shape[2], shape[3], shape[1])
     return None, (0, 0, 0)
+
+
+def _order_of_many(shape: tuple[int, ...], least: int) -> tuple[Order | None, tuple[int, int, int]]:
+    """As `_order_of`, of any number of channels: the fewer of the first axis and the last."""
+    if len(shape) != 4 or min(shape[1:]) < 1:
+        return None, (0, 0, 0)
+    order: Order = "first" if shape[1] < shape[3] else "last"
+    height, width, channels = shape[1:] if order == "last" else (shape[2], shape[3], shape[1])
+    return (order if channels >= least else None), (height, width, channels)
 
 
 def _linear(dtype: np.dtype, low: float, high: float) -> tuple[float, float] | None:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from igpt import compute
 from igpt.errors import Elsewhere, UserError
 
 T = TypeVar("T")
@@ -48,6 +49,11 @@ class World:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    def count(self, local: float, device: torch.device) -> Tensor:
+        """What is counted over all ranks, at least 1, on every rank: () float32."""
+        counted = torch.tensor(local, dtype=compute.sums_dtype(device), device=device)
+        return self.sum(counted).clamp(min=1).float()
 
     def largest(self, value: int) -> int:
         """The largest of the ranks' values, on every rank."""

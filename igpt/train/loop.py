@@ -52,7 +52,7 @@ def loss_of(trainer: Trainer, batch: Batch) -> Tensor:
         )
         masked = torch.from_numpy(masks).to(device)  # (B, T)
     local = loss_count(train.objective, tokens, masked)
-    count = trainer.world.sum(torch.tensor(local, dtype=torch.float64, device=device)).clamp(min=1)
+    count = trainer.world.count(local, device)
     total = torch.zeros((), device=device)
     assert train.micro_batch != "auto"
     parts = trainer.world.parts(train.batch_size, train.micro_batch)
@@ -63,9 +63,9 @@ def loss_of(trainer: Trainer, batch: Batch) -> Tensor:
                 logits = trainer.forward(tokens[part], part_masked)
             nats = trainer.loss_sum(logits, tokens[part], part_masked)
             # Gradients are averaged over ranks; the count is over all ranks.
-            (nats * (trainer.world.size / count).float()).backward()  # type: ignore[no-untyped-call]
+            (nats * (trainer.world.size / count)).backward()  # type: ignore[no-untyped-call]
         total += nats.detach()
-    return trainer.world.sum(total) / count.float()
+    return trainer.world.sum(total) / count
 
 
 def train_step(trainer: Trainer, batch: Batch) -> tuple[float, float]:

@@ -30,7 +30,7 @@ def validation_nats(trainer: Trainer) -> float:
     """
     network, tokens, device = trainer.network, trainer.valid_tokens, trainer.device
     world, train = trainer.world, trainer.config.train
-    sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, count
+    sums = torch.zeros(2, dtype=compute.sums_dtype(device), device=device)  # loss, count
     first = world.slots(len(tokens)).start
     for cut in world.parts(len(tokens), VALID_BATCH):
         slots = range(first + cut.start, first + cut.stop)

@@ -92,3 +92,15 @@ def test_counts_are_exact_over_chunks():
     counts = fit.count_colors(images)
     index = images.reshape(-1, 3).astype(np.int64) @ [1, 256, 65536]
     np.testing.assert_array_equal(counts, np.bincount(index, minlength=2**24))
+
+
+@pytest.mark.parametrize(("n_colors", "found", "worst"), [(16, 16, 15), (512, 256, 0)])
+@pytest.mark.filterwarnings("ignore:the images hold 256 distinct")
+def test_a_palette_of_grey_images_is_a_tokeniser_of_grey_levels(n_colors, found, worst):
+    levels = np.random.default_rng(0).integers(0, 256, (100, 16, 16, 1), dtype=np.uint8)
+    images = np.repeat(levels, 3, axis=-1)
+    palette = Palette.fit(images, n_colors=n_colors)
+    assert palette.n_colors == found and not np.ptp(palette.colors, axis=1).any()
+    tokens = palette.encode(images)
+    assert tokens.shape == (100, 256)
+    assert np.abs(palette.decode(tokens).astype(int) - images).max() <= worst

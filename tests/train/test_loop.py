@@ -15,6 +15,7 @@ from igpt.train.folder import read_metrics, read_run
 from igpt.train.optim import lr_factor_at
 from igpt.train.saving import Saver, save
 from igpt.train.stopping import stopping_softly
+from igpt.train.validate import validation_nats
 from tests.train import killing
 from tests.train.making import TINY, resumed, start, take_steps, tiny
 
@@ -85,6 +86,24 @@ def test_bf16_is_for_products_only(digits, tmp_path):
     assert before.dtype == torch.float32
     state = [*trainer.network.state_dict().values(), *trainer.optimizer.tensors().values()]
     assert {tensor.dtype for tensor in state} == {torch.float32}
+
+
+def test_a_step_and_validation_need_no_float64(digits, tmp_path, monkeypatch):
+    """As Apple's GPUs, which have none: whatever makes such a tensor fails."""
+    trainer = start(tiny(), digits, tmp_path / "run")
+    wanted = [float(loop.loss_of(trainer, trainer.stream.at(0))), validation_nats(trainer)]
+    monkeypatch.setattr("igpt.compute.sums_dtype", lambda _: torch.float32)
+    for name in ("tensor", "zeros"):
+        make = getattr(torch, name)
+
+        def checked(*args, make=make, **kwargs):
+            made = make(*args, **kwargs)
+            assert made.dtype != torch.float64
+            return made
+
+        monkeypatch.setattr(torch, name, checked)
+    found = [float(loop.loss_of(trainer, trainer.stream.at(0))), validation_nats(trainer)]
+    assert found == pytest.approx(wanted, rel=1e-6)
 
 
 STOPS = [getattr(signal, f"SIG{name}") for name in ("INT", "TERM", "HUP", "USR1", "USR2")]

@@ -67,8 +67,10 @@ class Stored:
         """
         if self.is_fortran and len(self.shape) > 1:
             raise UserError(f"{self.name} is in column order: save it in C order")
+        if not math.prod(self.shape) or not self.shape:
+            raise UserError(f"{self.name} holds {self.shape} {self.dtype}: there are no images")
         claimed = self.dtype.itemsize * math.prod(self.shape)
-        if not self.shape or min(self.shape) < 1 or claimed > self.held_bytes:
+        if min(self.shape) < 1 or claimed > self.held_bytes:
             raise UserError(
                 f"{self.name} claims {self.shape} {self.dtype}, but holds {self.held_bytes} bytes: "
                 "fetch it again"
@@ -104,8 +106,13 @@ class Stored:
             return np.frombuffer(read_exactly(file, n_bytes), self.dtype).reshape(self.shape)
 
 
-def open_npz(path: Path, *, unlabelled: bool = False) -> Source:
+def open_npz(path: Path, *, unlabelled: bool = False, channels: tuple[int, ...] = ()) -> Source:
     """The arrays of an `.npz`: images, perhaps with labels, perhaps of several splits.
+
+    Args:
+        path: the file.
+        unlabelled: leave labels out.
+        channels: which become red, green and blue, or grey; empty: all.
 
     Raises:
         UserError: none is known as images, their form is none, or the file is damaged.
@@ -120,14 +127,15 @@ def open_npz(path: Path, *, unlabelled: bool = False) -> Source:
             [stored[image] for image, _ in pairs.values()],
             [None if unlabelled or not label else stored[label] for _, label in pairs.values()],
             list(pairs),
+            channels,
         )
     left = [name for name in names if name not in used]
     said = [f"arrays that are not read: {', '.join(left)}"] if left else []
     return pieces_source(path, pieces, decided=said)
 
 
-def open_npy(path: Path) -> Source:
-    """The images of an `.npy` file.
+def open_npy(path: Path, *, channels: tuple[int, ...] = ()) -> Source:
+    """The images of an `.npy` file; `channels` as in `open_npz`.
 
     Raises:
         UserError: they are no images, or it is damaged.
@@ -143,7 +151,7 @@ def open_npy(path: Path) -> Source:
 
         held_bytes = path.stat().st_size - start
         stored = Stored(path.stem, shape, dtype, opened, held_bytes, is_fortran)
-        pieces = _pieces(path, [stored], [None], [TRAIN])
+        pieces = _pieces(path, [stored], [None], [TRAIN], channels)
     return pieces_source(path, pieces)
 
 
@@ -152,6 +160,7 @@ def _pieces(
     images: Sequence[Stored],
     labels: Sequence[Stored | None],
     codes: Sequence[int],
+    channels: tuple[int, ...],
 ) -> list[Piece]:
     try:
         low, high = _span(images)
@@ -159,7 +168,9 @@ def _pieces(
         for stored, label, code in zip(images, labels, codes, strict=True):
             n = stored.shape[0]
             held = None if label is None else labels_in(label.whole(), n, label.name)
-            made.append(Piece(code, n, images_of_levels(stored, low, high), held, stored.name))
+            made.append(
+                Piece(code, n, images_of_levels(stored, low, high, channels), held, stored.name)
+            )
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return made
@@ -182,7 +193,7 @@ def _span(images: Sequence[Stored]) -> tuple[float, float]:
 
 
 def images_of_levels(
-    stored: Stored, low: float = 0, high: float = 255
+    stored: Stored, low: float = 0, high: float = 255, channels: tuple[int, ...] = ()
 ) -> Callable[[], Iterator[np.ndarray]]:
     """What reads an array as images, by `igpt.images.levels`.
 
@@ -190,12 +201,13 @@ def images_of_levels(
         stored: the array.
         low: least of its numbers; of levels of 8 bits it is no matter.
         high: greatest of its numbers.
+        channels: which become red, green and blue, or grey; empty: all.
 
     Raises:
         UserError: it is in no form that is known.
     """
     try:
-        form = form_of(stored.shape, stored.dtype, low, high)
+        form = form_of(stored.shape, stored.dtype, low, high, taken=channels)
     except UserError as error:
         raise UserError(f"{stored.name}: {error}") from error
     return lambda: map(form.images, stored.rows())

@@ -48,16 +48,20 @@ _FINDERS: tuple[Callable[[Path], Source | None], ...] = (
 )
 
 
-def open_source(data: str, *, unlabelled: bool = False) -> Source:
+def open_source(data: str, *, unlabelled: bool = False, channels: tuple[int, ...] = ()) -> Source:
     """The reader of what the command line calls DATA.
 
     Args:
         data: a name, or the path of a folder or file; `*` in the last part takes several files.
         unlabelled: leave labels out, where they come from folders, columns or files.
+        channels: of arrays, from 0: three that become red, green and blue, or one that becomes
+            grey; empty: all.
 
     Raises:
         UserError: there is no such name or path, or nothing in it can be read.
     """
+    if channels:
+        return _open_channels(data, channels, unlabelled=unlabelled)
     if data in NAMED:
         return NAMED[data]()
     if remote.is_remote(data):
@@ -68,6 +72,26 @@ def open_source(data: str, *, unlabelled: bool = False) -> Source:
     else:
         source = _open_path(Path(data).expanduser(), data, unlabelled=unlabelled)
     return without_labels(source) if unlabelled and source.classes is not None else source
+
+
+def _open_channels(data: str, channels: tuple[int, ...], *, unlabelled: bool) -> Source:
+    path = Path(data).expanduser()
+    chosen = ",".join(map(str, channels))
+    if path.suffix.lower() not in (".npz", ".npy") or tokenised.token_files(path):
+        raise UserError(
+            f"--channels {chosen} is of arrays (.npz, .npy): {data} is read as RGB, without it"
+        )
+    if not path.is_file():
+        raise unknown_data(data)
+    if path.suffix.lower() == ".npy":
+        source = arrays.open_npy(path, channels=channels)
+    else:
+        source = arrays.open_npz(path, unlabelled=unlabelled, channels=channels)
+    meant = "red, green and blue" if len(channels) == 3 else "grey"
+    said = f"channels: {', '.join(map(str, channels))} as {meant}; the others are not read"
+    # In the name, as whoever goes on with a set must choose the same.
+    name = f"{source.name} (channels {chosen})"
+    return replace(source, name=name, decided=(*source.decided, said))
 
 
 def _open_path(path: Path, data: str, *, unlabelled: bool) -> Source:

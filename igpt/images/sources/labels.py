@@ -1,11 +1,12 @@
 """Where labels come from: one vocabulary and one way of numbering for every reader.
 
 A label is what stands in a folder's name, a table's column, an archive's `.cls` or `.json`: a word
-or a number, any number. What is missing, empty, not a number, or -1 is "no label"; the image is an
-image all the same (pre-training takes it, probes leave it out and count it). Classes are numbered
-from 0 in the order of their values (numbers by size, else words by alphabet), and the manifest
-keeps the original of each as its name. Where a source brings names (the Hub's ClassLabel), its
-numbers are places in that list. A file's own name is never taken for a label.
+or a number, any number. What is missing, empty, not a number or another of `NO_LABEL` is "no
+label"; the image is an image all the same (pre-training takes it, probes leave it out and count
+it). Classes are numbered from 0 in the order of their values (numbers by size, else words by
+alphabet), and the manifest keeps the original of each as its name. Where a source brings names (the
+Hub's ClassLabel), its numbers are places in that list. A file's own name is never taken for a
+label.
 """
 
 import math
@@ -21,6 +22,13 @@ from igpt.errors import UserError
 MAX_CLASSES = 100_000
 """More different labels are no classes."""
 BAD_LABEL = "label is not one of the classes"
+NO_LABEL = frozenset(
+    (
+        *("", "-1", "None", "nan", "-nan", "NaN", "-NaN", "NA", "N/A", "n/a", "<NA>", "#N/A"),
+        *("null", "NULL"),
+    )
+)
+"""Words that tables write where there is nothing, as pandas knows them; and -1."""
 LABEL_NAMES = (
     *("label", "labels", "class", "classes", "cls", "target", "targets", "category"),
     *("class_name", "class_label", "label_name", "category_name", "fine_label", "coarse_label"),
@@ -65,7 +73,7 @@ def label_of(value: Any) -> str | None:
     text = unicodedata.normalize("NFC", str(value).strip())
     if re.fullmatch(r"[-+]?\d+\.0*", text):  # a table of numbers writes 1 as 1.0
         text = str(int(text.partition(".")[0]))
-    return None if text in ("", "-1", "nan", "NaN", "None") else text
+    return None if text in NO_LABEL else text
 
 
 def ordered(labels: Iterable[str]) -> tuple[str, ...]:

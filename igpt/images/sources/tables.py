@@ -2,9 +2,10 @@
 
 The first line names the columns (of JSON lines each record does), separated by commas, tabs,
 semicolons or bars. The column of images is the first of a usual name that names files which are
-there; else another one that does. Labels, splits and files that were named on another machine
-follow `igpt.images.sources.labels`, `igpt.images.splits` and `igpt.images.sources.names`. Where no
-column says a split, the names of several tables do (`train.csv`, `test/metadata.jsonl`).
+there; else another one that does; else one that does with an ending which it leaves out (`id`).
+Labels, splits and files that were named on another machine follow `igpt.images.sources.labels`,
+`igpt.images.splits` and `igpt.images.sources.names`. Where no column says a split, the names of
+several tables do (`train.csv`, `test/metadata.jsonl`).
 """
 
 import csv
@@ -26,7 +27,7 @@ from igpt.images.sources import columns
 from igpt.images.sources.archive import damage, unpacked
 from igpt.images.sources.labels import Numbering, label_key, label_of, ordered, said_of_labels
 from igpt.images.sources.layout import DUPLICATE, Duplicates
-from igpt.images.sources.names import find_named, is_image_name
+from igpt.images.sources.names import find_named, is_image_name, suffixes
 from igpt.images.sources.source import Block, BlockBuilder, Source, Span
 from igpt.images.splits import TRAIN, codes_of_files, said_alone, said_of_splits, split_codes
 
@@ -52,6 +53,8 @@ class _Columns:
     path: str
     label: str | None
     split: str | None
+    ending: str
+    """Of the files' names, where the table leaves it out."""
 
 
 @dataclass(slots=True)
@@ -229,11 +232,17 @@ def _columns(path: Path) -> _Columns:
     named = [by_lower[known] for known in _PATH_NAMES if known in by_lower]
     others = [name for name in header if name not in named]
 
-    def leads_to_files(name: str) -> bool:
-        values = [str(record.get(name) or "") for record in first]
+    def leads_to_files(name: str, ending: str) -> bool:
+        values = [str(record.get(name) or "") + ending for record in first]
         return any(_looks_like_image(v) and find_named(path.parent, v).exists() for v in values)
 
-    found = next((name for name in (*named, *others) if leads_to_files(name)), None)
+    tried = ((name, end) for end in ("", *sorted(suffixes())) for name in (*named, *others))
+    found, ending = next((pair for pair in tried if leads_to_files(*pair)), (None, ""))
+    if any(_looks_like_image(v) and find_named(path.parent, v).exists() for v in header):
+        raise UserError(
+            f"{path}: its first line is an image already: write the names of the columns above it, "
+            "such as path,label"
+        )
     if found is None and not named:
         raise UserError(
             f"{path}: its first line must name the columns, path and label among them; "
@@ -241,7 +250,8 @@ def _columns(path: Path) -> _Columns:
         )
     column = found or named[0]
     split = next((by_lower[known] for known in _SPLIT_NAMES if known in by_lower), None)
-    return _Columns(column, label_key(n for n in header if n not in (column, split)), split)
+    label = label_key(n for n in header if n not in (column, split))
+    return _Columns(column, label, split, ending)
 
 
 def _looks_like_image(value: str) -> bool:
@@ -254,6 +264,7 @@ def _rows(path: Path, known: _Columns) -> Iterator[_Row]:
         next(records, None)
         for record in records:
             name = str(record.get(known.path) or "").strip()
+            name += known.ending if name else ""
             split = "" if known.split is None else str(record.get(known.split) or "")
             label = None if known.label is None else record.get(known.label)
             yield _Row(name, find_named(path.parent, name), label, split.strip().lower())

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from igpt.errors import UserError
+from igpt.images.levels import parsed_channels
 from igpt.images.sources.binaries import SYSTEM_FASHION, find_idx, find_stl10
 from igpt.images.sources.find import open_source
 from igpt.images.splits import TEST, TRAIN, VALID
@@ -56,9 +57,9 @@ def test_npy_has_no_labels(tmp_path: Path) -> None:
     [
         ({"images": np.full((3, 8, 8, 3), 300.0)}, r"\(3, 8, 8, 3\) float64 from .* are no images"),
         ({"images": np.full((3, 8, 8), np.nan)}, "float64 from nan to nan are no images"),
-        ({"images": pixels(3, 8, 8, 5)}, r"\(3, 8, 8, 5\) uint8 .* are no images: give"),
-        ({"images": pixels(64, 64, 3)}, r"\(64, 64, 3\) uint8 .* are no images: give"),
-        ({"images": pixels(3, 50)}, r"\(3, 50\) uint8 .* are no images: give"),
+        ({"images": pixels(3, 8, 8, 5)}, r"\(3, 8, 8, 5\) uint8 are no images: give"),
+        ({"images": pixels(64, 64, 3)}, r"\(64, 64, 3\) uint8 are no images: give"),
+        ({"images": pixels(3, 50)}, r"\(3, 50\) uint8 are no images: give"),
         ({"images": np.array(["a.png", "b.png"])}, "list paths of files in a .csv"),
         ({"a": pixels(3, 8, 8, 3), "b": pixels(3, 8, 8, 3)}, "no array named images"),
         ({"images": pixels(3, 8, 8, 3), "labels": np.arange(2)}, r"a label an image \(3\)"),
@@ -100,7 +101,8 @@ def test_a_header_that_claims_too_much_takes_no_memory(
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("images.npy", header.getvalue() + bytes(1000))
     with pytest.raises(
-        UserError, match=r"images claims \(.*\) uint8, but holds 1000 bytes: fetch it again"
+        UserError,
+        match=r"images (claims|holds) \(.*\) uint8(, but holds 1000 bytes|: there are no images)",
     ):
         read(open_source(str(tmp_path / "a.npz")))
 
@@ -277,3 +279,34 @@ def test_a_cut_stl10_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "train_X.bin").write_bytes(data[:-1])
     with pytest.raises(UserError, match=r"train_X.bin does not hold 3 images"):
         find_stl10(tmp_path)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_channels_that_are_chosen_become_the_colours(tmp_path: Path, first: bool) -> None:
+    bands = pixels(4, 8, 8, 6)
+    np.save(tmp_path / "a.npy", np.moveaxis(bands, 3, 1) if first else bands)
+    chosen = open_source(str(tmp_path / "a.npy"), channels=(4, 0, 2))
+    assert np.array_equal(read(chosen).images, bands[..., [4, 0, 2]])
+    assert "channels: 4, 0, 2 as red, green and blue" in chosen.decided[-1]
+    grey = read(open_source(str(tmp_path / "a.npy"), channels=(5,))).images
+    assert np.array_equal(grey, np.repeat(bands[..., 5:], 3, -1))
+    with pytest.raises(UserError, match=r"uint8 of which --channels takes 6 are no images"):
+        open_source(str(tmp_path / "a.npy"), channels=(6,))
+    with pytest.raises(UserError, match=r"\(4, .*\) uint8 are no images.*--channels"):
+        open_source(str(tmp_path / "a.npy"))
+
+
+def test_channels_are_of_arrays_and_written_as_numbers(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--channels 0 is of arrays"):
+        open_source(str(tmp_path), channels=(0,))
+    for text in ("", "1,2", "a", "1,2,-3", "1,2,3,4"):
+        with pytest.raises(UserError, match=f"--channels {text}: write the numbers"):
+            parsed_channels(text)
+    assert parsed_channels("3, 2,1") == (3, 2, 1)
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 8, 3), (), (4, 8, 0, 3)])
+def test_an_array_of_nothing_is_named_as_such(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(shape, np.uint8))
+    with pytest.raises(UserError, match=r"a holds \(.*\) uint8: there are no images"):
+        open_source(str(tmp_path / "a.npy"))

@@ -73,7 +73,7 @@ def test_labels_can_be_left_out(tmp_path: Path) -> None:
     ("text", "reason"),
     [
         ("", "its first line must name the columns"),
-        ("a/0.png,x\n", "its first line must name the columns"),
+        ("a/0.png,x\n", "its first line is an image already"),
         ("path,label\n", "has no rows"),
         ("path,label,split\na/0.png,x,dev\n", "unknown split 'dev'"),
         ("path,label,split\na/0.png,x,fold1\na/1.png,x,train\n", "unknown split 'fold1'"),
@@ -179,3 +179,25 @@ def test_columns_of_paths_are_a_table(tmp_path: Path, name: str) -> None:
     source = open_source(str(top if name.startswith("train") else top / name))
     assert source.classes == ("x", "y")
     assert read(source).labels == [0, 1, -1] * 2
+
+
+def test_what_tables_write_for_nothing_is_no_label(tmp_path: Path) -> None:
+    words = ["NA", "N/A", "null", "NULL", "<NA>", "None", "nan", "-1", "none"]
+    (tmp_path / "im").mkdir()
+    for i in range(len(words)):
+        (tmp_path / "im" / f"{i}.png").write_bytes(encoded(noise(9, 9)))
+    rows = "".join(f"im/{i}.png,{word}\n" for i, word in enumerate(words))
+    (tmp_path / "t.csv").write_text(f"path,label\n{rows}")
+    source = open_table(tmp_path / "t.csv")
+    assert source.classes == ("none",)  # a word like others
+    assert read(source).labels == [-1] * 8 + [0]
+
+
+def test_a_table_may_leave_out_the_endings_of_its_files(tmp_path: Path) -> None:
+    source = open_table(table(tmp_path, "id,label\na/0,x\nb/1,y\n"))
+    assert source.classes == ("x", "y") and read(source).images[:, 0, 0, 0].tolist() == [0, 41]
+
+
+def test_a_table_without_a_line_of_names_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="first line is an image already: write the names"):
+        open_table(table(tmp_path, "a/0.png,x\na/1.png,y\n"))
