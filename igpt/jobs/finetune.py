@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,12 @@ from igpt.pixelmodel import PixelModel
 from igpt.probing.exact import checked_labels
 from igpt.probing.features import pays_to_compile
 from igpt.probing.protocol import LabelledImages
-from igpt.progress import say
+from igpt.progress import quietly, say
 from igpt.published import name_of
 from igpt.recipes import RECIPES
 from igpt.train.distributed import World, default_world, joined
 from igpt.train.folder import check_new, is_run
-from igpt.train.log import Tracker
+from igpt.train.log import Told, Tracker
 from igpt.train.parallel import is_sharded, whole_weights
 from igpt.train.saving import check_room
 from igpt.train.standing import versions
@@ -122,10 +122,13 @@ def finetune(
     max_images: int | None = None,
     workers: int = 0,
     resume: bool = False,
-    trackers: Sequence[Tracker] = (),
+    progress: Callable[[Mapping[str, Any]], object] | None = None,
+    verbose: bool = False,
     **settings: Any,
 ) -> Finetuned:
     """Train all weights to classify (paper §2.3), as `igpt finetune` does.
+
+    Nothing is printed unless asked for; signals are as in `igpt.pretrain`.
 
     Args:
         model: what `igpt.load` takes, or a model; it is not changed.
@@ -138,7 +141,8 @@ def finetune(
         max_images: of each split, at random; none: all.
         workers: processes that crop images anew; 0: one a core.
         resume: go on with the run in `folder`.
-        trackers: are told every figure besides the folder.
+        progress: is called with each line of metrics.jsonl as it is written.
+        verbose: say on standard error what the command says.
         settings: of `FinetuneConfig`, by name.
 
     Raises:
@@ -148,7 +152,7 @@ def finetune(
     config = overlaid(FinetuneConfig(), settings)
     asked = Asked(config=config, rates=tuple(rates), scratch=scratch, seeds=seeds)
     place, loaded = opened(model, device="cpu")
-    with joined() as world:
+    with quietly(not verbose), joined() as world:
         with world.first_alone():
             packed = open_labelled(loaded, str(data), image_size=image_size, max_images=max_images)
         return finetune_model(
@@ -160,7 +164,7 @@ def finetune(
             command="igpt.finetune",
             resume=resume,
             workers=workers,
-            trackers=trackers,
+            trackers=[] if progress is None else [Told(progress)],
         )
 
 

@@ -55,7 +55,7 @@ from igpt.train.folder import (
     starting_config,
     write_run,
 )
-from igpt.train.log import Tracker, check_trackers, drop_metrics_after, tracking
+from igpt.train.log import Told, Tracker, check_trackers, drop_metrics_after, tracking
 from igpt.train.loop import run_steps
 from igpt.train.memory import saying_what_to_lower
 from igpt.train.saving import check_room, clear_parts, restore, save, say_what_differs, set_aside
@@ -148,25 +148,8 @@ def pretrain(
             workers=workers,
             resume=resume,
             init_from=None if init_from is None else str(init_from),
-            trackers=[] if progress is None else [_Told(progress)],
+            trackers=[] if progress is None else [Told(progress)],
         )
-
-
-class _Told:
-    """A tracker that hands each line of figures to a function."""
-
-    def __init__(self, function: Callable[[Mapping[str, Any]], object]) -> None:
-        self._function = function
-
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Hand it on."""
-        self._function(line)
-
-    def show(self, step: int, name: str, picture: np.ndarray) -> None:
-        """Pictures lie in the run's folder."""
-
-    def close(self) -> None:
-        """Nothing waits."""
 
 
 def train_run(

@@ -112,9 +112,14 @@ def test_validation_is_folded_back_for_the_final_figure(model, tmp_path, capsys)
     assert not np.array_equal(one.network.wte.weight, igpt.load(model).network.wte.weight)
 
 
-def test_from_python(model, tmp_path):
+def test_from_python(model, tmp_path, capfd):
+    lines = []
     small = {"batch_size": 8, "micro_batch": 8, "total_steps": 2, "compile": "off"}
-    found = igpt.finetune(model, "digits", tmp_path / "run", max_images=24, **small)
+    found = igpt.finetune(
+        model, "digits", tmp_path / "run", max_images=24, progress=lines.append, **small
+    )
+    assert capfd.readouterr() == ("", "")
+    assert lines == found.metrics
     assert found.metrics[-1]["step"] == 2
     assert len(found.model.classify(np.zeros((2, 8, 8, 3), np.uint8))) == 2
     with pytest.raises(UserError, match="unknown key 'rate': known: joint, layer, lr"):

@@ -1,0 +1,102 @@
+"""An independent check of the shipped probe: transformers and scikit-learn alone, no igpt.
+
+    python records/check.py cifar-10-batches-bin [MODEL_FOLDER]
+
+CIFAR-10 comes from the official binary files (data_batch_1.bin to test_batch.bin, compared with
+their published md5), the model and its palette from the files that ship, as transformers opens
+them. Two figures must agree with the record book within 0.3 points: the saved classifier on the
+test images, and scikit-learn's own logistic regression at the same strength, fitted on all 50,000
+training images. About 10 minutes on two cores.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from transformers import ImageGPTModel
+
+HERE = Path(__file__).parent
+SHIPPED = HERE.parent / "igpt" / "models" / "cifar10-small"
+MD5 = {
+    "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
+    "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
+    "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
+    "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
+    "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
+    "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
+}
+BATCH = 100
+BANDS = 4
+TOLERANCE = 0.003
+
+
+def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(10,000, 32, 32, 3) uint8 and (10,000,) labels of an official file."""
+    data = path.read_bytes()
+    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    if found != MD5[path.name]:
+        raise SystemExit(f"{path} is not the official file: its md5 is {found}")
+    records = np.frombuffer(data, np.uint8).reshape(10_000, 3073)
+    return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records[:, 0].astype(int)
+
+
+def tokens_of(images: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Means of 2 x 2 pixels, each the number of its nearest colour: (n, 256)."""
+    halved = images.reshape(-1, 16, 2, 16, 2, 3).mean(axis=(2, 4))
+    pixels = np.rint(halved).reshape(len(images), 256, 3) / 127.5 - 1
+    gaps = -2 * pixels @ clusters.T + (clusters**2).sum(axis=1)
+    return np.asarray(gaps.argmin(axis=2))
+
+
+@torch.inference_mode()
+def features_of(images: np.ndarray, model: ImageGPTModel, clusters: np.ndarray, layer: int):
+    """Means over four bands of rows and the spread of the normalised input of a block: (n, 5 D)."""
+    found = []
+    for start in range(0, len(images), BATCH):
+        tokens = torch.from_numpy(tokens_of(images[start : start + BATCH], clusters))
+        first = torch.full((len(tokens), 1), len(clusters))  # the token that starts an image
+        given = torch.cat([first, tokens[:, :-1]], dim=1)
+        hidden = model(given, output_hidden_states=True).hidden_states[layer]
+        normed = model.h[layer].ln_1(hidden)
+        bands = normed.unflatten(1, (BANDS, -1)).mean(dim=2).flatten(1)
+        found.append(torch.cat([bands, normed.std(dim=1, correction=0)], dim=1).numpy())
+        if start % 10_000 == 0:
+            print(f"features of {start} of {len(images)} images", flush=True)
+    return np.concatenate(found)
+
+
+def main(data: str, folder: str = str(SHIPPED)) -> None:
+    """Compute both figures and compare them with the book's."""
+    place = Path(folder)
+    probe = json.loads((place / "probe.json").read_text())
+    held = load_file(place / "probe.safetensors")
+    clusters = np.array(json.loads((place / "preprocessor_config.json").read_text())["clusters"])
+    model = ImageGPTModel.from_pretrained(place, dtype=torch.float32).eval()
+    sets = {name: read(Path(data) / name) for name in MD5}
+    test_images, test_labels = sets.pop("test_batch.bin")
+    images = np.concatenate([images for images, _ in sets.values()])
+    labels = np.concatenate([labels for _, labels in sets.values()])
+    test = features_of(test_images, model, clusters, probe["layer"])
+    saved = float(((test @ held["weights"].T + held["biases"]).argmax(1) == test_labels).mean())
+    print(f"the saved classifier: {saved:.4f}", flush=True)
+    train = features_of(images, model, clusters, probe["layer"])
+    fitted = make_pipeline(
+        StandardScaler(), LogisticRegression(C=probe["strength"], max_iter=1000)
+    ).fit(train, labels)
+    own = float(fitted.score(test, test_labels))
+    print(f"scikit-learn's, fitted here: {own:.4f}")
+    book = json.loads((HERE / "shipped.json").read_text())["probe, bands"]["test_accuracy"]
+    print(f"in the record book: {book:.4f}")
+    if max(abs(saved - book), abs(own - book)) > TOLERANCE:
+        raise SystemExit(f"they differ by more than {100 * TOLERANCE:.1f} points")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
