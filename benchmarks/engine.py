@@ -2,6 +2,7 @@
 
     python benchmarks/engine.py memory        # about 4 minutes on 2 cores
     python benchmarks/engine.py checkpoint    # about 1 minute, with the cache of CIFAR-10 filled
+    python benchmarks/engine.py checkpoint-large    # 1 GB of weights; 10 GB of memory, 9 of disk
 
 Prints one JSON document. Every memory trial is a process of its own, so that none inherits what an
 earlier one has kept.
@@ -47,7 +48,7 @@ STEPS = 30
 def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["memory", "checkpoint", "trial"])
+    parser.add_argument("what", choices=["memory", "checkpoint", "checkpoint-large", "trial"])
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--compile", action="store_true")
@@ -55,7 +56,7 @@ def main() -> None:
     if args.what == "trial":
         print(step_bytes(args.image_size, args.precision, compiled=args.compile))
         return
-    found = memory() if args.what == "memory" else stall()
+    found = memory() if args.what == "memory" else stall(large=args.what == "checkpoint-large")
     print(json.dumps({"torch": torch.__version__, **found}, indent=2))
 
 
@@ -99,11 +100,19 @@ def step_bytes(image_size: int, precision: compute.Precision, *, compiled: bool)
     return compute.memory_growth(steps, device)
 
 
-def stall() -> dict[str, Any]:
-    """Seconds of a step and of a save, at the demo's size."""
+def stall(*, large: bool) -> dict[str, Any]:
+    """Seconds of a step and of a save, at the demo's size or of 1 GB of weights at 8 x 8 pixels."""
     compute.set_threads()
     config: RunConfig = recipe("demo")
     data = open_data("cifar10", image_size=DataConfig().image_size // 2)
+    n_steps, n_saves = (6, 5) if large else (STEPS, SAVES)
+    if large:
+        data = open_data("digits", image_size=8)
+        config = RunConfig(
+            data=DataConfig(image_size=8),
+            model=ModelConfig(n_layer=20, n_head=8, n_embd=1024),
+            train=TrainConfig(total_steps=100, batch_size=8, micro_batch=8, compile="off"),
+        )
     with tempfile.TemporaryDirectory(dir=".") as place:
         folder = Path(place) / "run"
         sets = [Ingredient(packed=data, augment=config.data.augment)]
@@ -113,11 +122,11 @@ def stall() -> dict[str, Any]:
         trainer = make_trainer(config, data, folder, tokenizer=tokenizer)
         saver = Saver(trainer)
         step_s, save_s, write_s = [], [], []
-        for batch in trainer.stream.prefetch(0, STEPS):
+        for batch in trainer.stream.prefetch(0, n_steps):
             start_s = time.perf_counter()
             loop.train_step(trainer, batch)
             step_s.append(time.perf_counter() - start_s)
-        for _ in range(SAVES):
+        for _ in range(n_saves):
             start_s = time.perf_counter()
             saver.save()
             save_s.append(time.perf_counter() - start_s)
@@ -125,10 +134,12 @@ def stall() -> dict[str, Any]:
             write_s.append(time.perf_counter() - start_s)
             trainer.step += 1
     return {
-        "step_s": spread(step_s[STEPS // 3 :]),
+        "step_s": spread(step_s[n_steps // 3 :]),
         "save_s": spread(save_s),
         "write_s": spread(write_s),
-        "saves_a_step": statistics.median(save_s) / statistics.median(step_s[STEPS // 3 :]),
+        "parameters": sum(weight.numel() for weight in trainer.network.parameters()),
+        "save_of_write": statistics.median(save_s) / statistics.median(write_s),
+        "saves_a_step": statistics.median(save_s) / statistics.median(step_s[n_steps // 3 :]),
     }
 
 
