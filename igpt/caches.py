@@ -23,8 +23,9 @@ KINDS = {
     "code": ("native-*", ".native-*", "inductor"),
     "tables": ("tables/*",),
     "verified": ("verified/*",),
+    "rows": ("rows/*",),
 }
-GROWING = ("features", "packed")
+GROWING = ("features", "packed", "rows")
 # Of features and packed copies together; `igpt cache --at-most-gb` chooses another size once.
 LIMIT_BYTES = 20 * 10**9
 # What was used so recently may be in use: it stays unless a limit is asked for by name.

@@ -312,6 +312,9 @@ class ProbeConfig:
     """Also probe so many adjacent layers around the best, side by side (the paper's 5)."""
     kmeans: int = 0
     """Also probe the features of so many k-means clusters (Coates et al. 2011)."""
+    attentive: int = 0
+    """Also train a head that attends over the positions of the chosen layer, in place of their
+    mean, by so many updates of 128 images."""
     solver: Literal["lbfgs", "sgd", "knn"] = "lbfgs"
     """Of every kind of features: lbfgs finds the optimum; sgd reads a batch at a time, as the paper
     does (§3.4); knn lets the nearest training images vote."""
@@ -328,7 +331,13 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         _check_numbers(self, "")
-        for name, least in (("joined", 0), ("kmeans", 0), ("sgd_steps", 1), ("layer_images", 0)):
+        for name, least in (
+            ("joined", 0),
+            ("kmeans", 0),
+            ("attentive", 0),
+            ("sgd_steps", 1),
+            ("layer_images", 0),
+        ):
             value = getattr(self, name)
             option = name.replace("_", "-")
             _require(value >= least, f"--{option} is {value}: it must be at least {least}")

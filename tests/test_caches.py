@@ -40,6 +40,7 @@ def test_kinds_are_counted(cache):
         "code": (2, 20),
         "tables": (0, 0),
         "verified": (0, 0),
+        "rows": (0, 0),
         "other": (1, 10),
     }
 

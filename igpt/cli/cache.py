@@ -8,7 +8,7 @@ from igpt.cli.outputs import print_json
 def cache(
     *,
     clear: tuple[
-        Literal["features", "packed", "downloads", "code", "tables", "verified", "all"], ...
+        Literal["features", "packed", "downloads", "code", "tables", "verified", "rows", "all"], ...
     ] = (),
     at_most_gb: float | None = None,
     json: bool = False,
@@ -17,7 +17,8 @@ def cache(
 
     Args:
         clear: kinds to remove: features, packed, downloads, code (what compilers built), tables,
-            verified (which checksums were compared), or all. What is in use now is left.
+            verified (which checksums were compared), rows (which images of large sets train), or
+            all. What is in use now is left.
         at_most_gb: remove what was used longest ago until features and packed copies take no more.
         json: print the result as one JSON document.
     """

@@ -1,6 +1,8 @@
 """`igpt prepare`."""
 
+import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +88,8 @@ def prepare(
         keep_side=keep_side,
     )
     start_s = time.monotonic()
-    packed = prepare_source(
+    work = functools.partial(
+        prepare_source,
         open_source(src, unlabelled=unlabelled, channels=taken),
         folder,
         packing=packing,
@@ -95,17 +98,14 @@ def prepare(
         workers=workers,
         max_bad=max_bad,
     )
-    if (whole := _gathered(packed, folder)) is None:
+    if (whole := _gathered(work, folder)) is None:
         return
     facts = _facts(whole, time.monotonic() - start_s)
     facts |= _completed(whole, folder, share, palette)
     if json:
         print_json(facts)
         return
-    width = max(map(len, facts))
-    for key, value in facts.items():
-        if key != "rejects":
-            print(f"{key:<{width}}  {value}")
+    _print_facts(facts)
     _print_rejects(whole)
 
 
@@ -121,16 +121,37 @@ def _share(part: str) -> "Part":
     return Part(own_rank() + 1, n_ranks())
 
 
-def _gathered(packed: PackedSet, folder: Path) -> PackedSet | None:
-    """What is to be reported, once all ranks have their part; None where another rank does it."""
+def _gathered(work: Callable[[], PackedSet], folder: Path) -> PackedSet | None:
+    """Do the work; what is to be reported once all ranks have their part, on the first of them.
+
+    Raises:
+        UserError: a rank's part is empty.
+    """
     from igpt.progress import n_ranks
 
     if n_ranks() == 1:
-        return packed
+        return work()
+    import torch
+
+    from igpt.errors import Elsewhere
+    from igpt.images.prepare import EmptyPartError
+    from igpt.images.sources.source import BLOCK_IMAGES
     from igpt.train.distributed import joined
 
+    is_empty = False
+    try:
+        work()
+    except EmptyPartError:
+        is_empty = True
     with joined() as world:  # where all have their part, the last one has merged them
-        pass
+        n_empty = int(world.sum(torch.tensor(int(is_empty))))
+        if n_empty and not world.is_first:
+            raise Elsewhere("the first rank says why")
+        if n_empty:
+            raise UserError(
+                f"{n_empty} of {world.size} processes have no images to prepare for {folder}, as "
+                f"they are read in blocks of {BLOCK_IMAGES}: start fewer"
+            )
     return PackedSet.open(folder) if world.is_first else None
 
 
@@ -168,6 +189,13 @@ def _facts(packed: PackedSet, seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "images_per_s": round(manifest["n_read"] / max(seconds, 1e-9), 1),
     }
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        if key != "rejects":
+            print(f"{key:<{width}}  {value}")
 
 
 def _print_rejects(packed: PackedSet) -> None:

@@ -96,5 +96,7 @@ def _print_result(result: dict[str, Any]) -> None:
         print(f"{rival['n_centers']} k-means centres: {rival['test_accuracy']:.2%}")
     if side_by_side := result.get("joined"):
         print(f"layers {side_by_side['layers']} joined: {side_by_side['test_accuracy']:.2%}")
+    if head := result.get("attentive"):
+        print(f"attentive head on layer {head['layer']}: {head['test_accuracy']:.2%}")
     if vote := result.get("vote"):
         print(f"modal answer of {vote['n_masks']} masks: {vote['test_accuracy']:.2%}")

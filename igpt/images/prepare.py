@@ -179,6 +179,10 @@ def prepare(
     return PackedSet.open(target)
 
 
+class EmptyPartError(UserError):
+    """There are more parts than blocks of images."""
+
+
 def _prepare(
     source: Source,
     out: Path,
@@ -200,7 +204,7 @@ def _prepare(
     try:
         _fill(writer, source, packing, part=part, workers=workers, max_bad=max_bad)
         if not writer.progress.blocks and part != WHOLE:
-            raise UserError(
+            raise EmptyPartError(
                 f"--part {part.index}/{part.count} of {source.name} is empty: it is read in blocks "
                 f"of {BLOCK_IMAGES} images, so choose fewer parts"
             )

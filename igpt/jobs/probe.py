@@ -10,6 +10,7 @@ from igpt.jobs.opening import open_labelled, opened, recorded
 from igpt.loading import load_run
 from igpt.manifest import fault_of
 from igpt.pixelmodel import PixelModel
+from igpt.probing.attentive import probe_attentive
 from igpt.probing.exact import Seen, probe_model
 from igpt.probing.large import LargePlan, plan_large, probe_large
 from igpt.probing.solve import Solver
@@ -54,6 +55,12 @@ def probe(
         with world.first_alone():
             packed = open_labelled(loaded, str(data), max_images=max_images)
         figures = _probed(loaded, packed, config, world)
+        if config.attentive:
+            layer = world.from_first(figures.get("layer", 0))
+            found = probe_attentive(
+                loaded, packed, layer, seen=_seen(config), steps=config.attentive, world=world
+            )
+            figures = figures and {**figures, "attentive": found}
         if not figures:
             return {}
         if is_shipped(loaded.folder):

@@ -81,7 +81,8 @@ def probe_section(record: dict[str, Any] | None) -> str:
     if pixels:
         rows.append(_score_row("raw pixels", pixels["by_layer"][0]))
     layers = [score["layer"] for score in scores]
-    strength = "learning rate" if record.get("solver") == "sgd" else "penalty strength C"
+    named = {"sgd": "learning rate", "knn": "neighbours"}
+    strength = named.get(record.get("solver", ""), "penalty strength C")
     columns = ("layer", strength, "validation accuracy", "validation loss, nats")
     return page.section(
         "What its layers know",
@@ -129,7 +130,9 @@ def _where_the_peak_is(record: dict[str, Any]) -> str:
 
 def _score_row(name: str, score: dict[str, Any]) -> tuple[str, ...]:
     accuracy, loss = score["valid_accuracy"], score["valid_loss_nats"]
-    return name, f"{score['strength']:g}", percent(accuracy), f"{loss:.4f}"
+    # Ridge regression and neighbours have no probabilities.
+    nats = "" if loss is None else f"{loss:.4f}"
+    return name, f"{score['strength']:g}", percent(accuracy), nats
 
 
 def learning_section(

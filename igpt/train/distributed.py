@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -129,6 +130,24 @@ def default_world() -> World:
 
 
 @contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the process at once, as where nothing is at stake yet.
+
+    A process that waits for another one to join runs no handler of Python's: where that one died,
+    the launcher would wait for half a minute before it killed this one too.
+    """
+    try:
+        before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def joined() -> Iterator[World]:
     """The world that `torchrun` made, joined for the time of the block; else this process alone.
 
@@ -140,7 +159,8 @@ def joined() -> Iterator[World]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    with _ended_by_sigterm():
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
     yield default_world()
     dist.barrier()  # a rank that leaves while the first one still draws may be aborted
     # After an error the others may be gone: then only the end of the process lets go.

@@ -1,6 +1,7 @@
 """What `igpt pretrain` trains on: crops of originals, mixtures, folded validation, raw bytes."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -89,4 +90,28 @@ def test_what_cannot_be_mixed_is_one_line(photos, tmp_path, capsys, args, line):
     last = err.strip().splitlines()[-1]
     assert last.startswith("igpt: error: ")
     assert line in last
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda file: file.write_bytes(painted(3)[:-1]), r"\(blake2b \w{16}, then \w{16}\)"),
+        (lambda file: file.rename(file.with_suffix(".moved")), "there is no such file"),
+    ],
+    ids=["changed", "moved"],
+)
+def test_originals_that_moved_or_changed_end_before_a_run_begins(
+    photos, tmp_path, capsys, change, said
+):
+    packed = str(tmp_path / "packed")
+    assert run(["prepare", photos, packed, "--image-size", "8"], capsys)[0] == 0
+    for file in sorted((tmp_path / "in").iterdir()):
+        change(file)
+    status, _, err = pretrain(
+        capsys, packed, str(tmp_path / "run"), "--data.augment", "imagenet", "--workers", "1"
+    )
+    last = err.strip().splitlines()[-1]
+    assert status == 2 and err.count("igpt: error") == 1
+    assert re.search(rf"in/\d\d\.jpg, an original of .*packed, .*{said}", last)
     assert not (tmp_path / "run" / "config.json").exists()

@@ -13,6 +13,7 @@ from igpt.errors import Interrupted, UserError
 from igpt.evaluation import finetune as steps
 from igpt.train.folder import read_metrics
 from tests.cli.test_main import run
+from tests.images.pictures import class_files, write_tree
 from tests.networks import pixel_model
 
 FEW = "--finetune.batch-size 8 --finetune.micro-batch 8 --finetune.precision fp32".split()
@@ -147,8 +148,20 @@ def test_bad_input_is_said_before_any_work(model, tmp_path, capsys, options, sai
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_ranks_have_the_curve_of_one(model, tmp_path, parallel):
+# 48 and 64 pixels are the paper's (§4.3), by a position table that is resampled from 32.
+@pytest.mark.parametrize(
+    ("parallel", "side", "new_side"),
+    [
+        ("ddp", 8, 8),
+        ("fsdp", 8, 8),
+        ("fsdp", 8, 12),
+        pytest.param("fsdp", 32, 48, marks=pytest.mark.slow),
+        pytest.param("fsdp", 32, 64, marks=pytest.mark.slow),
+    ],
+)
+def test_two_ranks_have_the_curve_of_one(tmp_path, parallel, side, new_side):
+    model = str(pixel_model(image_size=side).save(tmp_path / "tiny"))
+    data = write_tree(tmp_path / "photos", class_files(20, side=64))
     curves = []
     for ranks in (1, 2):
         launcher = [sys.executable, "-m"]
@@ -157,7 +170,8 @@ def test_two_ranks_have_the_curve_of_one(model, tmp_path, parallel):
         folder = tmp_path / f"{parallel}-{ranks}"
         options = [*FEW, "--finetune.total-steps", "5", "--finetune.micro-batch", "3"]
         options += ["--finetune.parallel", parallel, "--finetune.log-every", "1", "--json"]
-        command = [*launcher, "igpt", "finetune", model, "digits", str(folder), *options]
+        options += ["--image-size", str(new_side)]
+        command = [*launcher, "igpt", "finetune", model, str(data), str(folder), *options]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         figures = json.loads(done.stdout)
@@ -165,3 +179,5 @@ def test_two_ranks_have_the_curve_of_one(model, tmp_path, parallel):
         curves.append([*losses, figures["valid_accuracy"], figures["test_accuracy"]])
     assert len(curves[0]) == 7
     assert curves[1] == pytest.approx(curves[0], abs=1e-5)
+    tuned = igpt.load(folder)
+    assert tuned.image_size == new_side and tuned.network.seq_len == new_side**2

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_evaluate_and_probe_give_the_figures_of_one_process(trained, capsys):
     run, photos = str(trained / "run"), str(trained / "photos")
     for args in (
         ["evaluate", run, photos, "--split", "train", "--precision", "fp32"],
-        ["probe", run, photos, "--precision", "fp32", "--joined", "2"],
+        ["probe", run, photos, "--precision", "fp32", "--joined", "2", "--attentive", "3"],
         ["probe", run, photos, "--precision", "fp32", "--joined", "2", "--large"],
     ):
         out, _ = shared(trained, *args, "--json")
@@ -67,7 +68,7 @@ def test_evaluate_and_probe_give_the_figures_of_one_process(trained, capsys):
         for name, value in one.items():
             if isinstance(value, float):
                 assert together[name] == pytest.approx(value, abs=1e-5), name
-            if name in ("layer", "by_layer", "finalists", "joined", "vote"):
+            if name in ("layer", "by_layer", "finalists", "joined", "vote", "attentive"):
                 assert near(together[name], value), name
 
 
@@ -136,3 +137,123 @@ def test_what_every_process_meets_is_said_once(trained):
     _, err = shared(trained, "evaluate", "run", "nowhere", status=2)
     assert err.count("igpt: error:") == 1
     assert "nowhere" in err
+
+
+THREE = ["--train.batch-size", "3", "--train.micro-batch", "1"]
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """Three images of two classes, which is fewer than there are ranks."""
+    files = class_files(2)
+    del files["b/1.png"]
+    return write_tree(tmp_path_factory.mktemp("three"), files)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["evaluate", "run", "{data}", "--split", "train", "--json"], None),
+        (["embed", "run", "{data}", "--out", "{out}.npz", "--json"], None),
+        (["prepare", "{data}", "{out}", "--image-size", "8"], "3 of 4 processes have no images"),
+        (["sample", "run", "--n", "2", "--out", "{out}.png"], "4 processes need at least an image"),
+        (
+            ["finetune", "run", "{photos}", "{out}", "--finetune.batch-size", "3"],
+            "finetune.batch_size 3 is less than the 4 processes",
+        ),
+        (
+            ["pretrain", "{photos}", "{out}", *TINY, *THREE],
+            "train.batch_size 3 is less than the 4 processes",
+        ),
+        (
+            ["probe", "run", "{data}"],
+            "a probe needs some in every split",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_more_ranks_than_images(trained, three, tmp_path, words, said):
+    """Either the figures come all the same, or one line says why not; nothing waits for ever."""
+    names = {"data": str(three), "photos": str(trained / "photos"), "out": str(tmp_path / "out")}
+    words = [word.format(**names) for word in words]
+    if words[0] == "sample" and "bert" in (trained / "run" / "config.json").read_text():
+        pytest.skip("only ar draws")
+    out, err = shared(trained, *words, ranks=4, status=0 if said is None else 2)
+    assert said is None or said in err, err
+    assert err.count("igpt: error") == (said is not None)
+    assert said is not None or len(out.splitlines()) == 1
+
+
+def test_labels_missing_on_one_ranks_share_are_left_out_as_by_one_process(
+    trained, tmp_path, capsys
+):
+    """The last half of the images has no label: the second rank's share, were it cut before."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, -1], [30, 30, 60])
+    np.random.default_rng(1).shuffle(labels[:60])
+    np.savez(
+        tmp_path / "half.npz",
+        images=rng.integers(0, 255, (120, 8, 8, 3), np.uint8),
+        labels=labels,
+    )
+    args = ["probe", str(trained / "run"), str(tmp_path / "half.npz"), "--precision", "fp32"]
+    out, err = shared(tmp_path, *args, "--json")
+    one, two = json.loads(alone(*args, "--json", capsys=capsys)), json.loads(out)
+    assert near(two["by_layer"], one["by_layer"]) and near(two["raw_pixels"], one["raw_pixels"])
+    assert two["n_train"] + two["n_valid"] + two["n_test"] == 60
+    assert "60 of 120 have none" in err
+
+
+DYING = """
+import os, signal, sys, threading
+from igpt.cli.main import main
+from igpt.model import gpt
+from igpt.images.packed import rows
+def dying(real):
+    def call(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return call if os.environ["RANK"] == "1" else real
+gpt.GPT.hidden = dying(gpt.GPT.hidden)
+gpt.GPT.forward = dying(gpt.GPT.forward)
+for module, name in (WHERE,):
+    module = __import__("importlib").import_module(module)
+    setattr(module, name, dying(getattr(module, name)))
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (["evaluate", "run", "photos"], ("igpt.train.shares", "in_order")),
+        (["probe", "run", "photos"], ("igpt.train.shares", "in_order")),
+        (["embed", "run", "photos", "--out", "{out}.npz"], ("igpt.train.distributed", "joined")),
+        (["probe", "run", "photos", "--large"], ("igpt.train.shares", "in_order")),
+        (["embed", "run", "photos", "--out", "{out}.npz"], ("igpt.train.shares", "in_order")),
+        (["finetune", "run", "photos", "{out}", "--finetune.compile", "off"], ("os", "times")),
+        (["sample", "run", "--out", "{out}.png"], ("igpt.generate.sample", "sampling")),
+        (["prepare", "photos", "{out}", "--image-size", "8"], ("igpt.images.prepare", "prepare")),
+    ],
+    ids=lambda value: " ".join(value[::3]) if isinstance(value, list) else "",
+)
+def test_a_rank_that_dies_ends_every_command(trained, tmp_path, words, where):
+    """At once and by its number; nothing is written that could be taken for the whole."""
+    (tmp_path / "dying.py").write_text(DYING.replace("WHERE", repr(where)))
+    words = [word.format(out=tmp_path / "out") for word in words]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    began = time.monotonic()
+    found = subprocess.run(
+        [sys.executable, *launcher, str(tmp_path / "dying.py"), *words],
+        capture_output=True,
+        text=True,
+        cwd=trained,
+        timeout=90,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "IGPT_CACHE": str(tmp_path / "cache")},
+    )
+    assert found.returncode != 0
+    assert time.monotonic() - began < 30  # after which the launcher kills what does not hear it
+    assert "rank      : 1 (local_rank: 1)" in found.stderr or "rank 1" in found.stderr
+    for name in ("out.npz", "out.png", "out/manifest.json", "out/result.json"):
+        assert not (tmp_path / name).exists()

@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 
 from igpt import manifest
 from igpt.errors import UserError
+from igpt.images.packed import read
 from igpt.images.packed.format import is_packed
 from igpt.images.packed.read import PackedSet
 from igpt.images.packed.write import GrowingArray, PackWriter, check_target
+from igpt.images.splits import SPLITS
 
 FACTS = {
     "source": "test",
@@ -249,3 +253,69 @@ def test_a_growing_array_is_an_npy_file(tmp_path: Path) -> None:
     entry = array.close()
     assert entry["n"] == 10
     assert np.array_equal(np.load(tmp_path / "a.npy"), np.arange(60).reshape(10, 2, 3))
+
+
+def test_rows_of_large_sets_are_mapped_and_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IGPT_CACHE", str(tmp_path / "cache"))
+    pack(tmp_path / "set", 60)
+    packed = PackedSet.open(tmp_path / "set")
+    some = [packed.rows(split) for split in SPLITS], packed.at_most(5).rows("train")
+    monkeypatch.setattr(read, "MAPPED_FROM", 10)
+    for again in (PackedSet.open(tmp_path / "set"), PackedSet.open(tmp_path / "set")):
+        mapped = [again.rows(split) for split in SPLITS]
+        assert all(isinstance(rows, np.memmap) for rows in mapped)
+        assert all(map(np.array_equal, mapped, some[0]))
+        assert np.array_equal(again.at_most(5).rows("train"), some[1])
+        assert "_codes" not in vars(again)
+    assert len(list((tmp_path / "cache" / "rows").iterdir())) == 1
+    assert not np.array_equal(packed.with_split(1, 0.2).rows("train"), mapped[0])
+
+
+HELD = """
+import sys
+from pathlib import Path
+import numpy as np
+from igpt.config import DataConfig, RunConfig, TrainConfig
+from igpt.images.packed.read import PackedSet
+from igpt.tokens.raw import RawTokens
+from igpt.train.feeding import Ingredient, originals, training_stream
+def held():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
+config = RunConfig(data=DataConfig(image_size=1), train=TrainConfig(batch_size=64))
+small = Ingredient(packed=PackedSet.open(sys.argv[1]), augment="none")
+with originals(config, [small], workers=1) as live:
+    training_stream(config, [small], RawTokens(), live).at(0)
+before = held()
+web = Ingredient(packed=PackedSet.open(sys.argv[2]), augment="none", weight=4)
+sets = [small, web]
+with originals(config, sets, workers=1) as live:
+    stream = training_stream(config, sets, RawTokens(), live)
+    for step in (*range(20), 10**6):
+        stream.at(step)
+print(held() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_rank_of_a_mixture_holds_as_much_of_any_number_of_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packed as the web's shards would be, one pixel a side; megabytes beyond the 10^5 images'."""
+    monkeypatch.setenv("IGPT_CACHE", str(tmp_path / "cache"))
+    mega = {}
+    for n in (10**5, 10**6, 10**7):
+        writer = PackWriter(tmp_path / str(n), 1, settings={}, shard_bytes=3 * 10**6)
+        for first in range(0, n, 10**5):
+            block = np.full((10**5, 1, 1, 3), first % 251, np.uint8)
+            writer.append(block, np.full(10**5, -1), np.zeros(10**5, np.uint8))
+        writer.finish({**FACTS, "classes": None, "valid_fraction": 0.001})
+        words = [sys.executable, "-c", HELD, str(tmp_path / str(10**5)), str(tmp_path / str(n))]
+        for _ in range(2):  # the first process writes where the rows are
+            found = subprocess.run(words, capture_output=True, text=True, check=True)
+        mega[n] = float(found.stdout)
+    print(mega)
+    assert mega[10**7] < mega[10**5] + 20

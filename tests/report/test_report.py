@@ -110,6 +110,16 @@ def test_how_features_were_pooled_is_said(tmp_path: Path) -> None:
     assert "ours, pooled in bands, layer 1" in page
 
 
+def test_a_probe_without_probabilities_has_no_loss_to_show(tmp_path: Path) -> None:
+    """Ridge regression of large sets, and neighbours."""
+    run, values = a_run(tmp_path / "run"), probe_values()
+    for score in values["by_layer"]:
+        score["valid_loss_nats"] = None
+    write_record(run, "probe", {**values, "solver": "knn"}, **ABOUT)
+    text = write_report(run).read_text()
+    assert "neighbours" in text and "41.2" in text
+
+
 def test_both_poolings_stand_beside_the_paper(tmp_path: Path) -> None:
     a_run(tmp_path)
     bands = {**probe_values(), "layer": 2, "test_accuracy": 0.579, "test_accuracy_se": 0.005}

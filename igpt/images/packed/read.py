@@ -20,14 +20,17 @@ from typing import Any, Self
 
 import numpy as np
 
-from igpt import system
+from igpt import caches, system
 from igpt.errors import UserError
+from igpt.files import FolderLock, cache_folder, writing
 from igpt.images.packed.format import read_manifest
 from igpt.images.packed.originals import Originals
 from igpt.images.splits import SPLITS, Split, draw_splits
 from igpt.manifest import damaged
 from igpt.streams import stream
 
+MAPPED_FROM = 2**20
+"""Images from which on the rows of a split are not held in memory: 8 bytes each."""
 Index = int | np.integer[Any] | slice | np.ndarray | list[int]
 
 
@@ -171,12 +174,35 @@ class PackedSet:
         """(n,) int64 places of a split's images among all that are stored."""
         if split not in SPLITS:
             raise UserError(f"there is no split {split}: choose from {', '.join(SPLITS)}")
-        rows = np.flatnonzero(self._codes == SPLITS.index(split))
-        if self.labelled_only:
-            rows = rows[self._labels[rows] >= 0]
+        large = int(self.manifest["n_images"]) > MAPPED_FROM
+        rows = self._mapped_rows(split) if large else self._drawn_rows(self._codes, split)
         if self.most is None or self.most >= len(rows):
             return rows
         return np.sort(stream(0, f"at-most/{split}").permutation(rows)[: self.most])
+
+    def _drawn_rows(self, codes: np.ndarray, split: Split) -> np.ndarray:
+        rows = np.flatnonzero(codes == SPLITS.index(split))
+        return rows[self._labels[rows] >= 0] if self.labelled_only else rows
+
+    def _mapped_rows(self, split: Split) -> np.ndarray:
+        """The same from a file in the cache, so that a process holds as much of any set.
+
+        The first process draws the splits and writes all files; the ranks beside it wait.
+        """
+        digest = dataclasses.replace(self, most=None).digest
+        key = hashlib.sha256(f"{digest} {self.labelled_only}".encode()).hexdigest()[:32]
+        folder = cache_folder() / "rows" / key
+        path = folder / f"{split}.npy"
+        if not path.is_file():
+            with FolderLock(folder, wait=True):
+                codes = np.empty(0) if path.is_file() else self._draw()
+                for name in () if path.is_file() else SPLITS:
+                    with writing(folder / f"{name}.npy") as part:
+                        rows = self._drawn_rows(codes, name)
+                        held = np.lib.format.open_memmap(part, "w+", rows.dtype, rows.shape)
+                        held[:] = rows
+        caches.used(folder)
+        return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
 
     @cached_property
     def originals(self) -> Originals | None:
@@ -224,6 +250,10 @@ class PackedSet:
 
     @cached_property
     def _codes(self) -> np.ndarray:
+        return self._draw()
+
+    def _draw(self) -> np.ndarray:
+        """The split of every stored row: (N,) uint8."""
         return draw_splits(
             self._labels,
             self._map(self.manifest["splits"]),
