@@ -1,7 +1,8 @@
 """What igpt keeps in its cache folder: how much of each kind, and how it is cleared.
 
 Everything there can be made or fetched again. Features and packed copies grow with use, so they are
-bounded: what was used longest ago goes first.
+bounded: what was used longest ago goes first. What is fetched from elsewhere has a bound of its own
+(`igpt.images.sources.remote`).
 """
 
 import contextlib
@@ -20,6 +21,7 @@ KINDS = {
     "features": ("features/*",),
     "packed": ("packed/*",),
     "downloads": ("downloads/*",),
+    "remote": ("remote/*",),
     "code": ("native-*", ".native-*", "inductor"),
     "tables": ("tables/*",),
     "verified": ("verified/*",),

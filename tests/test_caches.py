@@ -22,7 +22,13 @@ def cache(tmp_path, monkeypatch):
         entry = path if path.parent.name == "features" else path.parent
         then_s = time.time() - 3600 * (4 - hours)
         os.utime(entry, (then_s, then_s))
-    for name in ("downloads/cifar.zip", "native-decode-1-2.so", "inductor/x/y.so", "odd"):
+    for name in (
+        "downloads/cifar.zip",
+        "remote/a/b",
+        "native-decode-1-2.so",
+        "inductor/x/y.so",
+        "odd",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(bytes(10))
     return tmp_path
@@ -37,6 +43,7 @@ def test_kinds_are_counted(cache):
         "features": (2, 2000),
         "packed": (2, 2000),
         "downloads": (1, 10),
+        "remote": (1, 10),
         "code": (2, 20),
         "tables": (0, 0),
         "verified": (0, 0),

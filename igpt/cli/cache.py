@@ -4,21 +4,23 @@ from typing import Literal
 
 from igpt.cli.outputs import print_json
 
+Kind = Literal[
+    "features", "packed", "downloads", "remote", "code", "tables", "verified", "rows", "all"
+]
+
 
 def cache(
     *,
-    clear: tuple[
-        Literal["features", "packed", "downloads", "code", "tables", "verified", "rows", "all"], ...
-    ] = (),
+    clear: tuple[Kind, ...] = (),
     at_most_gb: float | None = None,
     json: bool = False,
 ) -> None:
     """What lies in the cache folder, by kind and size; clears it.
 
     Args:
-        clear: kinds to remove: features, packed, downloads, code (what compilers built), tables,
-            verified (which checksums were compared), rows (which images of large sets train), or
-            all. What is in use now is left.
+        clear: kinds to remove: features, packed, downloads, remote (data that was fetched), code
+            (what compilers built), tables, verified (which checksums were compared), rows (which
+            images of large sets train), or all. What is in use now is left.
         at_most_gb: remove what was used longest ago until features and packed copies take no more.
         json: print the result as one JSON document.
     """

@@ -40,6 +40,7 @@ def palette(
     from igpt.tokens.palette import Palette
 
     data = open_data(src, image_size=image_size, seed=seed)
+    data.check_has("train")
     say(f"fitting {n_colors} colours to the {data.n('train')} training images of {data.source}")
     fitted = Palette.fit(data.images("train"), n_colors=n_colors, seed=seed)
     fitted.save(path)

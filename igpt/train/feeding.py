@@ -63,6 +63,7 @@ def open_sets(data: str, mixed: Sequence[Mixed], config: RunConfig) -> list[Ingr
             seed=config.seed,
             valid_fraction=config.data.valid_fraction,
         )
+        packed.check_has("train")
         sets.append(Ingredient(packed=packed, augment=augment, weight=weight, data=name))
     asked, held = config.data.valid_fraction, sets[0].packed.valid_fraction
     if asked is not None and asked != held:

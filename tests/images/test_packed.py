@@ -319,3 +319,13 @@ def test_a_rank_of_a_mixture_holds_as_much_of_any_number_of_images(
         mega[n] = float(found.stdout)
     print(mega)
     assert mega[10**7] < mega[10**5] + 20
+
+
+def test_a_split_that_is_needed_and_empty_is_said_with_the_others(tmp_path: Path) -> None:
+    writer = PackWriter(tmp_path / "set", 4, settings={}, shard_bytes=1000)
+    writer.append(images_of(5), np.zeros(5, np.int64), np.full(5, 2, np.uint8))
+    writer.finish(FACTS | {"own_splits": [2]})
+    packed = PackedSet.open(tmp_path / "set")
+    packed.check_has("test")
+    with pytest.raises(UserError, match=r"test has no train images \(test 5\): give data with"):
+        packed.check_has("train")

@@ -155,6 +155,18 @@ class PackedSet:
         """How many images a split has."""
         return len(self.rows(split))
 
+    def check_has(self, split: Split) -> None:
+        """Refuse a set of which a split is empty.
+
+        Raises:
+            UserError: it is; the message says which are not.
+        """
+        if not self.n(split):
+            held = ", ".join(f"{other} {self.n(other)}" for other in SPLITS if self.n(other))
+            raise UserError(
+                f"{self.source} has no {split} images ({held}): give data that has some"
+            )
+
     def labels(self, split: Split) -> np.ndarray | None:
         """(n,) int64 class of every image of a split, -1: it has none; None: the set has none."""
         if self.classes is None:

@@ -4,13 +4,14 @@
 
 A source is mirrored below the cache folder: every file of it under its own name, at first as a
 placeholder without content, so that the readers find folders, tables and archives as they would on
-this disk. `present` fetches a file's content when a reader is about to open it; where the mirror
-has more than `limit_bytes`, the files that were fetched first become placeholders again. A mirror
+this disk. `present` fetches a file's content when a reader is about to open it; where all mirrors
+have more than `limit_bytes`, the files that were fetched first become placeholders again. A mirror
 belongs to one state of its source (the commit, or all sizes and tags), and its files are read in
 the order of their names, so nothing depends on the network.
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -39,6 +40,7 @@ _LATEST = "latest.json"
 _CHUNK_BYTES = 2**20
 _MAX_FILES = 10_000_000
 _DEFAULT_LIMIT_GB = 50.0
+_ABSENT = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 # Files of a repository that are not data.
 _NOT_DATA = re.compile(r"(^|/)(README|LICENSE|\.gitattributes)|\.(md|py|txt\.gz)$", re.IGNORECASE)
 
@@ -310,6 +312,10 @@ def _asking(data: str) -> Iterator[None]:
     except (FileNotFoundError, PermissionError) as error:
         if type(error).__name__ == "LocalEntryNotFoundError":  # of the Hub's client: no network
             raise _NoAnswerError(_line(error)) from error
+        if isinstance(error.__cause__, ConnectionError | TimeoutError) or (
+            isinstance(error.__cause__, OSError) and error.__cause__.errno not in _ABSENT
+        ):  # fsspec calls every failure of a server an absent file
+            raise _NoAnswerError(_line(error.__cause__)) from error
         reason = "there is nothing" if isinstance(error, FileNotFoundError) else "no leave to read"
         raise UserError(f"{data}: {reason} ({_line(error)}): check the address") from error
     except ImportError as error:
@@ -465,7 +471,7 @@ _fetched_bytes = 0.0
 
 
 def _make_room(folder: Path, kept: Path) -> None:
-    """Turn the files that were fetched first into placeholders, when the mirror is too large."""
+    """Turn the files that were fetched first into placeholders, when all mirrors are too large."""
     global _fetched_bytes
     limit = limit_bytes()
     _fetched_bytes += kept.stat().st_size
@@ -473,10 +479,12 @@ def _make_room(folder: Path, kept: Path) -> None:
         return
     _fetched_bytes = 0
     held = []
-    for top, _, names in os.walk(folder / "files"):
-        for path in (Path(top, name) for name in names):
-            if (status := path.stat()).st_size:
-                held.append((status.st_mtime_ns, status.st_size, path))
+    for files in _root().glob("*/*/files"):
+        for top, _, names in os.walk(files):
+            for path in (Path(top, name) for name in names):
+                with contextlib.suppress(OSError):  # another process removed it
+                    if (status := path.stat()).st_size:
+                        held.append((status.st_mtime_ns, status.st_size, path))
     total = sum(size for _, size, _ in held)
     empty = folder / "parts" / f"empty-{os.getpid()}"
     for _, size, path in sorted(held):

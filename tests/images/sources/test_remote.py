@@ -219,6 +219,18 @@ def test_the_cache_is_bounded(
     held = [p.stat().st_size for p in (tmp_path / "cache/remote").rglob("*.tar")]
     assert sum(held) <= 3 * size
     assert sorted(set(held)) == [0, size]
+    memory["/more/0.tar"] = memory["/more/1.tar"] = photos(10)
+    assert len(read(open_source("memory://more")).images) == 40
+    held = [p.stat().st_size for p in (tmp_path / "cache/remote").rglob("*.tar")]
+    assert sum(held) <= 3 * size  # of both together
+
+
+def test_a_server_that_is_not_there_is_no_absent_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IGPT_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"no answer .*: try again later"):
+        open_source("http://127.0.0.1:9/photos.tar")
 
 
 def hub(server: Server, files: dict[str, bytes], card: str = "") -> None:
