@@ -327,5 +327,5 @@ def test_a_split_that_is_needed_and_empty_is_said_with_the_others(tmp_path: Path
     writer.finish(FACTS | {"own_splits": [2]})
     packed = PackedSet.open(tmp_path / "set")
     packed.check_has("test")
-    with pytest.raises(UserError, match=r"test has no train images \(test 5\): give data with"):
+    with pytest.raises(UserError, match=r"test has no train images \(test 5\): give data that has"):
         packed.check_has("train")
