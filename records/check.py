@@ -1,12 +1,12 @@
 """An independent check of the shipped probe: transformers and scikit-learn alone, no igpt.
 
-    python records/check.py cifar-10-batches-bin [MODEL_FOLDER]
+    python records/check.py cifar-10-batches-bin [--refit]
 
 CIFAR-10 comes from the official binary files (data_batch_1.bin to test_batch.bin, compared with
 their published md5), the model and its palette from the files that ship, as transformers opens
-them. Two figures must agree with the record book within 0.3 points: the saved classifier on the
-test images, and scikit-learn's own logistic regression at the same strength, fitted on all 50,000
-training images. About 10 minutes on two cores.
+them. What must agree with the record book within 0.3 points: the accuracy of the saved classifier
+on the test images (some 6 CPU minutes) and, with --refit, of scikit-learn's own logistic regression
+at the same strength, fitted on all 50,000 training images (some 30 more).
 """
 
 import hashlib
@@ -72,13 +72,14 @@ def features_of(images: np.ndarray, model: ImageGPTModel, clusters: np.ndarray, 
     return np.concatenate(found)
 
 
-def main(data: str, folder: str = str(SHIPPED)) -> None:
-    """Compute both figures and compare them with the book's."""
-    place = Path(folder)
+def main(data: str, refit: str = "") -> None:
+    """Compute the figures and compare them with the book's."""
+    place = SHIPPED
     probe = json.loads((place / "probe.json").read_text())
     held = load_file(place / "probe.safetensors")
     clusters = np.array(json.loads((place / "preprocessor_config.json").read_text())["clusters"])
     model = ImageGPTModel.from_pretrained(place, dtype=torch.float32).eval()
+    model.h = model.h[: probe["layer"] + 1]  # what lies above is not looked at
     sets = {name: read(Path(data) / name) for name in MD5}
     test_images, test_labels = sets.pop("test_batch.bin")
     images = np.concatenate([images for images, _ in sets.values()])
@@ -86,15 +87,18 @@ def main(data: str, folder: str = str(SHIPPED)) -> None:
     test = features_of(test_images, model, clusters, probe["layer"])
     saved = float(((test @ held["weights"].T + held["biases"]).argmax(1) == test_labels).mean())
     print(f"the saved classifier: {saved:.4f}", flush=True)
-    train = features_of(images, model, clusters, probe["layer"])
-    fitted = make_pipeline(
-        StandardScaler(), LogisticRegression(C=probe["strength"], max_iter=1000)
-    ).fit(train, labels)
-    own = float(fitted.score(test, test_labels))
-    print(f"scikit-learn's, fitted here: {own:.4f}")
+    found = [saved]
+    if refit == "--refit":
+        train = features_of(images, model, clusters, probe["layer"])
+        fitted = make_pipeline(
+            StandardScaler(), LogisticRegression(C=probe["strength"], max_iter=1000)
+        ).fit(train, labels)
+        own = float(fitted.score(test, test_labels))
+        print(f"scikit-learn's, fitted here: {own:.4f}")
+        found.append(own)
     book = json.loads((HERE / "shipped.json").read_text())["probe, bands"]["test_accuracy"]
     print(f"in the record book: {book:.4f}")
-    if max(abs(saved - book), abs(own - book)) > TOLERANCE:
+    if max(abs(value - book) for value in found) > TOLERANCE:
         raise SystemExit(f"they differ by more than {100 * TOLERANCE:.1f} points")
 
 
