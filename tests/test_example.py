@@ -14,6 +14,7 @@ from igpt.cli.main import main
 from igpt.config import SampleConfig
 from igpt.generate.sample import sample
 from igpt.images.prepare import open_data
+from igpt.probing.features import extract_features
 from igpt.tokens.palette import Palette
 from tests.images.pictures import smooth
 
@@ -90,7 +91,9 @@ def test_its_features_are_the_packages(run, trained):
     tokens = torch.from_numpy(model.encode(images))
     found = igpt_min.features_of(network, tokens)
     for layer in range(3):
-        expected = model.features(images, layer=layer)
+        (expected,) = extract_features(
+            model.network, model.encode(images), layers=[layer], precision="fp32", keep=False
+        )
         np.testing.assert_allclose(found[layer].numpy(), expected, atol=1e-5)
 
 

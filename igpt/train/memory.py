@@ -81,6 +81,7 @@ def image_bytes(config: RunConfig, shape: Shape, *, most: int, device: torch.dev
         most: images a trial takes at most.
         device: where.
     """
+    _trial_bytes(config, shape, 1, 1, device)  # what PyTorch imports on first use is no image's
     n = 1
     while (one := _trial_bytes(config, shape, 1, n, device)) < CLEAR_BYTES and n < most:
         n = min(most, 2 * n)
