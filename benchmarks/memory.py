@@ -1,6 +1,6 @@
 """The most memory of each command, on CIFAR-10 and a small fresh model: a table and a JSON.
 
-    python benchmarks/memory.py FOLDER --out benchmarks/memory.json
+    python benchmarks/memory.py FOLDER --out benchmarks/KIND/memory.json
 
 Makes FOLDER; downloads CIFAR-10 if it is not cached. Each command is a process of its own, and the
 figure is what the system counted for its largest process. One that takes longer than a minute, or

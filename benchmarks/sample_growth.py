@@ -1,6 +1,6 @@
 """How the time to draw grows with the batch and with the length, and its share of the limit.
 
-    python benchmarks/sample_growth.py --out benchmarks/sample_growth.json
+    python benchmarks/sample_growth.py --out benchmarks/KIND/sample_growth.json
 
 About four minutes on two idle cores. Each row is drawn as `igpt sample` draws, in turn with the
 others. `--clock cpu` counts processor seconds of one thread, for a machine that others keep busy:

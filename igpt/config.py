@@ -221,7 +221,7 @@ class TrainConfig:
     draw_every: int = 0
     """Steps between grids of samples and completions (pictures/training/ of the run); 0: none."""
     probe_every: int = 0
-    """Steps between probes of every layer on 3,000 labelled images (some seconds); 0: none."""
+    """Steps between probes of every layer on 3,000 labelled images; 0: none."""
     track: tuple[TrackerName, ...] = ()
     """Where metrics and grids go besides the run folder: tensorboard, wandb (offline)."""
 
