@@ -104,16 +104,19 @@ def stall(*, large: bool) -> dict[str, Any]:
     """Seconds of a step and of a save, at the demo's size or of 1 GB of weights at 8 x 8 pixels."""
     compute.set_threads()
     config: RunConfig = recipe("demo")
-    data = open_data("cifar10", image_size=DataConfig().image_size // 2)
     n_steps, n_saves = (6, 5) if large else (STEPS, SAVES)
-    if large:
+    if not large:
+        data = open_data("cifar10", image_size=DataConfig().image_size // 2)
+    else:
         data = open_data("digits", image_size=8)
         config = RunConfig(
             data=DataConfig(image_size=8),
             model=ModelConfig(n_layer=20, n_head=8, n_embd=1024),
             train=TrainConfig(total_steps=100, batch_size=8, micro_batch=8, compile="off"),
         )
-    with tempfile.TemporaryDirectory(dir=".") as place:
+    scratch = Path("runs")  # on the disk of the checkout, and ignored by git
+    scratch.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch) as place:
         folder = Path(place) / "run"
         sets = [Ingredient(packed=data, augment=config.data.augment)]
         run.begin(folder, config, sets, command=" ".join(sys.argv))

@@ -16,7 +16,7 @@ from igpt.model import native
 from igpt.model.decoder import cache_bytes, open_decoder
 from igpt.model.gpt import GPT
 from igpt.model.pages import large_memory
-from igpt.model.sizes import Shape, parameter_count
+from igpt.model.sizes import parameter_count
 
 SIZE = Size(1024, 256, 12, 8, 16)
 QUICK = Size(256, 64, 2, 4, 4)
@@ -32,7 +32,7 @@ def draw_tokens(network: GPT, n_images: int, n_tokens: int) -> None:
 def read_bytes(network: GPT, n_images: int, n_tokens: int) -> float:
     """Bytes that must be read to draw: all matrices once a token, and what the cache holds then."""
     dtype = open_decoder(network).dtype
-    shape = Shape(n_colors=network.n_colors, seq_len=network.seq_len, objective="ar")
+    shape = network.shape
     tables = (network.n_colors + network.seq_len) * network.config.n_embd
     matrices = (parameter_count(network.config, shape) - tables) * dtype.itemsize
     a_position = cache_bytes(network, dtype) / network.seq_len

@@ -24,7 +24,7 @@ from igpt.config import DataConfig, FinetuneConfig, RunConfig, TrainConfig
 from igpt.errors import UserError
 from igpt.evaluation.classifier import Classifier, masks_for, predict, some_of
 from igpt.model.gpt import GPT
-from igpt.model.sizes import Shape, train_flops
+from igpt.model.sizes import train_flops
 from igpt.probing.features import pays_to_compile
 from igpt.probing.protocol import LabelledImages
 from igpt.progress import say, ticking
@@ -170,7 +170,6 @@ def make_trainer(
         shard(classifier, dtype)  # type: ignore[arg-type]
     classifier.to(device).train()
     network = task.network
-    shape = Shape(n_colors=network.n_colors, seq_len=network.seq_len, objective=network.objective)
     return Trainer(
         config=settings,
         folder=folder,
@@ -184,7 +183,7 @@ def make_trainer(
         dtype=dtype,
         warmup_steps=0,
         world=world,
-        flops_per_image=train_flops(network.config, shape),
+        flops_per_image=train_flops(network.config, network.shape),
         tokens_per_image=network.seq_len,
         loss_of=_Losses(joint=config.joint),
         validate=_Looks(task, config, folds=folds),

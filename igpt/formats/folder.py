@@ -142,11 +142,7 @@ def read_newest(folder: Path, *, step: int | None = None) -> Trained:
         raise UserError(f"{folder} has no usable checkpoint{reason}: train it with --resume")
     tokenizer = tokenizer_of(folder, config, facts)
     held = checkpoint.load(path, checked=step is None)
-    shape = Shape(
-        n_colors=tokenizer.n_colors,
-        seq_len=config.data.seq_len,
-        objective=config.train.objective,
-    )
+    shape = Shape.of_run(config, tokenizer.n_colors)
     network = _network(config.model, shape, held.model, where=str(folder / "config.json"))
     load_weights(network, held.model, where=str(path / "model.safetensors"))
     trained = {

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
+from igpt import compute
 from igpt.config import RunConfig
 from igpt.errors import UserError
 from igpt.images.packed.read import PackedSet
@@ -100,7 +100,7 @@ def _prober(
         return Labelled(features, labels_of(probed, split))
 
     # Blocks compiled for training would be compiled again for the shapes met here.
-    @torch.compiler.set_stance("force_eager")  # type: ignore[untyped-decorator]
+    @compute.eager()
     def probe() -> dict[str, Any]:
         network = whole_network(trainer)
         if network is None:
@@ -115,8 +115,7 @@ def _prober(
             found[name] = [score.valid_accuracy for score in result.by_layer]
         return found
 
-    looked: Callable[[], dict[str, Any]] = probe
-    return looked
+    return probe
 
 
 def _probed(data: PackedSet, split: Split) -> PackedSet:

@@ -488,11 +488,7 @@ def begin(
     n_images = epoch_images(config, sets)
     config = resolve(config, n_images=n_images, n_colors=tokenizer.n_colors)
     n_kept = config.train.keep_last + len(config.train.checkpoint_at)
-    shape = Shape(
-        n_colors=tokenizer.n_colors,
-        seq_len=config.data.seq_len,
-        objective=config.train.objective,
-    )
+    shape = Shape.of_run(config, tokenizer.n_colors)
     check_room(folder, parameter_count(config.model, shape), n_kept=n_kept)
     facts: dict[str, Any] = {
         "id": uuid.uuid4().hex,

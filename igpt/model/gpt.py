@@ -19,6 +19,7 @@ from igpt.config import Kernel, ModelConfig, Objective
 from igpt.errors import UserError
 from igpt.model import attention
 from igpt.model.cache import KVCache, LayerCache
+from igpt.model.sizes import Shape
 
 NORM_EPS = 1e-5
 
@@ -120,6 +121,11 @@ class GPT(nn.Module):
         self.head = nn.Linear(width, n_colors, bias=False)
         # Whatever the process's default type is: files hold float32, and so does compiled code.
         self.float()
+
+    @property
+    def shape(self) -> Shape:
+        """What fixes its tensors beside the configuration."""
+        return Shape(n_colors=self.n_colors, seq_len=self.seq_len, objective=self.objective)
 
     def attend_by(self, kernel: Kernel | None) -> None:
         """Use this kernel for attention over whole sequences; none: the usual one of the type."""

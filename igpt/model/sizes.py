@@ -1,8 +1,9 @@
 """The published sizes and what a network costs: parameters, operations, memory (PAPER §2.2, §B)."""
 
 from dataclasses import dataclass
+from typing import Self
 
-from igpt.config import ModelConfig, Objective
+from igpt.config import ModelConfig, Objective, RunConfig
 from igpt.errors import UserError
 
 SIZES = {
@@ -29,6 +30,11 @@ class Shape:
     """Tokens of an image, T."""
     objective: Objective
     """`ar` has one vector more: sos."""
+
+    @classmethod
+    def of_run(cls, config: RunConfig, n_colors: int) -> Self:
+        """That of a run's network; its vocabulary is the tokeniser's."""
+        return cls(n_colors=n_colors, seq_len=config.data.seq_len, objective=config.train.objective)
 
 
 def parameter_count(config: ModelConfig, shape: Shape) -> int:

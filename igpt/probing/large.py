@@ -26,7 +26,7 @@ from igpt import compute, files, streams
 from igpt.config import N_POOLED
 from igpt.images.packed.read import PackedSet
 from igpt.images.splits import SPLITS, Split
-from igpt.model.sizes import Shape, forward_flops
+from igpt.model.sizes import forward_flops
 from igpt.probing.exact import (
     Seen,
     checked_labels,
@@ -106,11 +106,7 @@ def plan_large(
     fits_in = exact < FITTED_SHARE * compute.free_memory_bytes(model.device)
     name: SolverName = solver.name if fits_in or solver.name != "lbfgs" else "sgd"
     chosen = min(layer_images or n["train"], n["train"])
-    shape = Shape(
-        n_colors=model.network.n_colors,
-        seq_len=model.network.seq_len,
-        objective=model.facts.objective,
-    )
+    shape = model.network.shape
     dtype = compute.choose_dtype(seen["precision"], model.device)
     passes = chosen + n["valid"] + sum(n.values())  # the second one stops at the chosen layer
     flops = forward_flops(config, shape) * passes

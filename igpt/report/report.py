@@ -118,11 +118,7 @@ def _head(
     metrics: list[dict[str, Any]],
     records: dict[str, dict[str, Any]],
 ) -> str:
-    shape = Shape(
-        n_colors=256 if config.data.tokens == "raw" else config.data.n_colors,
-        seq_len=config.data.seq_len,
-        objective=config.train.objective,
-    )
+    shape = Shape.of_run(config, 256 if config.data.tokens == "raw" else config.data.n_colors)
     parameters = parameter_count(config.model, shape)
     seen = max((line["images"] for line in metrics if "images" in line), default=0)
     task = (

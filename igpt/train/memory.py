@@ -37,7 +37,7 @@ def fitting_micro_batch(config: RunConfig, *, n_colors: int, ranks: int, tried: 
         tried: whether to measure what an image takes, or trust the formula.
     """
     device, train = compute.default_device(), config.train
-    shape = Shape(n_colors=n_colors, seq_len=config.data.seq_len, objective=train.objective)
+    shape = Shape.of_run(config, n_colors)
     micro_batch = -(-train.batch_size // ranks)
     width = 2 if train.precision == "bf16" else 4
     states = STATE_BYTES * parameter_count(config.model, shape)

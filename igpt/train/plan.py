@@ -61,7 +61,7 @@ def plan_of(config: RunConfig) -> Plan:
     images = config.train.total_steps * config.train.batch_size
     config = resolve(config, n_images=images, n_colors=n_colors, tried=False)
     train, device = config.train, compute.default_device()
-    shape = Shape(n_colors=n_colors, seq_len=config.data.seq_len, objective=train.objective)
+    shape = Shape.of_run(config, n_colors)
     dtype = compute.choose_dtype(train.precision, device)
     rate = compute.matrix_rate(device, dtype)
     parameters = parameter_count(config.model, shape)

@@ -70,7 +70,7 @@ def resolve(config: RunConfig, *, n_images: int, n_colors: int, tried: bool = Tr
         compile="blocks" if compiles else "off",
         warmup_steps=warmup_steps_of(train, n_images),
     )
-    shape = Shape(n_colors=n_colors, seq_len=config.data.seq_len, objective=train.objective)
+    shape = Shape.of_run(config, n_colors)
     if train.parallel == "auto":
         states = STATE_BYTES * parameter_count(config.model, shape)
         large = states > 0.25 * compute.free_memory_bytes(device) and train.optimizer == "adamw"

@@ -18,7 +18,7 @@ from igpt.errors import UserError
 from igpt.images.packed.read import PackedSet
 from igpt.model import native
 from igpt.model.gpt import GPT
-from igpt.model.sizes import Shape, train_flops
+from igpt.model.sizes import train_flops
 from igpt.streams import stream, torch_seed
 from igpt.tokens.batches import BatchStream
 from igpt.tokens.tokenizer import Tokenizer
@@ -144,7 +144,6 @@ def make_trainer(
         network.to_empty(device=device)
     network.to(device)
     _set_weights(network, config.seed, initial, zero_outputs=config.train.zero_outputs)
-    shape = Shape(n_colors=network.n_colors, seq_len=network.seq_len, objective=network.objective)
     return Trainer(
         config=config,
         folder=folder,
@@ -158,7 +157,7 @@ def make_trainer(
         dtype=dtype,
         warmup_steps=config.train.warmup_steps or 0,
         world=world,
-        flops_per_image=train_flops(config.model, shape),
+        flops_per_image=train_flops(config.model, network.shape),
         tokens_per_image=network.seq_len,
         facts=exactness_facts(config, device, dtype, world),
     )

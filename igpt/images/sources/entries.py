@@ -1,6 +1,6 @@
 """What the readers of tar and zip archives have in common."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 MAX_RATIO = 100
@@ -28,10 +28,6 @@ class Entry:
     """Of a file with holes: where each piece lies in the archive, in the file, and its size."""
     is_packed: bool = False
     """Its content is compressed on its own, so that it is no part of the archive's bytes."""
-
-    def linked_to(self, target: str) -> "Entry":
-        """The same entry as a link."""
-        return replace(self, target=target)
 
 
 def target_of(name: str, linked: str, *, is_hard: bool) -> str:

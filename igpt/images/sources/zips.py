@@ -5,6 +5,7 @@ import stat
 import struct
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import IO
 
 from igpt.errors import UserError
@@ -50,7 +51,7 @@ class ZipArchive:
             )
             if is_link:
                 linked = self.content(entry).decode("utf-8", "surrogateescape")
-                entry = entry.linked_to(target_of(name, linked, is_hard=False))
+                entry = replace(entry, target=target_of(name, linked, is_hard=False))
             yield entry
 
     def _start(self, info: zipfile.ZipInfo) -> int:
