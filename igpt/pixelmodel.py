@@ -9,7 +9,7 @@ from torch import Tensor
 
 from igpt.config import Pooling, SampleConfig, whole
 from igpt.errors import UserError
-from igpt.evaluation.surprise import whole_surprise
+from igpt.evaluation.likelihood import whole_surprise
 from igpt.files import writing_folder
 from igpt.formats.card import model_card
 from igpt.formats.folder import KIND, check_may_replace, transformers_class, write_folder

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from igpt.config import ModelConfig, Objective, SampleConfig
-from igpt.generate.draw import draw
+from igpt.generate.sample import draw
 from igpt.model.gpt import GPT
 from igpt.pixelmodel import PixelModel
 from igpt.tokens.palette import Palette

@@ -9,7 +9,7 @@ import torch
 
 import igpt
 from igpt import shipped
-from igpt.cli.showing import photograph_pieces
+from igpt.cli.demo import photograph_pieces
 from igpt.errors import UserError
 from igpt.images.sources import find
 from igpt.probing.exact import probe_model

@@ -13,9 +13,8 @@ from igpt.bench.peers import open_peer
 from igpt.bench.train import Size, lively_network
 from igpt.generate.sample import sampling
 from igpt.model import native
-from igpt.model.decoder import cache_bytes, open_decoder
+from igpt.model.decoder import cache_bytes, large_memory, open_decoder
 from igpt.model.gpt import GPT
-from igpt.model.pages import large_memory
 from igpt.model.sizes import parameter_count
 
 SIZE = Size(1024, 256, 12, 8, 16)

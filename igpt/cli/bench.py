@@ -76,7 +76,7 @@ def bench(
 
     from igpt import compute
     from igpt.bench import measure
-    from igpt.bench.regression import check_ratios
+    from igpt.bench.measure import check_ratios
 
     targets = {name: _target(out, name) for name in peers} if out is not None else {}
     kept = {name: _kept(check, name) for name in peers} if check is not None else {}

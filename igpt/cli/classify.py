@@ -1,8 +1,7 @@
 """`igpt classify`."""
 
-from igpt.cli.arguments import Model
 from igpt.cli.images import FileImages, ImageFiles, Images, MaxBad
-from igpt.cli.outputs import print_json
+from igpt.cli.outputs import Model, print_json
 from igpt.errors import UserError
 from igpt.images.rejects import MAX_BAD
 

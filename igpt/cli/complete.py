@@ -4,9 +4,8 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING, Literal
 
-from igpt.cli.arguments import Model
 from igpt.cli.images import ImageFiles, Images, MaxBad, read_beside
-from igpt.cli.outputs import Outputs, watch
+from igpt.cli.outputs import Model, Outputs, watch
 from igpt.config import SampleConfig
 from igpt.errors import UserError
 from igpt.images.rejects import MAX_BAD

@@ -2,8 +2,7 @@
 
 from typing import Literal
 
-from igpt.cli.arguments import Model, Out
-from igpt.cli.outputs import empty_folder
+from igpt.cli.outputs import Model, Out, empty_folder
 
 
 def convert(

@@ -5,9 +5,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igpt.cli.arguments import Model
 from igpt.cli.images import FileImages, ImageFiles, Images, MaxBad
-from igpt.cli.outputs import checked, print_json
+from igpt.cli.outputs import Model, checked, print_json
 from igpt.config import Pooling
 from igpt.images.rejects import MAX_BAD
 

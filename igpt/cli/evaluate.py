@@ -2,8 +2,7 @@
 
 from typing import Literal
 
-from igpt.cli.arguments import Data, Model
-from igpt.cli.outputs import print_json
+from igpt.cli.outputs import Data, Model, print_json
 
 
 def evaluate(

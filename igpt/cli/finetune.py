@@ -5,8 +5,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from igpt.cli.arguments import Data, Model
-from igpt.cli.outputs import show
+from igpt.cli.outputs import Data, Model, show
 from igpt.config import FinetuneConfig
 
 

@@ -187,7 +187,7 @@ class FileImages:
 
     def gather(self, world: "World") -> None:
         """Tell the first process what the others read and could not read; all must call this."""
-        from igpt.train.shares import collected
+        from igpt.train.distributed import collected
 
         found = collected((self._files.bad, self._shorter_px), world)
         for bad, shorter_px in found[1:]:

@@ -4,8 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from igpt.cli.arguments import Data, Model
-from igpt.cli.outputs import print_json
+from igpt.cli.outputs import Data, Model, print_json
 from igpt.config import FinetuneConfig, Pooling
 from igpt.errors import UserError
 

@@ -1,10 +1,13 @@
-"""The files and folders that commands write, at places that their user names."""
+"""The files and folders that commands write, at places that their user names; shared options."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
+from tyro.conf import Positional, arg
+
+from igpt.config import RunConfig
 from igpt.errors import UserError
 from igpt.files import plain, try_place
 
@@ -174,3 +177,11 @@ def watch(
             if record:
                 recorded.append(look(progress, decode))
     return progress, recorded
+
+
+Data = Positional[Annotated[str, arg(metavar="DATA")]]
+Run = Positional[Annotated[str, arg(metavar="RUN")]]
+Model = Positional[Annotated[str, arg(metavar="MODEL")]]
+Source = Positional[Annotated[str, arg(metavar="SRC")]]
+Out = Positional[Annotated[str, arg(metavar="OUT")]]
+Config = Annotated[RunConfig, arg(name="")]

@@ -3,8 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from igpt.cli.arguments import Out, Source
-from igpt.cli.outputs import checked, print_json
+from igpt.cli.outputs import Out, Source, checked, print_json
 from igpt.config import DataConfig
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igpt.cli.arguments import Out, Source
-from igpt.cli.outputs import print_json
+from igpt.cli.outputs import Out, Source, print_json
 from igpt.errors import UserError
 from igpt.images.packed.read import PackedSet
 from igpt.images.rejects import MAX_BAD

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import UseAppendAction
 
-from igpt.cli.arguments import Config, Data, Run
-from igpt.cli.outputs import print_json, show
+from igpt.cli.outputs import Config, Data, Run, print_json, show
 from igpt.config import RunConfig
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def pretrain(
 
 
 def _print_plan(config: RunConfig, *, json: bool) -> None:
-    from igpt.train.plan import plan_of
+    from igpt.train.settings import plan_of
 
     plan = plan_of(config)
     show(dataclasses.asdict(plan), plan.lines(), json=json)

@@ -6,8 +6,7 @@ from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes
 
-from igpt.cli.arguments import Data, Model
-from igpt.cli.outputs import print_json, show
+from igpt.cli.outputs import Data, Model, print_json, show
 from igpt.config import ProbeConfig
 from igpt.errors import UserError
 

@@ -4,8 +4,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from igpt.cli.arguments import Out
-from igpt.cli.outputs import empty_folder
+from igpt.cli.outputs import Out, empty_folder
 
 HubId = Positional[Annotated[str, arg(metavar="OWNER/NAME")]]
 

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igpt.cli.arguments import Model
+from igpt.cli.outputs import Model
 from igpt.cli.pull import HubId
 
 if TYPE_CHECKING:

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igpt.cli.arguments import Model
 from igpt.cli.images import ImageFiles, Images, MaxBad, read_beside
-from igpt.cli.outputs import checked, print_json
+from igpt.cli.outputs import Model, checked, print_json
 from igpt.errors import UserError
 from igpt.images.rejects import MAX_BAD
 

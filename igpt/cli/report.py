@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from igpt.cli.arguments import Run
+from igpt.cli.outputs import Run
 from igpt.errors import UserError
 
 

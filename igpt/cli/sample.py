@@ -4,8 +4,7 @@ import dataclasses
 import time
 from typing import Literal
 
-from igpt.cli.arguments import Model
-from igpt.cli.outputs import Outputs, watch
+from igpt.cli.outputs import Model, Outputs, watch
 from igpt.config import SampleConfig
 from igpt.errors import UserError
 
@@ -57,8 +56,7 @@ def sample(
     from igpt.generate.sample import sampling
     from igpt.images.grid import tile
     from igpt.loading import load
-    from igpt.train.distributed import joined
-    from igpt.train.shares import gathered
+    from igpt.train.distributed import gathered, joined
 
     compute.set_threads()
     with joined() as world:

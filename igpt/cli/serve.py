@@ -4,7 +4,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-from igpt.cli.arguments import Model
+from igpt.cli.outputs import Model
 from igpt.errors import UserError
 
 MAX_PORT = 65535
@@ -35,8 +35,8 @@ def serve(
     from igpt.loading import load
     from igpt.progress import say
     from igpt.web.app import build
+    from igpt.web.gate import own_uploads
     from igpt.web.server import listen, serve_forever
-    from igpt.web.uploads import own_uploads
 
     compute.set_threads()
     with listen(host, port) as listener, own_uploads() as uploads:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from igpt import compute, streams
 from igpt.errors import UserError
 from igpt.model.gpt import GPT
+from igpt.model.head import modal_vote
 from igpt.probing.protocol import LabelledImages
-from igpt.probing.vote import modal_vote
 from igpt.tokens.masks import bert_masks, own_masks
 from igpt.tokens.tokenizer import ImageArray
 from igpt.train.distributed import World

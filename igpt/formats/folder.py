@@ -26,8 +26,7 @@ from igpt.model.imagegpt import from_imagegpt, has_biases, imagegpt_config, to_i
 from igpt.model.sizes import Shape, check_held
 from igpt.published import published
 from igpt.tokens.palette import Palette
-from igpt.tokens.raw import RawTokens
-from igpt.tokens.tokenizer import Tokenizer
+from igpt.tokens.tokenizer import RawTokens, Tokenizer
 from igpt.train import checkpoint
 from igpt.train.folder import exported_step, read_run
 from igpt.train.standing import tokenizer_of

@@ -9,13 +9,14 @@ import torch
 from igpt.compute import Precision, autocast, for_float64
 from igpt.config import SampleConfig
 from igpt.errors import UserError
-from igpt.generate.draw import draw, uniforms
 from igpt.generate.sample import (
     DEFAULT,
     Progress,
     default_batch_size,
+    draw,
     draw_in_order,
     last,
+    uniforms,
 )
 from igpt.model.gpt import GPT
 

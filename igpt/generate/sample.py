@@ -1,4 +1,7 @@
-"""Draw images token by token from an autoregressive network, with the key/value cache."""
+"""Draw images token by token from an autoregressive network, with the key/value cache.
+
+Each token is decided by a number that was drawn beforehand, whatever is drawn beside it.
+"""
 
 from collections import deque
 from collections.abc import Iterator
@@ -6,11 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from igpt import streams
 from igpt.compute import Precision, for_float64, free_memory_bytes, one_thread
 from igpt.config import SampleConfig
 from igpt.errors import UserError
-from igpt.generate.draw import draw, uniforms
 from igpt.model.decoder import Decoder, cache_bytes, open_decoder
 from igpt.model.gpt import GPT
 
@@ -179,3 +183,74 @@ def _fill_batch(
 def default_batch_size(bytes_each: int, device: torch.device) -> int:
     """Images side by side that take half of the free memory, at most `LARGEST_BATCH`."""
     return max(1, min(LARGEST_BATCH, free_memory_bytes(device) // 2 // bytes_each))
+
+
+def uniforms(seed: int, name: str, *, slots: list[tuple[int, int]], seq_len: int) -> np.ndarray:
+    """The numbers that decide each token of each image.
+
+    Every image has a stream of its own, so its numbers depend neither on how many are drawn with it
+    nor on which of its tokens are given.
+
+    Args:
+        seed: seed of the whole request.
+        name: stream name.
+        slots: (step, slot) of each image in the stream.
+        seq_len: tokens T of one image.
+
+    Returns:
+        (B, T) float64 in [0, 1).
+    """
+    rows = [streams.stream(seed, name, step, slot).random(seq_len) for step, slot in slots]
+    return np.stack(rows)  # (B, T)
+
+
+def kept_probabilities(logits: Tensor, config: SampleConfig) -> Tensor:
+    """Probabilities after temperature, top-k and top-p; what is cut off is 0, sums are not 1.
+
+    Colours that tie with the last one kept are kept as well, so the order of a sort never matters.
+
+    Args:
+        logits: (..., K) float.
+        config: its temperature is above 0.
+
+    Returns:
+        (..., K) float64.
+    """
+    # The likeliest stands at 0 before a tiny temperature divides: it stays, the others become -inf.
+    behind = logits.double() - logits.amax(-1, keepdim=True).double()
+    probabilities = torch.softmax(behind / config.temperature, -1)  # (..., K)
+    n_colors = logits.shape[-1]
+    if config.top_k is not None and config.top_k < n_colors:
+        least = probabilities.topk(config.top_k, -1).values[..., -1:]  # (..., 1)
+        probabilities = probabilities.where(probabilities >= least, 0.0)
+    if config.top_p is not None and config.top_p < 1:
+        ranked = probabilities.sort(-1, descending=True).values  # (..., K)
+        before = ranked.cumsum(-1) - ranked  # mass of the likelier ones
+        inside = before < config.top_p * ranked.sum(-1, keepdim=True)
+        least = ranked.where(inside, torch.inf).amin(-1, keepdim=True)  # (..., 1)
+        probabilities = probabilities.where(probabilities >= least, 0.0)
+    return probabilities
+
+
+def draw(logits: Tensor, uniform: Tensor, config: SampleConfig) -> Tensor:
+    """Tokens by inverse distribution function, in float64.
+
+    A row's token depends on that row alone: rounding of the logits can change it only where
+    `uniform` falls within that rounding of a boundary between two colours.
+
+    Args:
+        logits: (..., K) float.
+        uniform: (...) float64 in [0, 1).
+        config: temperature 0 takes the likeliest colour, the lower index on ties.
+
+    Returns:
+        (...) int64 in [0, K).
+    """
+    if config.temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.to(uniform.device)  # some accelerators have no float64
+    cumulated = kept_probabilities(logits, config).cumsum(-1)  # (..., K)
+    total = cumulated[..., -1:].contiguous()
+    token = torch.searchsorted(cumulated, uniform.unsqueeze(-1) * total, right=True)
+    last = torch.searchsorted(cumulated, total)  # the product can round up to the total
+    return torch.minimum(token, last).squeeze(-1)

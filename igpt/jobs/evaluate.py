@@ -12,8 +12,7 @@ from igpt.jobs.opening import check_max_images, open_for, opened, recorded
 from igpt.pixelmodel import PixelModel
 from igpt.probing.features import EncodedImages
 from igpt.progress import Counter, quietly, ticking
-from igpt.train.distributed import World, joined
-from igpt.train.shares import ALONE
+from igpt.train.distributed import ALONE, World, joined
 
 
 def evaluate(

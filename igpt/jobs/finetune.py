@@ -39,8 +39,7 @@ from igpt.images.live import open_live
 from igpt.images.packed.read import PackedSet
 from igpt.images.packed.seen import fingerprints, united
 from igpt.images.splits import SPLITS
-from igpt.jobs.ended import Ended
-from igpt.jobs.opening import open_labelled, opened
+from igpt.jobs.opening import Ended, open_labelled, opened
 from igpt.pixelmodel import PixelModel
 from igpt.probing.exact import checked_labels
 from igpt.probing.features import pays_to_compile

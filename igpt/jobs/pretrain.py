@@ -22,8 +22,8 @@ from igpt.evaluation.classifier import resampled
 from igpt.files import FolderLock
 from igpt.images.packed.read import PackedSet
 from igpt.images.packed.seen import MOST, fingerprints, n_seen, united, write_seen
-from igpt.jobs.ended import Ended
 from igpt.jobs.looks import check_looks, looks_of
+from igpt.jobs.opening import Ended
 from igpt.loading import export_run, load
 from igpt.manifest import fault_of
 from igpt.model.sizes import Shape, parameter_count
@@ -31,8 +31,7 @@ from igpt.pixelmodel import PixelModel
 from igpt.progress import quietly, say, ticking
 from igpt.published import name_of
 from igpt.tokens.palette import Palette
-from igpt.tokens.raw import RawTokens
-from igpt.tokens.tokenizer import Tokenizer
+from igpt.tokens.tokenizer import RawTokens, Tokenizer
 from igpt.train import checkpoint
 from igpt.train.distributed import World, default_world, joined
 from igpt.train.feeding import (

@@ -1,7 +1,15 @@
-"""Token by token through an autoregressive network: the fastest way that this machine has."""
+"""Token by token through an autoregressive network: the fastest way that this machine has.
+
+Weights and cache lie in pages of 2 MB where the system gives them, as every step reads all of them.
+Threads wait for each other within a step: on a busy machine, or for a small network, fewer can be
+faster, so now and then fewer are tried. What is decoded does not depend on it.
+"""
 
 import math
+import mmap
 import time
+from collections import deque
+from statistics import median
 from typing import cast
 
 import torch
@@ -10,11 +18,71 @@ from torch import Tensor, nn
 
 from igpt.compute import Precision, autocast, multiplies_bfloat16
 from igpt.model import native
-from igpt.model.cache import KVCache
-from igpt.model.gpt import GPT, Block
+from igpt.model.gpt import GPT, Block, KVCache
 from igpt.model.graphs import GraphDecoder
-from igpt.model.pace import Pace
-from igpt.model.pages import large_memory
+
+LOOK_STEPS = 3
+FIRST_WAIT, LONGEST_WAIT = 16, 512
+SLOWER = 1.5  # than at the last look: time for another
+
+
+class Pace:
+    """Chooses among all threads, half of them, a quarter, ... and one, by how long steps take.
+
+    Now and then a few steps try the next larger or smaller choice; the less often, the longer this
+    has changed nothing.
+
+    Args:
+        n_threads: the most that may be used.
+    """
+
+    def __init__(self, n_threads: int) -> None:
+        self.choices = [n_threads]
+        while self.choices[-1] > 1:
+            self.choices.append(self.choices[-1] // 2)
+        self.best = self.tried = 0
+        self.upwards = False
+        self.wait = self.left = FIRST_WAIT
+        self.usual_s: deque[float] = deque(maxlen=2 * LOOK_STEPS + 1)
+        self.tried_s: list[float] = []
+        self.looked_s = 0.0
+
+    def next(self) -> int:
+        """Threads for the next step."""
+        return self.choices[self.tried]
+
+    def took(self, span_s: float) -> None:
+        """How long that step was."""
+        if self.tried != self.best:
+            self.tried_s.append(span_s)
+            if len(self.tried_s) == LOOK_STEPS:
+                self._judge()
+            return
+        self.usual_s.append(span_s)
+        self.left -= 1
+        full = len(self.usual_s) == self.usual_s.maxlen
+        slowed = full and 0 < SLOWER * self.looked_s < median(self.usual_s)
+        if len(self.choices) > 1 and full and (self.left <= 0 or slowed):
+            self._look()
+
+    def _look(self) -> None:
+        self.upwards = not self.upwards
+        beside = self.best + (-1 if self.upwards else 1)
+        if not 0 <= beside < len(self.choices):
+            beside = self.best + (1 if self.upwards else -1)
+        self.tried, self.tried_s = beside, []
+        self.looked_s = median(self.usual_s)
+
+    def _judge(self) -> None:
+        better = median(self.tried_s) < self.looked_s
+        self.wait = FIRST_WAIT if better else min(2 * self.wait, LONGEST_WAIT)
+        self.left = self.wait
+        if better:
+            self.best = self.tried
+            self.looked_s = median(self.tried_s)
+        self.tried = self.best
+        self.usual_s.clear()
+
 
 # The layout of decode.cpp.
 PANEL = 64
@@ -214,3 +282,26 @@ def as_panels(matrix: Tensor, dtype: torch.dtype) -> Tensor:
 def padded(vector: Tensor) -> Tensor:
     """A vector with zeros up to a whole panel."""
     return F.pad(vector.detach(), (0, -len(vector) % PANEL))
+
+
+LARGE_PAGE = 2**21
+
+
+def large_memory(n_bytes: int) -> Tensor:
+    """(n_bytes,) uint8 of any content, lent by the system as it is first written.
+
+    In a memory map of its own, since pages that a process has used before stay small. Where the
+    system has no large pages for it, or the memory would not fill one, it is ordinary.
+    """
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is None or n_bytes < LARGE_PAGE:
+        return torch.empty(n_bytes, dtype=torch.uint8)
+    whole = -(-n_bytes // LARGE_PAGE) * LARGE_PAGE + LARGE_PAGE  # room to begin at a page's edge
+    pages = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        pages.madvise(advice)
+    except OSError:
+        return torch.empty(n_bytes, dtype=torch.uint8)  # a kernel without them
+    memory = torch.frombuffer(pages, dtype=torch.uint8)  # keeps the map as long as it lives
+    start = -memory.data_ptr() % LARGE_PAGE
+    return memory[start : start + n_bytes]

@@ -11,8 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from igpt.model.cache import KVCache, LayerCache
-from igpt.model.gpt import GPT
+from igpt.model.gpt import GPT, KVCache, LayerCache
 
 BUCKET = 128
 

@@ -24,8 +24,7 @@ from igpt.probing.features import BATCH_TOKENS, EncodedImages, cut, token_batch
 from igpt.probing.protocol import present_labels
 from igpt.progress import Counter, ticking
 from igpt.tokens.batches import BatchStream
-from igpt.train.distributed import World
-from igpt.train.shares import ALONE
+from igpt.train.distributed import ALONE, World
 from igpt.trained import Trained
 
 RATES = (3e-3, 1e-3, 3e-4)

@@ -12,7 +12,7 @@ from igpt.errors import UserError
 from igpt.files import kept_if_possible
 from igpt.images.packed.read import PackedSet
 from igpt.images.splits import SPLITS, Split
-from igpt.model.head import SavedProbe
+from igpt.model.head import SavedProbe, voted_accuracy
 from igpt.probing.features import EncodedImages, extract_features
 from igpt.probing.kmeans import KMeansConfig, KMeansFeatures
 from igpt.probing.protocol import (
@@ -24,12 +24,10 @@ from igpt.probing.protocol import (
     window,
 )
 from igpt.probing.solve import Fit, Solver, SolverName, fit
-from igpt.probing.vote import voted_accuracy
 from igpt.progress import Counter, say, ticking
 from igpt.published import name_of
 from igpt.shipped import is_shipped
-from igpt.train.distributed import World
-from igpt.train.shares import ALONE
+from igpt.train.distributed import ALONE, World
 from igpt.trained import Trained
 
 N_MASKS = 5

@@ -23,8 +23,7 @@ from igpt.manifest import damaged
 from igpt.model.gpt import GPT, NORM_EPS
 from igpt.progress import say
 from igpt.tokens.masks import own_masks
-from igpt.train.distributed import World
-from igpt.train.shares import ALONE, in_order
+from igpt.train.distributed import ALONE, World, in_order
 from igpt.trained import weights_digest
 
 # Part of the key of a kept file: raise it when the same inputs give other numbers.

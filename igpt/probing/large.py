@@ -39,8 +39,7 @@ from igpt.probing.features import EncodedImages, stream_features
 from igpt.probing.protocol import Labelled, LayerScore, best_score, window
 from igpt.probing.solve import Solver, SolverName
 from igpt.progress import Counter, ticking
-from igpt.train.distributed import World
-from igpt.train.shares import ALONE
+from igpt.train.distributed import ALONE, World
 from igpt.trained import Trained
 
 LAYER_IMAGES = 20_000

@@ -9,9 +9,8 @@ from igpt.model.sizes import Shape, parameter_count
 from igpt.published import published, shown, shown_command
 from igpt.report import comparison, page, sections, tables
 from igpt.report.charts import Chart, save_chart
-from igpt.report.page import percent
+from igpt.report.page import percent, save_sheet
 from igpt.report.record import read_records
-from igpt.report.sheets import save_sheet
 from igpt.train.folder import read_metrics, read_run
 
 OWN_NAME = "this run"

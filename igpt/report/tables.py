@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from igpt.report import page
-from igpt.report.sheets import Sheet
+from igpt.report.page import Sheet
 
 # Accuracy in per cent, and what was seen before. Paper, Table 1 (linear probes).
 UNLABELLED, LABELLED, NOTHING = "ImageNet, no labels", "ImageNet, labels", "nothing"

@@ -13,8 +13,7 @@ from igpt import streams
 from igpt.config import Augment
 from igpt.errors import UserError
 from igpt.images.augment import N_DRAWS, cropped, flipped
-from igpt.tokens.mixture import Mixture
-from igpt.tokens.order import shuffled
+from igpt.tokens.order import Mixture, shuffled
 from igpt.tokens.tokenizer import CroppedImages, ImageArray, Tokenizer
 
 

@@ -17,7 +17,7 @@ from igpt.images.prepare import open_data
 from igpt.images.workers import n_workers
 from igpt.progress import say
 from igpt.tokens.batches import BatchStream, Source
-from igpt.tokens.mixture import Mixture
+from igpt.tokens.order import Mixture
 from igpt.tokens.palette import Palette
 from igpt.tokens.stored import stored_tokens
 from igpt.tokens.tokenizer import ImageArray, Tokenizer

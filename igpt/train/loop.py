@@ -21,10 +21,9 @@ from igpt.train.objectives import loss_count
 from igpt.train.optim import clip_gradients, level_steps, lr_factor_at
 from igpt.train.parallel import sharing
 from igpt.train.saving import Saver
-from igpt.train.stopping import naming_the_newest, remedy, stopping_softly
+from igpt.train.stopping import Watch, naming_the_newest, remedy, stopping_softly
 from igpt.train.trainer import Look, Trainer
 from igpt.train.validate import validated
-from igpt.train.watch import Watch
 
 
 def is_due(step: int, *, every: int, total: int) -> bool:

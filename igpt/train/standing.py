@@ -13,8 +13,7 @@ from igpt.config import RunConfig
 from igpt.errors import UserError
 from igpt.files import read_json
 from igpt.tokens.palette import Palette
-from igpt.tokens.raw import RawTokens
-from igpt.tokens.tokenizer import Tokenizer
+from igpt.tokens.tokenizer import RawTokens, Tokenizer
 from igpt.train import checkpoint
 from igpt.train.folder import exported_step, read_metrics
 

@@ -3,16 +3,28 @@
 Ctrl-C, SIGTERM (as often as it comes), a closed terminal, and the signals by which batch systems
 warn before a job's time is over. What was ignored when the process began, as `nohup` has it, stays
 ignored; a second Ctrl-C ends the run at once.
+
+A job of several ranks also ends when one of them is lost or stalls, and says which one. PyTorch's
+collectives only say that something timed out. So each rank reports to torchrun's store, from a
+thread of its own, that it lives and which step it has begun; ranks 0 and 1 listen.
 """
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Self
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from igpt.errors import Diverged, Interrupted, UserError
+from igpt.progress import say
 from igpt.train import checkpoint
+from igpt.train.distributed import COLLECTIVE_TIMEOUT
 from igpt.train.saving import Saver
 from igpt.train.trainer import Trainer
 
@@ -103,3 +115,167 @@ def remedy(trainer: Trainer) -> str:
         f"; last good checkpoint: {good or 'none'}: start another run folder with a lower "
         f"--{trainer.options}.lr or another --{seed}"
     )
+
+
+LOST_AFTER_S = 3.0
+"""After another sign that a rank is lost, its silence for this long is enough to name it."""
+_DONE = "done"
+
+
+class Watch:
+    """Reports this rank while the block runs, and ends the process if another one fails it.
+
+    Args:
+        trainer: of the run; a single rank is not watched.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._world = trainer.world
+        self._timeout_s = trainer.config.train.timeout_s
+        self._every_s = min(1.0, self._timeout_s / 5)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._reports = [""] * self._world.size
+        self._heard_s = [time.monotonic()] * self._world.size
+        self._began = [0] * self._world.size
+        self._moves = [""] * self._world.size
+        self._moved_s = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._world.size > 1:
+            self._store = _store()
+            self._store.set(self._key(self._world.rank), "0 0 0")
+            self._await_others()
+            self._thread.start()
+        return self
+
+    def _await_others(self) -> None:
+        """Begin together, so that from here on silence means something."""
+        end_s = time.monotonic() + self._timeout_s
+        keys = [self._key(rank) for rank in range(self._world.size)]
+        while missing := [r for r, key in enumerate(keys) if not self._store.check([key])]:
+            if time.monotonic() > end_s:
+                raise UserError(
+                    f"{_named(missing)} did not begin to train within {self._timeout_s:g} s "
+                    "(train.timeout_s): the job ends; go on with --resume"
+                )
+            time.sleep(0.01)
+        self._heard_s = [time.monotonic()] * self._world.size
+        self._moved_s = time.monotonic()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._world.size == 1:
+            return
+        if isinstance(error, RuntimeError) and (
+            "gloo" in str(error) or isinstance(error, dist.DistError)
+        ):
+            time.sleep(LOST_AFTER_S + 2 * self._every_s)
+            if _DONE in self._reports:
+                raise SystemExit(2)  # that rank has said why it ended
+            raise UserError(self._lost(LOST_AFTER_S) or _unknown(error)) from error
+        self._done.set()
+        self._thread.join()
+
+    def _key(self, rank: int) -> str:
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return f"igpt/watch/{attempt}/{self._trainer.folder.name}/{rank}"
+
+    def _run(self) -> None:
+        number, woke_s = 0, time.monotonic()
+        try:
+            while not self._done.wait(self._every_s):
+                number += 1
+                woke_s = self._forget_pause(woke_s)
+                moves = number if self._trainer.draws else self._trainer.moves
+                report = f"{number} {self._trainer.began} {moves}"
+                self._store.set(self._key(self._world.rank), report)
+                if self._world.rank < 2:
+                    self._listen()
+                    self._judge()
+            self._store.set(self._key(self._world.rank), _DONE)
+        except dist.DistError:
+            _end("torchrun is gone: the job ends; go on with --resume")
+
+    def _forget_pause(self, woke_s: float) -> float:
+        """Count no silence while this process itself, or torchrun, was suspended; the time now.
+
+        Args:
+            woke_s: when this was last called.
+        """
+        now_s = time.monotonic()
+        pause_s = now_s - woke_s - self._every_s
+        if pause_s > LOST_AFTER_S:
+            # The others may wake a little later.
+            self._heard_s = [now_s] * self._world.size
+            self._moved_s = now_s
+        return now_s
+
+    def _listen(self) -> None:
+        now_s = time.monotonic()
+        for rank in range(self._world.size):
+            report = self._store.get(self._key(rank)).decode()
+            if report != self._reports[rank] or report == _DONE:
+                self._reports[rank], self._heard_s[rank] = report, now_s
+            _, _, moves = report.partition(" ")
+            if moves != self._moves[rank] or report == _DONE:
+                self._moves[rank], self._moved_s = moves, now_s
+            if moves:
+                self._began[rank] = int(moves.split()[0])
+
+    def _judge(self) -> None:
+        # Rank 1 speaks only where rank 0 cannot.
+        patience_s = self._timeout_s + 5 * self._every_s * self._world.rank
+        if self._trainer.stop_signal is not None and (fault := self._lost(LOST_AFTER_S)):
+            _end(fault)
+        if fault := self._lost(patience_s):
+            _end(fault)
+        if time.monotonic() - self._moved_s > patience_s:
+            # Who is silent as well is the one that stalls, whatever step the others wait in.
+            _end(self._lost(LOST_AFTER_S) or self._stalled())
+
+    def _lost(self, silent_s: float) -> str | None:
+        now_s = time.monotonic()
+        lost = [r for r, heard_s in enumerate(self._heard_s) if now_s - heard_s > silent_s]
+        if not lost:
+            return None
+        return (
+            f"{_named(lost)} gave no sign of life for {now_s - self._heard_s[lost[0]]:.0f} s "
+            f"at step {self._trainer.began}: the job ends; go on with --resume"
+        )
+
+    def _stalled(self) -> str:
+        least = min(self._began)
+        late = [rank for rank, began in enumerate(self._began) if began == least]
+        where = "all ranks stall" if len(late) == self._world.size else f"{_named(late)} stalled"
+        return (
+            f"{where} after beginning step {least}, for {self._timeout_s:g} s "
+            "(train.timeout_s): the job ends; go on with --resume"
+        )
+
+
+def _store() -> TCPStore:
+    """Another connection to torchrun's store, as each one serves one thread at a time."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    # A torchrun that is suspended answers when it goes on; one that is gone, at once by an error.
+    return TCPStore(host, port, is_master=False, timeout=COLLECTIVE_TIMEOUT)
+
+
+def _named(ranks: list[int]) -> str:
+    return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks))
+
+
+def _unknown(error: BaseException) -> str:
+    reason = str(error).splitlines()[0]
+    return f"the ranks lost touch ({reason}): the job ends; go on with --resume"
+
+
+def _end(message: str) -> None:
+    """End this process, whatever its main thread waits for; torchrun ends the others."""
+    say(f"igpt: error: {message}", from_any_rank=True)
+    os._exit(2)

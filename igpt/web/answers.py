@@ -1,11 +1,14 @@
 """What the page answers, as pieces of a page; nothing here knows of Gradio."""
 
 import base64
+import binascii
 import html
+import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
+from typing import Self, TypeGuard
 
 import numpy as np
 
@@ -20,7 +23,6 @@ from igpt.images.rejects import read_bytes
 from igpt.images.taking import square
 from igpt.model.head import SavedProbe
 from igpt.pixelmodel import PixelModel
-from igpt.web.canvas import Canvas
 
 MAX_COMPLETIONS = 8
 MAX_SAMPLES = 64
@@ -215,3 +217,48 @@ def _config(temperature: object) -> SampleConfig:
 def _is_number(value: object) -> TypeGuard[float]:
     """Whether a browser sent a number; it may send anything."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """A picture at the model's size and which of its pixels are to be drawn anew."""
+
+    pixels: np.ndarray
+    """(S, S, 3) uint8."""
+    keep: np.ndarray
+    """(S, S) bool: False where a pixel is hidden."""
+
+    def dump(self) -> str:
+        """The text that `painter.js` shows."""
+        return json.dumps(
+            {
+                "side": len(self.pixels),
+                "pixels": base64.b64encode(self.pixels.tobytes()).decode(),
+                "hidden": "".join("10"[int(kept)] for kept in self.keep.reshape(-1)),
+            }
+        )
+
+    @classmethod
+    def parse(cls, text: str | None, side: int) -> Self:
+        """What a browser sent.
+
+        Args:
+            text: from `dump`, or from the painter.
+            side: the model's S.
+
+        Raises:
+            UserError: there is no picture, or it is not one of this model's size.
+        """
+        if not text:
+            raise UserError("there is no picture yet: upload one or pick an example")
+        try:
+            value = json.loads(text)
+            raw = base64.b64decode(value["pixels"], validate=True)
+            hidden = str(value["hidden"])
+            if len(hidden) != side**2 or not set(hidden) <= {"0", "1"}:
+                raise ValueError("mask")
+            pixels = np.frombuffer(raw, np.uint8).reshape(side, side, 3)
+        except (ValueError, TypeError, KeyError, RecursionError, binascii.Error) as error:
+            raise UserError("the picture is damaged: upload it again") from error
+        keep = np.frombuffer(hidden.encode(), np.uint8) == ord("0")
+        return cls(pixels, keep.reshape(side, side))

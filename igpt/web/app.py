@@ -25,7 +25,7 @@ from igpt.web.answers import (
     samples,
     surprise_map,
 )
-from igpt.web.uploads import Uploads
+from igpt.web.gate import Uploads
 
 QUEUE_SIZE = 64
 

@@ -12,8 +12,7 @@ from fastapi import FastAPI
 
 from igpt.errors import UserError
 from igpt.web.app import CSS
-from igpt.web.gate import Gate
-from igpt.web.uploads import Uploads
+from igpt.web.gate import Gate, Uploads
 
 MAX_UPLOAD = "20mb"
 FONTS = ("system-ui", "sans-serif")

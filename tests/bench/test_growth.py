@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from igpt.bench import growth, image_growth
+from igpt.bench import growth
 from igpt.bench.command import run_command
 from igpt.bench.measure import rows_of
 from igpt.bench.train import Size
@@ -58,10 +58,10 @@ def test_ranks_share_the_batch():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", image_growth.FEWEST)
+@pytest.mark.parametrize("command", growth.FEWEST)
 def test_commands_run_on_their_pictures(command, tmp_path, monkeypatch):
     monkeypatch.setenv("IGPT_CACHE", str(tmp_path / "cache"))
-    row = image_growth.image_row(command, 60, tmp_path, 100)
+    row = growth.image_row(command, 60, tmp_path, 100)
     assert row.row == f"{command} 60 images"
     assert row.ours_s > 0 and row.memory_bytes > 2**20
 
@@ -72,15 +72,15 @@ def test_growth_is_of_the_further_images_alone():
         replace(rows_of("work", {"igpt": found})[0], memory_bytes=peak)
         for found, peak in zip(spans, (100, 100, 110), strict=True)
     ]
-    grown = image_growth.with_growth(rows, [1, 4, 16])
+    grown = growth.with_growth(rows, [1, 4, 16])
     assert "a further image takes 2.00 x as long after 4; peak memory 1.10 x" in grown[-1].note
-    assert image_growth.with_growth(rows[:2], [1, 4, 16]) == rows[:2]
+    assert growth.with_growth(rows[:2], [1, 4, 16]) == rows[:2]
 
 
 def test_a_command_that_fails_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_growth, "inputs_of", lambda *_: ["info", "nowhere"])
+    monkeypatch.setattr(growth, "inputs_of", lambda *_: ["info", "nowhere"])
     with pytest.raises(UserError, match="igpt info nowhere ended with status 2: run it alone"):
-        image_growth.image_row("embed", 1, tmp_path, 100)
+        growth.image_row("embed", 1, tmp_path, 100)
 
 
 def test_a_command_is_killed_when_its_time_is_up():

@@ -1,7 +1,6 @@
 import pytest
 
-from igpt.bench.measure import rows_of
-from igpt.bench.regression import check_ratios, slower
+from igpt.bench.measure import check_ratios, rows_of, slower
 from igpt.errors import UserError
 
 

@@ -18,7 +18,7 @@ from igpt.images.packed.read import PackedSet
 from igpt.images.packed.write import GrowingArray
 from tests.cli.test_main import run
 from tests.images.pictures import class_files, encoded, noise, smooth, tar_bytes, write_tree
-from tests.images.sources.test_cifar import records
+from tests.images.sources.test_named import records
 
 GOOD = {f"{i:02d}.png": encoded(noise(9, 9, i)) for i in range(20)}
 PHOTO = encoded(noise(16, 16), "JPEG")

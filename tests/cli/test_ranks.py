@@ -227,11 +227,11 @@ main()
 @pytest.mark.parametrize(
     ("words", "where"),
     [
-        (["evaluate", "run", "photos"], ("igpt.train.shares", "in_order")),
-        (["probe", "run", "photos"], ("igpt.train.shares", "in_order")),
+        (["evaluate", "run", "photos"], ("igpt.train.distributed", "in_order")),
+        (["probe", "run", "photos"], ("igpt.train.distributed", "in_order")),
         (["embed", "run", "photos", "--out", "{out}.npz"], ("igpt.train.distributed", "joined")),
-        (["probe", "run", "photos", "--large"], ("igpt.train.shares", "in_order")),
-        (["embed", "run", "photos", "--out", "{out}.npz"], ("igpt.train.shares", "in_order")),
+        (["probe", "run", "photos", "--large"], ("igpt.train.distributed", "in_order")),
+        (["embed", "run", "photos", "--out", "{out}.npz"], ("igpt.train.distributed", "in_order")),
         (["finetune", "run", "photos", "{out}", "--finetune.compile", "off"], ("os", "times")),
         (["sample", "run", "--out", "{out}.png"], ("igpt.generate.sample", "sampling")),
         (["prepare", "photos", "{out}", "--image-size", "8"], ("igpt.images.prepare", "prepare")),

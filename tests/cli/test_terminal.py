@@ -13,8 +13,7 @@ import pytest
 
 from igpt import progress
 from igpt.cli import main as main_module
-from igpt.cli.main import COMMANDS, main
-from igpt.cli.terminal import STOPPING
+from igpt.cli.main import COMMANDS, STOPPING, main
 
 IGPT = [sys.executable, "-m", "igpt"]
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
@@ -135,7 +134,7 @@ def test_the_reader_of_a_pipe_may_go():
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 def test_every_encoding_has_a_word_for_everything(encoding):
     code = (
-        "from igpt.cli.terminal import prepare_streams as p; p()\n"
+        "from igpt.cli.main import prepare_streams as p; p()\n"
         "import sys; print('1 \\u00b1 2 \\u2192 \\u6f22 \\udcff'); "
         "print('\\u00b1 \\udcff', file=sys.stderr)"
     )

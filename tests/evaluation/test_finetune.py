@@ -20,8 +20,8 @@ from igpt.evaluation.classifier import (
 )
 from igpt.evaluation.finetune import Task, accuracy, settings_of, tune, tune_in_memory
 from igpt.model.gpt import GPT
+from igpt.model.head import modal_vote
 from igpt.probing.protocol import LabelledImages
-from igpt.probing.vote import modal_vote
 from igpt.tokens.masks import bert_masks
 from igpt.train.folder import read_metrics
 

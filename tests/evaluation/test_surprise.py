@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from igpt.errors import UserError
-from igpt.evaluation.likelihood import token_surprise
-from igpt.evaluation.surprise import _passes, whole_surprise
+from igpt.evaluation.likelihood import _passes, token_surprise, whole_surprise
 from tests.networks import network
 
 TOKENS = np.random.default_rng(0).integers(0, 7, (5, 16))

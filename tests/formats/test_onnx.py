@@ -13,7 +13,7 @@ from igpt.formats import onnx
 from igpt.formats.onnx import export_features, export_step, write_onnx
 from igpt.pixelmodel import PixelModel
 from igpt.probing.features import extract_features
-from igpt.tokens.raw import RawTokens
+from igpt.tokens.tokenizer import RawTokens
 from igpt.trained import ModelFacts
 from tests.networks import network, pixel_model
 from tests.strategies import random_tokens

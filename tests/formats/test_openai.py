@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from igpt.cli.main import main
 from igpt.errors import UserError
-from igpt.formats.bundle import Bundle
-from igpt.formats.crc32c import crc32c, unmasked
+from igpt.formats.bundle import Bundle, crc32c, unmasked
 from igpt.formats.openai import find_checkpoint, read_openai
 from igpt.loading import load
 from igpt.tokens.palette import Palette

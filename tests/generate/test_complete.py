@@ -11,7 +11,7 @@ from igpt.generate.complete import (
     completing,
     rows_kept,
 )
-from igpt.generate.draw import uniforms
+from igpt.generate.sample import uniforms
 from tests.networks import drawn_without_cache, network
 
 RNG = np.random.default_rng(0)

@@ -5,8 +5,7 @@ import torch
 from igpt.compute import one_thread
 from igpt.config import SampleConfig
 from igpt.errors import UserError
-from igpt.generate.draw import draw, kept_probabilities, uniforms
-from igpt.generate.sample import sample, sampling
+from igpt.generate.sample import draw, kept_probabilities, sample, sampling, uniforms
 from tests.networks import drawn_without_cache, network
 
 

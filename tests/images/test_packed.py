@@ -279,7 +279,7 @@ from pathlib import Path
 import numpy as np
 from igpt.config import DataConfig, RunConfig, TrainConfig
 from igpt.images.packed.read import PackedSet
-from igpt.tokens.raw import RawTokens
+from igpt.tokens.tokenizer import RawTokens
 from igpt.train.feeding import Ingredient, originals, training_stream
 def held():
     lines = Path("/proc/self/status").read_text().splitlines()

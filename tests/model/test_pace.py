@@ -1,4 +1,4 @@
-from igpt.model.pace import Pace
+from igpt.model.decoder import Pace
 
 
 def used(pace, span_s, n_steps):

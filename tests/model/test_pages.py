@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from igpt.model import native
-from igpt.model.decoder import NativeDecoder
-from igpt.model.pages import LARGE_PAGE, large_memory
+from igpt.model.decoder import LARGE_PAGE, NativeDecoder, large_memory
 from tests.networks import network
 
 

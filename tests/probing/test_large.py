@@ -105,7 +105,7 @@ import numpy as np, torch
 from igpt.probing.large import Moments, _Adding
 from igpt.probing.protocol import Labelled
 from igpt.probing.solve import Solver, fit
-from igpt.train.shares import ALONE
+from igpt.train.distributed import ALONE
 n, n_layers, width, n_classes = int(sys.argv[1]), 25, 512, 10
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before, rng = peak(), np.random.default_rng(0)

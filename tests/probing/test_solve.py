@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from igpt.errors import UserError
+from igpt.model.head import voted_accuracy
 from igpt.probing import solve
 from igpt.probing.protocol import Labelled, Lazy, probe_layers
 from igpt.probing.solve import RATES, Solver, descend, fit, neighbours
-from igpt.probing.vote import voted_accuracy
 
 
 def split(n: int, seed: int) -> Labelled:

@@ -14,8 +14,8 @@ from igpt.report.comparison import (
     loss_against_probe,
     objectives_compared,
 )
+from igpt.report.page import save_sheet
 from igpt.report.record import write_record
-from igpt.report.sheets import save_sheet
 from igpt.report.tables import lowdata_sheet, paper_section, paper_tables
 from tests.report.test_report import a_run
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from igpt.errors import UserError
 from igpt.tokens.batches import Batch, BatchStream, Source
-from igpt.tokens.raw import RawTokens
+from igpt.tokens.tokenizer import RawTokens
 
 RAW = RawTokens()
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from igpt.errors import UserError
-from igpt.tokens.raw import RawTokens
+from igpt.tokens.tokenizer import RawTokens
 
 RAW = RawTokens()
 

@@ -8,8 +8,8 @@ from igpt.images.prepare import Packing, prepare
 from igpt.images.sources.find import open_source
 from igpt.tokens.batches import BatchStream
 from igpt.tokens.palette import Palette
-from igpt.tokens.raw import RawTokens
 from igpt.tokens.stored import store_tokens, stored_tokens
+from igpt.tokens.tokenizer import RawTokens
 
 PALETTE = Palette(np.random.default_rng(0).uniform(-1, 1, (300, 3)))
 

@@ -11,8 +11,8 @@ from igpt.images.packed.rows import Packing
 from igpt.images.prepare import open_data, prepare
 from igpt.images.sources.find import open_source
 from igpt.tokens.palette import Palette
-from igpt.tokens.raw import RawTokens
 from igpt.tokens.stored import store_tokens
+from igpt.tokens.tokenizer import RawTokens
 from igpt.train.feeding import (
     Ingredient,
     epoch_images,

@@ -5,8 +5,14 @@ import torch
 
 from igpt.config import TrainConfig
 from igpt.errors import UserError
-from igpt.train.muon import Muon, orthogonal
-from igpt.train.optim import Optimizer, clip_gradients, lr_factor_at, warmup_steps_of
+from igpt.train.optim import (
+    Muon,
+    Optimizer,
+    clip_gradients,
+    lr_factor_at,
+    orthogonal,
+    warmup_steps_of,
+)
 from tests.strategies import lively_gpt, random_tokens
 
 

@@ -7,7 +7,7 @@ from igpt import compute
 from igpt.cli.main import main
 from igpt.model.sizes import Shape, parameter_count, train_flops
 from igpt.recipes import recipe
-from igpt.train.plan import in_words, plan_of
+from igpt.train.settings import in_words, plan_of
 
 
 def test_a_plan_has_the_formulas_figures(monkeypatch):

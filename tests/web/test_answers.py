@@ -8,7 +8,7 @@ from PIL import Image
 
 from igpt.errors import UserError
 from igpt.web import answers
-from igpt.web.canvas import Canvas
+from igpt.web.answers import Canvas
 from tests.networks import pixel_model
 
 

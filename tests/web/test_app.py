@@ -18,7 +18,7 @@ import gradio
 import numpy as np
 from pathlib import Path
 from igpt.web.app import build
-from igpt.web.uploads import Uploads
+from igpt.web.gate import Uploads
 from tests.networks import pixel_model
 
 def tabs_of(model):

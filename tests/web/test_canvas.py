@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igpt.errors import UserError
-from igpt.web.canvas import Canvas
+from igpt.web.answers import Canvas
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (4, 4, 3), dtype=np.uint8)

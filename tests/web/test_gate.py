@@ -7,9 +7,8 @@ import socket
 import pytest
 
 from igpt.errors import UserError
-from igpt.web import uploads
-from igpt.web.gate import Gate
-from igpt.web.uploads import Uploads, own_uploads
+from igpt.web import gate
+from igpt.web.gate import Gate, Uploads, own_uploads
 
 OWN = socket.gethostname().lower()
 
@@ -113,10 +112,10 @@ def test_uploads_go_after_use_and_at_the_end(tmp_path, monkeypatch):
         held.checked(str(held.folder / "example" / "a.png"))
         held.sweep()
         assert len(list(held.folder.rglob("*.png"))) == 3
-        monkeypatch.setattr(uploads, "KEPT_S", -1)
+        monkeypatch.setattr(gate, "KEPT_S", -1)
         held.sweep()
         assert {p.parent.name for p in held.folder.rglob("*.png")} == {"example", "unused"}
-        monkeypatch.setattr(uploads, "UNUSED_KEPT_S", -1)
+        monkeypatch.setattr(gate, "UNUSED_KEPT_S", -1)
         held.sweep()
         assert {p.parent.name for p in held.folder.rglob("*.png")} == {"example"}
     assert list(tmp_path.iterdir()) == []

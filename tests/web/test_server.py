@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from igpt.web.canvas import Canvas
+from igpt.web.answers import Canvas
 from tests.networks import pixel_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("web")]

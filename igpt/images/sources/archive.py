@@ -1,4 +1,4 @@
-"""Entries of archives: plain tars are read in place, compressed ones as a stream, zips by `zips`.
+"""Entries of archives: plain tars read in place, compressed ones as a stream, zips by `zipfile`.
 
 The headers are parsed here because `tarfile` keeps every member in memory and takes five times as
 long; files with holes, of any of their four formats, are left to it. What a header claims is held
@@ -10,18 +10,144 @@ import contextlib
 import gzip
 import lzma
 import os
+import stat
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Protocol, cast
+from typing import IO, Literal, Protocol, cast
 
 from igpt.errors import UserError
-from igpt.images.rejects import MAX_FILE_BYTES, check_pointer
-from igpt.images.sources.entries import FREE_BYTES, MAX_RATIO, Entry, Kind, target_of
+from igpt.images.rejects import DAMAGED, EMPTY_FILE, MAX_FILE_BYTES, check_pointer
 from igpt.images.sources.remote import UnreachableError, present
-from igpt.images.sources.zips import ZipArchive
+
+MAX_RATIO = 100
+"""What is compressed may grow to so many times its size, beyond `FREE_BYTES`: images do not."""
+FREE_BYTES = 2**25
+
+Kind = Literal["file", "folder", "link", "other"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One entry of an archive."""
+
+    name: str
+    kind: Kind
+    start: int
+    """First byte of its content in the (unpacked) archive."""
+    size: int
+    """Bytes of its content, holes included."""
+    target: str = ""
+    """Of a link: the name in the archive that it stands for, `..` where that lies outside."""
+    archive: int = 0
+    """Which of several archives joined one behind another."""
+    pieces: tuple[tuple[int, int, int], ...] | None = None
+    """Of a file with holes: where each piece lies in the archive, in the file, and its size."""
+    is_packed: bool = False
+    """Its content is compressed on its own, so that it is no part of the archive's bytes."""
+
+
+def target_of(name: str, linked: str, *, is_hard: bool) -> str:
+    """The name in the archive that a link means, or `..` for what lies outside."""
+    if not is_hard and linked.startswith("/"):
+        return ".."
+    parts: list[str] = []
+    folder = "" if is_hard else name.rpartition("/")[0]
+    for part in f"{folder}/{linked}".split("/"):
+        if part == ".." and not parts:
+            return ".."
+        if part == "..":
+            parts.pop()
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/".join(parts) or ".."
+
+
+ENCRYPTED = "encrypted: unpack it with its password"
+_UTF_8 = 0x800
+_LOCAL_BYTES = 30
+
+
+class ZipArchive:
+    """The entries of a zip, in the order of its directory; content can be had at any time.
+
+    Args:
+        file: the archive; held open by whoever opened it.
+
+    Raises:
+        zipfile.BadZipFile: it is none, or cut off.
+    """
+
+    is_plain = True
+    has_end = True
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._zip = zipfile.ZipFile(file)
+        self._infos: dict[int, zipfile.ZipInfo] = {}
+
+    def __iter__(self) -> Iterator[Entry]:
+        for info in self._zip.infolist():
+            start = self._start(info)
+            self._infos[start] = info
+            kind = info.external_attr >> 16
+            name = _zip_name(info)
+            is_link = stat.S_ISLNK(kind) and info.file_size < 4096
+            entry = Entry(
+                name=name,
+                kind="folder" if name.endswith("/") else "link" if is_link else "file",
+                start=start,
+                size=info.file_size,
+                is_packed=info.compress_type != zipfile.ZIP_STORED or bool(info.flag_bits & 1),
+            )
+            if is_link:
+                linked = self.content(entry).decode("utf-8", "surrogateescape")
+                entry = replace(entry, target=target_of(name, linked, is_hard=False))
+            yield entry
+
+    def _start(self, info: zipfile.ZipInfo) -> int:
+        """Where the content of an entry begins."""
+        self._file.seek(info.header_offset)
+        local = self._file.read(_LOCAL_BYTES)
+        if len(local) < _LOCAL_BYTES:
+            raise zipfile.BadZipFile("an entry lies behind its end")
+        name_bytes, extra_bytes = struct.unpack("<HH", local[26:])
+        return int(info.header_offset + _LOCAL_BYTES + name_bytes + extra_bytes)
+
+    def content(self, entry: Entry) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            UserError: they are encrypted, damaged or too many; the message is the reason alone.
+        """
+        info = self._infos[entry.start]
+        if info.flag_bits & 1:
+            raise UserError(ENCRYPTED)
+        if info.file_size > min(MAX_FILE_BYTES, FREE_BYTES + MAX_RATIO * info.compress_size):
+            raise UserError(f"more than {MAX_FILE_BYTES} bytes, or than it can hold")
+        try:
+            data = self._zip.read(info)
+        except NotImplementedError as error:
+            raise UserError("compressed in a way that is not read: unpack it") from error
+        except Exception as error:  # zlib, lzma, checksums and headers have errors of their own
+            raise UserError(DAMAGED) from error
+        if not data:
+            raise UserError(EMPTY_FILE)
+        return data
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """The name as it was meant: Macs write UTF-8 without saying so, some Windows programs `\\`."""
+    name = info.filename
+    if not info.flag_bits & _UTF_8:
+        with contextlib.suppress(UnicodeError):  # another encoding of old: it stays as it came
+            name = name.encode("cp437").decode("utf-8")
+    return name.replace("\\", "/")
+
 
 SUFFIXES = (
     *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz"),

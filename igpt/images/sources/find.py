@@ -11,28 +11,24 @@ from igpt.images.packed.read import PackedSet
 from igpt.images.sources import (
     archive,
     arrays,
-    binaries,
-    cifar,
     columns,
-    digits,
     folders,
-    imagenet,
+    named,
     packed,
     remote,
     tables,
     tar,
-    tokenised,
 )
 from igpt.images.sources.names import counts, is_image_name
 from igpt.images.sources.names import suffixes as image_suffixes
 from igpt.images.sources.source import Source, without_labels
 
 NAMED: dict[str, Callable[[], Source]] = {
-    "cifar10": cifar.open_cifar10,
-    "cifar100": cifar.open_cifar100,
-    "stl10": binaries.open_stl10,
-    "fashion-mnist": binaries.open_fashion_mnist,
-    "digits": digits.open_digits,
+    "cifar10": named.open_cifar10,
+    "cifar100": named.open_cifar100,
+    "stl10": named.open_stl10,
+    "fashion-mnist": named.open_fashion_mnist,
+    "digits": named.open_digits,
 }
 KINDS = (
     "a folder of images, or a .tar .tar.gz .tar.zst .zip .csv .tsv .jsonl .parquet .arrow .npz "
@@ -40,11 +36,11 @@ KINDS = (
 )
 # Sets whose folder is known by the names of its files.
 _FINDERS: tuple[Callable[[Path], Source | None], ...] = (
-    imagenet.find_imagenet,
-    cifar.find_cifar,
-    binaries.find_idx,
-    binaries.find_stl10,
-    tokenised.find_tokens,
+    named.find_imagenet,
+    named.find_cifar,
+    named.find_idx,
+    named.find_stl10,
+    arrays.find_tokens,
 )
 
 
@@ -77,7 +73,7 @@ def open_source(data: str, *, unlabelled: bool = False, channels: tuple[int, ...
 def _open_channels(data: str, channels: tuple[int, ...], *, unlabelled: bool) -> Source:
     path = Path(data).expanduser()
     chosen = ",".join(map(str, channels))
-    if path.suffix.lower() not in (".npz", ".npy") or tokenised.token_files(path):
+    if path.suffix.lower() not in (".npz", ".npy") or arrays.token_files(path):
         raise UserError(
             f"--channels {chosen} is of arrays (.npz, .npy): {data} is read as RGB, without it"
         )
@@ -107,7 +103,7 @@ def _open_path(path: Path, data: str, *, unlabelled: bool) -> Source:
 
 def files_of(path: Path) -> list[Path]:
     """The file, with those that belong to it; or those that a pattern in its name means, sorted."""
-    if files := tokenised.token_files(path):
+    if files := arrays.token_files(path):
         return files
     if path.exists():
         return [path]
@@ -164,8 +160,8 @@ def _inside(folder: Path) -> tuple[list[Path], list[Path], list[Path], int]:
 
 def _open_files(files: list[Path], *, name: str, unlabelled: bool) -> Source:
     suffixes = {tables.kind_of(path) or path.suffix.lower() for path in files}
-    if tokenised.token_files(files[0]):
-        return tokenised.open_tokens(files)
+    if arrays.token_files(files[0]):
+        return arrays.open_tokens(files)
     if all(archive.is_archive_name(path.name) for path in files):
         return tar.open_tars(files, name=name, unlabelled=unlabelled)
     are_columns = suffixes <= set(columns.SUFFIXES)

@@ -17,8 +17,7 @@ import numpy as np
 
 from igpt.errors import UserError
 from igpt.images.rejects import DEAD_LINK, EMPTY_CLASS
-from igpt.images.sources.archive import Archive, opened
-from igpt.images.sources.entries import Entry
+from igpt.images.sources.archive import Archive, Entry, ZipArchive, opened
 from igpt.images.sources.labels import (
     MAX_CLASSES,
     Numbering,
@@ -31,7 +30,6 @@ from igpt.images.sources.layout import DUPLICATE, Duplicates, Layout, key_of_nam
 from igpt.images.sources.names import Unread, counts, is_image_name
 from igpt.images.sources.remote import UnreachableError
 from igpt.images.sources.source import Block, BlockBuilder, Part, Source, Span
-from igpt.images.sources.zips import ZipArchive
 from igpt.images.splits import file_codes, image_code, said_alone, said_of_splits
 
 # Whether a key goes up to the last dot of a name, or to the first.

