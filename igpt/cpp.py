@@ -151,10 +151,9 @@ def _kept(folder: Path, stem: str) -> Build | None:
             return Build(state="built", path=path, log=log)
         path.unlink(missing_ok=True)
         log.unlink(missing_ok=True)
-    if not log.is_file():
-        return None
-    reason = log.read_text(errors="replace").rstrip().rpartition(_FAILED)[2]
-    return Build(state="failed", reason=reason, log=log)
+    told = log.read_text(errors="replace") if log.is_file() else ""
+    _, failed, reason = told.rstrip().rpartition(f"\n{_FAILED}")
+    return Build(state="failed", reason=reason, log=log) if failed else None
 
 
 def _forget(folder: Path, stem: str) -> None:
@@ -189,15 +188,18 @@ def _built_now(part: Part, compiler_path: str, folder: Path, stem: str) -> Build
         ending = (
             f"{_FAILED}{problem}" if problem else f"built in {time.monotonic() - start_s:.1f} s"
         )
+        # The library stands before its log: others look at both without the lock.
+        if problem is None:
+            data = made.read_bytes()
+            target = folder / f"{stem}-{_content(data)}.so"
+            write_bytes(target, data)
+            target.chmod(0o755)  # whatever the umask: others must not write it
+            build = Build(state="built", path=target, log=log)
+        else:
+            build = Build(state="failed", reason=problem, log=log)
         write_bytes(log, f"$ {' '.join(command)}\n{output}\n{ending}\n".encode())
         shutil.rmtree(folder / f".{stem}", ignore_errors=True)
-        if problem is not None:
-            return Build(state="failed", reason=problem, log=log)
-        data = made.read_bytes()
-        target = folder / f"{stem}-{_content(data)}.so"
-        write_bytes(target, data)
-        target.chmod(0o755)  # whatever the umask: others must not write it
-        return Build(state="built", path=target, log=log)
+        return build
 
 
 def _trial(part: Part, made: Path) -> list[str]:

@@ -6,8 +6,11 @@ import signal
 import pytest
 import torch
 
-# A shell that starts the tests in the background has Ctrl-C ignored, by them and their children.
+# A shell that starts the tests in the background has Ctrl-C ignored, and `nohup` the end of the
+# terminal, by them and their children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -184,6 +184,13 @@ def test_processes_that_build_at_once_all_end_well(cache, part, tmp_path):
 
 
 @needs_compiler
+def test_a_log_that_tells_of_no_failure_is_none(cache, part):
+    build = cpp.built(part)
+    build.path.unlink()  # as another process sees it that looks before the library stands
+    assert again(part).state == "built"
+
+
+@needs_compiler
 def test_a_compiler_without_openmp_still_builds_the_sampler(cache, tmp_path, monkeypatch):
     from igpt.model import native
 
