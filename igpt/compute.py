@@ -91,6 +91,14 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(n_threads)
 
 
+def drawing_apart() -> contextlib.AbstractContextManager[None]:
+    """For making modules: PyTorch's draw first values from the numbers of the whole process.
+
+    What igpt needs at random comes from `igpt.streams`; the caller's numbers go on as they were.
+    """
+    return torch.random.fork_rng(devices=())
+
+
 @contextlib.contextmanager
 def eager() -> Iterator[None]:
     """Run blocks that are compiled for training as they were written, for shapes met once.

@@ -50,7 +50,8 @@ class Classifier(nn.Module):
             raise UserError(f"layer {layer} does not exist: choose from 0 to {last}")
         self.network = network
         self.layer = last if layer is None else layer
-        self.head = nn.Linear(network.config.n_embd, n_classes, bias=False)
+        with compute.drawing_apart():
+            self.head = nn.Linear(network.config.n_embd, n_classes, bias=False)
         nn.init.zeros_(self.head.weight)  # so the first class loss is exactly ln C
         self.head.to(network.wpe.weight.device)
 

@@ -114,7 +114,8 @@ def train_wide_resnet(
     Returns:
         (N, S, S, 3) uint8 -> (N,) int64.
     """
-    network = WideResNet(n_classes, depth=config.depth, widen=config.widen)
+    with compute.drawing_apart():
+        network = WideResNet(n_classes, depth=config.depth, widen=config.widen)
     seed = streams.torch_seed(config.seed, "wide-resnet")
     network.init_weights(torch.Generator().manual_seed(seed))
     network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]

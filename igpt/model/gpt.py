@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from igpt import compute
 from igpt.config import Kernel, ModelConfig, Objective
 from igpt.errors import UserError
 from igpt.model import attention
@@ -156,16 +157,17 @@ class GPT(nn.Module):
         self.predicts = True
         self.shifted = objective == "ar"
         width, causal = config.n_embd, objective == "ar"
-        self.wte = nn.Embedding(n_colors, width)
-        self.wpe = nn.Embedding(seq_len, width)
-        if causal:
-            self.sos = nn.Parameter(torch.empty(width))
-        self.h = nn.ModuleList(
-            Block(width, config.n_head, causal=causal, bias=config.bias)
-            for _ in range(config.n_layer)
-        )
-        self.ln_f = nn.RMSNorm(width, eps=NORM_EPS)
-        self.head = nn.Linear(width, n_colors, bias=False)
+        with compute.drawing_apart():
+            self.wte = nn.Embedding(n_colors, width)
+            self.wpe = nn.Embedding(seq_len, width)
+            if causal:
+                self.sos = nn.Parameter(torch.empty(width))
+            self.h = nn.ModuleList(
+                Block(width, config.n_head, causal=causal, bias=config.bias)
+                for _ in range(config.n_layer)
+            )
+            self.ln_f = nn.RMSNorm(width, eps=NORM_EPS)
+            self.head = nn.Linear(width, n_colors, bias=False)
         # Whatever the process's default type is: files hold float32, and so does compiled code.
         self.float()
 

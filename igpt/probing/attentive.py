@@ -45,8 +45,9 @@ class AttentiveHead(nn.Module):
         super().__init__()
         drawn = torch.Generator().manual_seed(streams.torch_seed(seed, "attentive"))
         self.query = nn.Parameter(torch.randn(n_head, width // n_head, generator=drawn) * 0.02)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.classes = nn.Linear(width, n_classes)
+        with compute.drawing_apart():
+            self.key_value = nn.Linear(width, 2 * width)
+            self.classes = nn.Linear(width, n_classes)
         with torch.no_grad():
             self.key_value.weight.normal_(std=width**-0.5, generator=drawn)
             for zero in (self.key_value.bias, self.classes.weight, self.classes.bias):
