@@ -12,6 +12,9 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from typing import ParamSpec, TypeVar
 
+# Before its threads are limited: what is loaded later starts with one a core. In a spawned process
+# nothing else has loaded it by then.
+import numpy as np  # noqa: F401
 from threadpoolctl import threadpool_limits
 
 from igpt import system
