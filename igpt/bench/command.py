@@ -1,4 +1,4 @@
-"""Seconds and peak memory of a whole command, in processes of its own; and those of the start.
+"""Seconds and peak memory of a whole command, in processes of its own.
 
 `python -m igpt.bench.command SECONDS COMMAND...` prints them as JSON. A process inherits the peak
 of the one that starts it, so the command is started by this module in a process that imports
@@ -14,10 +14,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
-from igpt.bench import measure
 from igpt.errors import UserError
 
 
@@ -73,37 +72,3 @@ def _watch(command: Sequence[str], at_most_s: float) -> Outcome:
 
 if __name__ == "__main__":
     print(json.dumps(asdict(_watch(sys.argv[2:], float(sys.argv[1])))))
-
-
-STARTS = {
-    "igpt --help": [sys.executable, "-m", "igpt", "--help"],
-    "import igpt": [sys.executable, "-c", "import igpt"],
-}
-PYTHON = "python itself"
-
-
-def _start(command: list[str]) -> Callable[[], None]:
-    """Start Python anew and wait for its end."""
-
-    def start() -> None:
-        silent = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
-        process = os.posix_spawn(command[0], command, os.environ, file_actions=silent)
-        assert os.waitpid(process, 0)[1] == 0
-
-    return start
-
-
-def bench_start(
-    peers: Sequence[str], *, quick: bool, at_most_s: float = float("inf")
-) -> list[measure.Row]:
-    """`igpt --help` and `import igpt` in fresh processes, and Python's own start beside them."""
-    assert not peers
-    works = {name: _start(command) for name, command in STARTS.items()}
-    works[PYTHON] = _start([sys.executable, "-c", "pass"])
-    repeats = measure.REPEATS if quick else 4 * measure.REPEATS
-    spans = measure.take_turns(works, repeats=repeats, at_most_s=at_most_s)
-    rows = []
-    for name, command in STARTS.items():
-        (row,) = measure.rows_of(name, {measure.OURS: spans[name], PYTHON: spans[PYTHON]})
-        rows.append(replace(row, memory_bytes=run_command(command).peak_bytes))
-    return rows

@@ -149,8 +149,8 @@ def _samples(model: "PixelModel", folder: Path) -> None:
 
 def _completions(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
     from igpt.files import write_bytes
-    from igpt.generate.pictures import completions
     from igpt.images.grid import to_png_bytes
+    from igpt.report.grids import completions
     from igpt.report.record import write_record
 
     shown = data.images("test")[:N_COMPLETED]
@@ -304,8 +304,8 @@ def photograph_pieces(side: int) -> "np.ndarray":
 
 def _draw(model: "PixelModel", originals: "np.ndarray", folder: Path) -> None:
     from igpt.files import write_bytes
-    from igpt.generate.pictures import completions
     from igpt.images.grid import tile, to_png_bytes
+    from igpt.report.grids import completions
 
     folder.mkdir(parents=True, exist_ok=True)
     say(f"completing {len(originals)} images from their upper half, {N_COMPLETIONS} times each")

@@ -9,12 +9,10 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from igpt import compute
 from igpt.errors import UserError
 from igpt.files import write_bytes, writing
 from igpt.generate.sample import Progress
 from igpt.images.grid import tile
-from igpt.pixelmodel import PixelModel
 
 # Pixels that are not there yet, or were hidden from the model: two greys, as a checkerboard.
 GREYS = (168, 200)
@@ -208,42 +206,3 @@ def framed(original: np.ndarray, side: int) -> np.ndarray:
     top = (height - size[1]) // 2
     canvas[top : top + size[1]] = np.asarray(picture)
     return canvas
-
-
-N_SAMPLES = 16
-N_COMPLETED = 8
-N_COMPLETIONS = 3
-KEEP_ROWS = 0.5
-ENLARGE = 4
-
-
-# Blocks compiled for training would be compiled again for the shapes met here.
-@compute.eager()
-def grids(model: PixelModel, originals: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
-    """Pictures by name: `samples` (autoregressive only) and `completions`, of the same draws.
-
-    Args:
-        model: as it is now.
-        originals: (N, S, S, 3) uint8, a row of completions each: given half, draws, original.
-        seed: of the draws, the same at every call, so that grids of one run can be compared.
-
-    Returns:
-        (H, W, 3) uint8 each.
-    """
-    found: dict[str, np.ndarray] = {}
-    if model.facts.objective == "ar":
-        found["samples"] = tile(model.sample(N_SAMPLES, seed=seed), enlarge=ENLARGE)
-    found["completions"] = completions(model, originals, n=N_COMPLETIONS, seed=seed)
-    return found
-
-
-def completions(
-    model: PixelModel, originals: np.ndarray, *, n: int, seed: int, enlarge: int = ENLARGE
-) -> np.ndarray:
-    """A row an image: its upper half, n completions of it, the original; (H, W, 3) uint8."""
-    drawn = model.complete(originals, keep_rows=KEEP_ROWS, n=n, seed=seed)
-    side = model.image_size
-    kept = np.broadcast_to(np.arange(side)[:, None] < round(KEEP_ROWS * side), (side, side))
-    rows = [hide(originals, kept)[:, None], drawn, originals[:, None]]
-    sheet = np.concatenate(rows, axis=1)  # (N, n + 2, S, S, 3)
-    return tile(sheet.reshape(-1, *sheet.shape[2:]), columns=sheet.shape[1], enlarge=enlarge)

@@ -11,7 +11,6 @@ import numpy as np
 from igpt import compute
 from igpt.config import RunConfig
 from igpt.errors import UserError
-from igpt.generate.pictures import N_COMPLETED, grids
 from igpt.images.packed.read import PackedSet
 from igpt.images.splits import Split
 from igpt.pixelmodel import PixelModel
@@ -19,6 +18,7 @@ from igpt.probing.exact import labels_of
 from igpt.probing.features import EncodedImages, extract_features
 from igpt.probing.protocol import Labelled, check_labels
 from igpt.probing.solve import Solver, SolverName, fit
+from igpt.report.grids import N_COMPLETED, grids
 from igpt.tokens.tokenizer import Tokenizer
 from igpt.train.trainer import Look, Trainer, whole_network
 from igpt.trained import ModelFacts

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from igpt.bench import command, probe, sample
+from igpt.bench import probe, sample, start
 from igpt.bench.train import Size, bench_size, lively_network
 from igpt.errors import UserError
 
@@ -74,7 +74,7 @@ def test_random_features_are_standardised_with_a_steep_spectrum():
 
 
 def test_start_measures_fresh_processes():
-    rows = {row.row: row for row in command.bench_start([], quick=True, at_most_s=0)}
+    rows = {row.row: row for row in start.bench_start([], quick=True, at_most_s=0)}
     assert rows["igpt --help"].ours_s > rows["import igpt"].peer_s > 0
     # This process has torch in memory, and a child must not count that.
     assert 2**20 < rows["import igpt"].memory_bytes < 2**26

