@@ -21,7 +21,8 @@ from torch.export import Dim, ExportedProgram
 
 from igpt.errors import UserError
 from igpt.files import write_json, writing_folder
-from igpt.model.gpt import GPT, Block, LayerCache
+from igpt.model.cache import LayerCache
+from igpt.model.gpt import GPT, Block
 from igpt.progress import say
 from igpt.published import published
 from igpt.tokens.palette import Palette

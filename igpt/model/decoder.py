@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from igpt.compute import Precision, autocast, multiplies_bfloat16
 from igpt.model import native
-from igpt.model.gpt import GPT, Block, KVCache
+from igpt.model.cache import KVCache
+from igpt.model.gpt import GPT, Block
 from igpt.model.graphs import GraphDecoder
 
 LOOK_STEPS = 3

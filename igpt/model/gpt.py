@@ -3,8 +3,7 @@
 Exact points that differ from GPT-2 (paper §2.1, §3.3): the norm is RMS without centring, nothing
 has a bias, the activation is x * sigmoid(1.702 x), the output head is untied and starts at zero,
 and the autoregressive input is shifted right behind a learned `sos` vector, so that the last token
-is never an input. Beside it stands the sampler's key/value cache: of fixed shape, filled from the
-left, read only where filled. Shapes: B batch, T tokens, D width, H heads, E = D / H, K colours.
+is never an input. Shapes: B batch, T tokens, D width, H heads, E = D / H, K colours.
 """
 
 import copy
@@ -20,54 +19,8 @@ from igpt import compute
 from igpt.config import Kernel, ModelConfig, Objective
 from igpt.errors import UserError
 from igpt.model import attention
+from igpt.model.cache import KVCache, LayerCache
 from igpt.model.sizes import Shape
-
-
-class LayerCache:
-    """Keys and values of one block, each (B, H, T, E)."""
-
-    seen: Tensor | None = None
-    """Which of what `append` returns may be looked at, bool; none: all of it."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys = keys
-        self.values = values
-        self.length = 0
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, H, n, E) after what is held; views of everything held, (B, H, length, E)."""
-        start, self.length = self.length, self.length + keys.shape[2]
-        self.keys[:, :, start : self.length] = keys
-        self.values[:, :, start : self.length] = values
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-
-class KVCache:
-    """One `LayerCache` a block, allocated once for whole images."""
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        *,
-        batch_size: int,
-        seq_len: int,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        shape = (batch_size, config.n_head, seq_len, config.n_embd // config.n_head)
-        self.layers = [
-            LayerCache(
-                torch.empty(shape, dtype=dtype, device=device),
-                torch.empty(shape, dtype=dtype, device=device),
-            )
-            for _ in range(config.n_layer)
-        ]
-
-    @property
-    def length(self) -> int:
-        """Positions filled so far."""
-        return self.layers[0].length
-
 
 NORM_EPS = 1e-5
 

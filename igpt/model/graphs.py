@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from igpt.model.gpt import GPT, KVCache, LayerCache
+from igpt.model.cache import KVCache, LayerCache
+from igpt.model.gpt import GPT
 
 BUCKET = 128
 
