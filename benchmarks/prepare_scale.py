@@ -21,9 +21,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from igpt.images.files import read_image
 from PIL import Image
 
+from igpt.images.decode import read_image
 from igpt.images.packed.read import PackedSet
 from igpt.images.packed.write import STATE
 from igpt.images.prepare import open_data

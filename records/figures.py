@@ -14,11 +14,11 @@ import numpy as np
 from card import COUNTS, RIVALS, SHIPPED
 
 from igpt import compute
-from igpt.generate.pictures import N_COMPLETED, completions
 from igpt.images.grid import tile, to_png_bytes
 from igpt.jobs.opening import open_for
 from igpt.loading import load
 from igpt.report.charts import Chart, Level, Series
+from igpt.report.grids import N_COMPLETED, completions
 
 HERE = Path(__file__).parent
 IMAGES = HERE.parent / "docs" / "images"

@@ -1,6 +1,7 @@
 """The plan of the house (docs/ARCHITECTURE.md): imports go one way, `__init__` files are empty."""
 
 import ast
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,12 @@ ROWS = [
     ["cli"],
 ]
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
+# What stands beside the package and imports from it: only a long run would find a name that moved.
+BESIDE = [
+    path
+    for folder in ("tests", "records", "benchmarks", "examples")
+    for path in sorted((PACKAGE.parent / folder).rglob("*.py"))
+]
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE or "__" not in p.name)
 
 
@@ -110,6 +117,21 @@ def used(path, names):
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found & names.keys()
+
+
+@pytest.mark.parametrize("path", BESIDE, ids=lambda p: str(p.relative_to(PACKAGE.parent)))
+def test_what_is_imported_from_the_package_is_there(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "igpt":
+            for alias in node.names:
+                assert there(node.module, alias.name), f"line {node.lineno}: {alias.name}"
+
+
+def there(module, name):
+    """Whether a module, or its folder, holds a name."""
+    return hasattr(importlib.import_module(module), name) or bool(
+        importlib.util.find_spec(f"{module}.{name}")
+    )
 
 
 def test_every_room_is_a_package_that_git_keeps():

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from igpt.generate.pictures import N_COMPLETED, grids
 from igpt.loading import load
+from igpt.report.grids import N_COMPLETED, grids
 from igpt.train.distributed import World
 from igpt.train.folder import read_metrics
 
