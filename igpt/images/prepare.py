@@ -22,8 +22,8 @@ from igpt.files import FolderLock, cache_folder, check_room
 from igpt.images.packed.format import is_packed
 from igpt.images.packed.merge import merge_parts, missing_parts, part_folder
 from igpt.images.packed.read import PackedSet
-from igpt.images.packed.rows import Packed, Packing, pack_block
-from igpt.images.packed.write import SHARD_BYTES, PackWriter, check_target
+from igpt.images.packed.rows import Packed, Packing, fingerprint, pack_block
+from igpt.images.packed.write import SHARD_BYTES, PackWriter, Progress, check_target
 from igpt.images.rejects import MAX_BAD, allowed, check_max_bad, check_rejects, in_words, n_lost
 from igpt.images.sources import remote
 from igpt.images.sources.find import NAMED, files_of, open_source, unknown_data
@@ -234,7 +234,15 @@ def _fill(
 ) -> None:
     """Append every block that is not done yet."""
     done = writer.progress
-    blocks = islice(source.blocks(part), done.blocks, None)
+    blocks = source.blocks(part)
+    before = Progress()
+    for block in islice(blocks, done.blocks):
+        before.add(fingerprint(block))
+    if done.held and (before.blocks, before.held) != (done.blocks, done.held):
+        raise UserError(
+            f"{source.name} has changed since {writer.folder} was begun: images, labels or splits "
+            "came, went or are others; put them back, or delete that folder and prepare anew"
+        )
     expected = source.n_images // part.count
     start_s, start_n, committed_s = time.monotonic(), done.n_read, time.monotonic()
     results = _packed(blocks, packing, workers=workers, n_images=expected)
@@ -244,7 +252,7 @@ def _fill(
             writer.append(packed.images, packed.labels, packed.codes, packed.originals)
             for key, reason in packed.rejects:
                 writer.reject(key, reason)
-            done.blocks += 1
+            done.add(packed.holds)
             done.n_read += packed.n_read
             done.source_px = max(done.source_px, packed.source_px)
             _check_rejects(writer, max_bad, n_images=max(done.n_read, expected))

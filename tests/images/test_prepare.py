@@ -222,6 +222,34 @@ def test_ctrl_c_keeps_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert prepared(folder, tmp_path / "out").digest == whole.digest
 
 
+@pytest.mark.parametrize("change", ["came", "went", "moved"])
+def test_a_preparation_does_not_go_on_over_other_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    folder = write_tree(tmp_path / "in", class_files(300))
+
+    def stops(block: Block, packing_: Packing) -> object:
+        if block.keys[0].startswith("b"):
+            raise KeyboardInterrupt
+        return pack_block(block, packing_)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "pack_block", stops)
+        with pytest.raises(Interrupted):
+            prepared(folder, tmp_path / "out")
+    begun = (tmp_path / "out" / write.STATE).read_bytes()
+    one = folder / "a" / "0.png"
+    if change == "came":
+        write_tree(folder, {"a/00.png": encoded(noise(16, 16))})
+    elif change == "went":
+        one.unlink()
+    else:
+        one.rename(folder / "b" / "x.png")
+    with pytest.raises(UserError, match=r"in has changed since .*out was begun: images, labels"):
+        prepared(folder, tmp_path / "out")
+    assert (tmp_path / "out" / write.STATE).read_bytes() == begun
+
+
 @pytest.mark.slow
 def test_a_killed_preparation_ends_with_the_same_set(tmp_path: Path) -> None:
     folder = write_tree(tmp_path / "in", class_files(1500, side=64))

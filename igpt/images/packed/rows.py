@@ -1,7 +1,10 @@
 """From a block of a source to the rows that a packed set stores: what worker processes do."""
 
+import hashlib
 import io
 from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
 
 import numpy as np
 from PIL import Image
@@ -82,6 +85,20 @@ class Packed:
     """Name and reason of each that was left out."""
     source_px: int = 0
     """Shorter side of the largest image."""
+    holds: str = ""
+    """`fingerprint` of the block."""
+
+
+def fingerprint(block: Block) -> str:
+    """Hex of what a block is made of: its names, labels and split, and lengths where known."""
+    state = hashlib.blake2b(str(block.code).encode(), digest_size=16)
+    if block.labels is not None:
+        state.update(np.asarray(block.labels, np.int64).tobytes())
+    for i, key in enumerate(chain(block.keys, map(itemgetter(0), block.rejects))):
+        image = block.images[i] if i < len(block.images) else b""
+        size = image.size if isinstance(image, Span | np.ndarray) else len(image)
+        state.update(f"{key}\0{size}\0".encode(errors="surrogateescape"))
+    return state.hexdigest()
 
 
 def pack_block(block: Block, packing: Packing) -> Packed:
@@ -120,6 +137,7 @@ def pack_block(block: Block, packing: Packing) -> Packed:
         n_read=len(images) + len(block.rejects),
         rejects=rejects,
         source_px=source_px,
+        holds=fingerprint(block),
     )
 
 
@@ -167,6 +185,7 @@ def _pack_array(block: Block, images: np.ndarray, packing: Packing) -> Packed:
         n_read=n + len(block.rejects),
         rejects=rejects,
         source_px=min(height, width),
+        holds=fingerprint(block),
     )
 
 

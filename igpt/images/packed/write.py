@@ -1,6 +1,7 @@
 """Writing a packed set piece by piece, so that a killed preparation goes on where it was."""
 
 import contextlib
+import hashlib
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -103,6 +104,8 @@ class Progress:
 
     blocks: int = 0
     """Blocks of the source that are done."""
+    held: str = ""
+    """Hex of what all of these were made of; empty: an earlier version did not note it."""
     shards: list[dict[str, Any]] = field(default_factory=list)
     """Finished shards, as in the manifest."""
     shard_rows: int = 0
@@ -123,6 +126,11 @@ class Progress:
     """The folder that all originals lie in."""
     kept: list[int] = field(default_factory=list)
     """Bytes of each tar of kept copies."""
+
+    def add(self, holds: str) -> None:
+        """One more block is done, of this fingerprint."""
+        self.blocks += 1
+        self.held = hashlib.blake2b((self.held + holds).encode(), digest_size=16).hexdigest()
 
 
 class PackWriter:

@@ -19,7 +19,7 @@ from igpt.images.sources import (
     tables,
     tar,
 )
-from igpt.images.sources.names import counts, is_image_name
+from igpt.images.sources.names import counts, expanded, is_image_name
 from igpt.images.sources.names import suffixes as image_suffixes
 from igpt.images.sources.source import Source, without_labels
 
@@ -48,7 +48,7 @@ def open_source(data: str, *, unlabelled: bool = False, channels: tuple[int, ...
     """The reader of what the command line calls DATA.
 
     Args:
-        data: a name, or the path of a folder or file; `*` in the last part takes several files.
+        data: a name, or the path of a folder or file; `*` in the last part and braces take several.
         unlabelled: leave labels out, where they come from folders, columns or files.
         channels: of arrays, from 0: three that become red, green and blue, or one that becomes
             grey; empty: all.
@@ -102,11 +102,20 @@ def _open_path(path: Path, data: str, *, unlabelled: bool) -> Source:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The file, with those that belong to it; or those that a pattern in its name means, sorted."""
+    """The file, with those that belong to it; or those that a pattern in its name means, in order.
+
+    Raises:
+        UserError: braces name some that are there, and others that are not.
+    """
     if files := arrays.token_files(path):
         return files
     if path.exists():
         return [path]
+    if len(named := [Path(name) for name in expanded(str(path))]) > 1:
+        absent = [file for file in named if not file.is_file()]
+        if absent and len(absent) < len(named):
+            raise UserError(f"{len(absent)} of the {len(named)} files of {path} lack: {absent[0]}")
+        return [] if absent else named
     if "*" not in path.name or not path.parent.is_dir():
         return []
     return sorted(file for file in path.parent.glob(path.name) if file.is_file())

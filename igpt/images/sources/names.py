@@ -17,6 +17,8 @@ import unicodedata
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
+from igpt.errors import UserError
+
 SUFFIXES = frozenset(
     (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
@@ -50,6 +52,8 @@ _REMEDIES = {
     ),
 }
 _MOST_KINDS = 6
+_BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+_MOST_NAMES = 1_000_000
 
 
 @functools.cache
@@ -77,6 +81,24 @@ def counts(name: str) -> bool:
 def is_image_name(name: str) -> bool:
     """Whether a relative name, with `/` between its parts, is that of an image that counts."""
     return os.path.splitext(name)[1].lower() in suffixes() and counts(name)  # noqa: PTH122
+
+
+def expanded(name: str) -> list[str]:
+    """The names that braces mean, as a shell has them: `{000..119}` counts, `{a,b}` lists.
+
+    Raises:
+        UserError: they are more than a million.
+    """
+    if (braces := _BRACES.search(name)) is None:
+        return [name]
+    first, last, listed = braces.groups()
+    width = len(first or "") if (first or "").startswith("0") else 0
+    choices = range(int(first), int(last) + 1) if listed is None else listed.split(",")
+    endings = expanded(name[braces.end() :])
+    if len(choices) * len(endings) > _MOST_NAMES:
+        raise UserError(f"{name} means more than {_MOST_NAMES} names: take a part of them")
+    before = name[: braces.start()]
+    return [f"{before}{str(i).zfill(width)}{ending}" for i in choices for ending in endings]
 
 
 class Unread:

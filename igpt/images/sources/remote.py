@@ -26,13 +26,15 @@ from urllib.parse import unquote, urlsplit
 
 from igpt.errors import UserError
 from igpt.files import FolderLock, cache_folder, read_json, write_error, write_json
-from igpt.images.sources.download import ATTEMPTS, alone, is_offline
-from igpt.images.sources.names import counts
+from igpt.images.sources.download import ATTEMPTS, CONNECT_TIMEOUT_S, alone, is_offline
+from igpt.images.sources.names import counts, expanded
 from igpt.progress import say
 
 HUB = "hf:"
 PAUSE_S = 1.0
 """Before the second attempt at a file; doubled each time."""
+SILENT_S = 30.0
+"""A server that sends nothing for so long does not answer."""
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _HUB_NAME = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[^:\s]+))?(:(?P<config>.+))?")
 _INDEX = "index.json"
@@ -40,6 +42,7 @@ _LATEST = "latest.json"
 _CHUNK_BYTES = 2**20
 _MAX_FILES = 10_000_000
 _DEFAULT_LIMIT_GB = 50.0
+PARTIAL, NO_RANGE = 206, 416
 _ABSENT = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 # Files of a repository that are not data.
 _NOT_DATA = re.compile(r"(^|/)(README|LICENSE|\.gitattributes)|\.(md|py|txt\.gz)$", re.IGNORECASE)
@@ -100,7 +103,7 @@ def mirror(data: str) -> Mirror:
 
 
 class UnreachableError(UserError):
-    """Nobody answers for a file that was listed: it may be sound, so it is not left out."""
+    """Nobody answers for a file that was listed, which may be sound."""
 
 
 class _NoAnswerError(Exception):
@@ -168,20 +171,24 @@ def _list_address(data: str) -> _Listed:
     import fsspec
 
     try:
-        fs, path = fsspec.core.url_to_fs(data)
+        patience = _patience(data.partition(":")[0])
+        fs, path = fsspec.core.url_to_fs(data, **patience)
     except ImportError as error:
         raise UserError(f"{data} cannot be opened: {_line(error)}") from error
     except ValueError as error:
         raise UserError(f"{data} is no address that fsspec knows: {_line(error)}") from error
     with _asking(data):
-        if "*" in path:
+        if is_listed := (names := expanded(path)) != [path]:  # perhaps thousands: none is asked
+            found = {name: {"type": "file"} for name in names}
+            top = path[: path.index("{")].rpartition("/")[0]
+        elif is_listed := "*" in path:
             found = fs.glob(path, detail=True)
             top = path[: path.index("*")].rpartition("/")[0]
         elif (info := fs.info(path))["type"] == "directory":
             found, top = fs.find(path, detail=True), path
         else:
             found, top = {path: info}, ""
-    is_file = not top and "*" not in path
+    is_file = not top and not is_listed
     described = (
         (_relative(name, top), (name, info))
         for name, info in sorted(found.items())
@@ -198,9 +205,22 @@ def _list_address(data: str) -> _Listed:
         name=data,
         state=state.hexdigest(),
         files=files,
-        options={"protocol": protocol, **fs.storage_options},
+        options={
+            "protocol": protocol,
+            **{name: fs.storage_options[name] for name in fs.storage_options.keys() - patience},
+        },
         is_file=is_file,
     )
+
+
+def _patience(protocol: str) -> dict[str, Any]:
+    """How long one waits: for an answer and for more of it, however long the whole takes."""
+    if protocol not in ("http", "https"):
+        return {}
+    from aiohttp import ClientTimeout
+
+    timeout = ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENT_S)
+    return {"client_kwargs": {"timeout": timeout}}
 
 
 def _relative(name: str, top: str) -> str:
@@ -405,21 +425,24 @@ def _fetch(folder: Path, relative: str, path: Path) -> None:
     shown = f"{index['name']}: {relative}"
     if is_offline():
         raise UnreachableError(f"{shown} is not in the cache, and the network is switched off")
-    reason = ""
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(PAUSE_S * 2 ** (attempt - 1))
+    failed, most = 0, 0
+    while True:
         try:
-            with _asking(shown):
-                get(index["options"], address, part)
-            if size < 0 or part.stat().st_size == size:
+            if _length(part) != size:
+                with _asking(shown):
+                    get(index["options"], address, part)
+            if size < 0 or _length(part) == size:
                 break
-            reason = f"{part.stat().st_size} bytes came, not {size}"
+            reason = f"{_length(part)} bytes came, not {size}"
             part.unlink()
         except _NoAnswerError as error:
             reason = str(error)
-    else:
-        raise UnreachableError(f"{shown} cannot be fetched ({reason}): try again later")
+        have = _length(part)
+        failed = 1 if have > most else failed + 1  # since more of it came
+        most = max(most, have)
+        if failed == ATTEMPTS:
+            raise UnreachableError(f"{shown} cannot be fetched ({reason}): try again later")
+        time.sleep(PAUSE_S * 2 ** (failed - 1))
     try:
         part.replace(path)
     except OSError as error:
@@ -432,23 +455,27 @@ def _get_fsspec(options: dict[str, Any], address: str, part: Path) -> None:
     import fsspec
 
     part.parent.mkdir(parents=True, exist_ok=True)
-    fs = fsspec.filesystem(**options)
-    is_http = options["protocol"] in ("http", "https")
-    have = part.stat().st_size if part.exists() else 0
-    try:
-        _copy(fs, address, part, have, {"block_size": 0} if is_http and not have else {})
-    except ValueError:  # of a range
-        if not is_http:
-            raise
-        _copy(fs, address, part, 0, {"block_size": 0})
-
-
-def _copy(fs: Any, address: str, part: Path, have: int, options: dict[str, Any]) -> None:
-    with fs.open(address, "rb", **options) as file, part.open("ab") as out:
-        out.truncate(have)
-        if have:
+    fs = fsspec.filesystem(**options, **_patience(options["protocol"]))
+    have = _length(part)
+    if options["protocol"] not in ("http", "https"):
+        with fs.open(address, "rb") as file, part.open("ab") as out:
             file.seek(have)
-        shutil.copyfileobj(file, out, _CHUNK_BYTES)
+            shutil.copyfileobj(file, out, _CHUNK_BYTES)
+        return
+    asked = {**options.get("headers", {}), **({"Range": f"bytes={have}-"} if have else {})}
+    try:
+        with fs.open(address, "rb", block_size=0, headers=asked) as file, part.open("ab") as out:
+            if have and file.r.status != PARTIAL:
+                out.truncate(0)
+            shutil.copyfileobj(file, out, _CHUNK_BYTES)
+    except Exception as error:
+        if getattr(error, "status", None) == NO_RANGE:  # what is here is no beginning of that file
+            part.unlink()
+        raise
+
+
+def _length(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
 
 
 def _get_hub(options: dict[str, Any], address: str, part: Path) -> None:

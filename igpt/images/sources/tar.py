@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from igpt.errors import UserError
-from igpt.images.rejects import DEAD_LINK, EMPTY_CLASS
+from igpt.images.rejects import DEAD_LINK, EMPTY_CLASS, MAX_BAD
 from igpt.images.sources.archive import Archive, Entry, ZipArchive, opened
+from igpt.images.sources.download import is_offline
 from igpt.images.sources.labels import (
     MAX_CLASSES,
     Numbering,
@@ -37,6 +38,7 @@ _WAYS = (False, True)
 UNSAFE = "name leads out of the archive"
 NO_IMAGE = "label without an image"
 NO_FILE = "a device, a pipe or a part of a file"
+NO_ANSWER = "nobody answers for its archive"
 LATER = "a link to nothing that came before it in a compressed archive"
 _LABEL_SUFFIXES = (".cls", ".json")
 _MAX_LABEL_BYTES = {".cls": 1_000, ".json": 2**20}
@@ -47,7 +49,9 @@ _MAX_KEPT_BYTES = 2**28
 def open_tars(paths: Sequence[Path], *, name: str, unlabelled: bool = False) -> Source:
     """Images of one or many tars, plain or compressed.
 
-    A tar that is cut is left out as a whole where there are others, else refused.
+    A tar that is cut, or for which nobody answers, is left out as a whole where there are others,
+    else refused; and so are all where nobody answers for more than a tenth: a network that is gone
+    says nothing of them.
 
     Args:
         paths: the tars, in order.
@@ -62,6 +66,9 @@ def open_tars(paths: Sequence[Path], *, name: str, unlabelled: bool = False) -> 
         survey.add(path)
     if len(survey.cut) == len(paths):
         raise UserError(survey.cut[0].reason)
+    silent = [tar for tar in survey.cut if tar.is_unreachable]
+    if len(silent) > max(1, MAX_BAD * len(paths)) or (silent and is_offline()):
+        raise UnreachableError(f"{len(silent)} of {len(paths)} archives: {silent[0].reason}")
     labels = None if unlabelled else _labels_of(survey)
     layout = layout_of(
         survey.folders(), unlabelled=unlabelled or labels is not None, said=survey.said()
@@ -113,6 +120,8 @@ class _Tar:
     has_end: bool = True
     reason: str = ""
     """Why it is left out as a whole."""
+    is_unreachable: bool = False
+    """It is elsewhere, and nobody answers."""
 
     @property
     def n_images(self) -> int:
@@ -143,10 +152,8 @@ class _Survey:
                 for entry in archive:
                     _note(tar, archive, entry, number)
                 tar.has_end = archive.has_end
-        except UnreachableError:
-            raise
         except UserError as error:
-            tar.reason = str(error)
+            tar.reason, tar.is_unreachable = str(error), isinstance(error, UnreachableError)
         else:
             self.vocabulary += list(number)[known:]
         if len(self.vocabulary) > MAX_CLASSES:
@@ -354,6 +361,7 @@ class _Reading:
         for tar in tars:
             if tar.reason:
                 reason = tar.reason.removeprefix(f"{tar.path}: ").partition(": fetch it again")[0]
+                reason = NO_ANSWER if tar.is_unreachable else reason
                 for i in range(max(1, tar.n_images)):
                     builder.reject(f"{tar.path.name}/{i}", reason)
                 continue

@@ -17,6 +17,19 @@ def test_a_star_takes_several_files(tmp_path: Path) -> None:
     assert open_source(str(tmp_path)).n_images == 18
 
 
+def test_braces_take_several_files_and_say_which_lacks(tmp_path: Path) -> None:
+    for i in range(9, 12):
+        (tmp_path / f"{i:03}.tar").write_bytes(tar_bytes(class_files()))
+    assert open_source(f"{tmp_path}/{{009..011}}.tar").n_images == 18
+    assert [p.name for p in files_of(tmp_path / "{010,009}.tar")] == ["010.tar", "009.tar"]
+    with pytest.raises(UserError, match=r"1 of the 4 files of .*008..011}.tar lack: .*008.tar"):
+        open_source(f"{tmp_path}/{{008..011}}.tar")
+    with pytest.raises(UserError, match=r"no data at .*1,2}.tar"):
+        open_source(f"{tmp_path}/{{1,2}}.tar")
+    (tmp_path / "{1,2}.tar").write_bytes(tar_bytes(class_files()))
+    assert open_source(f"{tmp_path}/{{1,2}}.tar").n_images == 6
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

@@ -4,7 +4,27 @@ from pathlib import Path
 
 import pytest
 
-from igpt.images.sources.names import Unread, counts, find_named, is_image_name, shown
+from igpt.errors import UserError
+from igpt.images.sources.names import Unread, counts, expanded, find_named, is_image_name, shown
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("a.tar", ["a.tar"]),
+        ("{8..11}.tar", ["8.tar", "9.tar", "10.tar", "11.tar"]),
+        ("s-{08..10}.tar", ["s-08.tar", "s-09.tar", "s-10.tar"]),
+        ("{a,b}-{0..1}", ["a-0", "a-1", "b-0", "b-1"]),
+        ("{a}{}", ["{a}{}"]),
+    ],
+)
+def test_braces_mean_what_they_mean_in_a_shell(name: str, meant: list[str]) -> None:
+    assert expanded(name) == meant
+
+
+def test_braces_that_mean_too_much_are_refused() -> None:
+    with pytest.raises(UserError, match="means more than 1000000 names"):
+        expanded("{0..999}{0..1000}")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "A.JPG", "b/c d.TIFF", "./x.png", "ü.webp", "a.b.png"])

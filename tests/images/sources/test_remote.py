@@ -5,6 +5,7 @@ import gzip
 import http.server
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
@@ -25,13 +26,14 @@ SHA = "c0ffee" + "0" * 34
 
 
 class Server:
-    """Files by path, sent in pieces; `breaks` connections break off in the middle."""
+    """Files by path; `breaks` connections break off in the middle, `silent` ones never begin."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.answers: dict[str, object] = {}
         self.requests: list[str] = []
         self.breaks = 0
+        self.silent: set[str] = set()
         self.has_ranges = True
         server = self
 
@@ -60,6 +62,9 @@ class Server:
         wanted = request.headers.get("Range", "")
         if with_body:
             self.requests.append(f"{path} {wanted}".strip())
+        if path in self.silent:
+            time.sleep(0.5)
+            return
         if path in self.answers:
             data, kind = json.dumps(self.answers[path]).encode(), "application/json"
         elif path in self.files:
@@ -206,6 +211,43 @@ def test_a_preparation_goes_on_where_the_network_broke(
     monkeypatch.setattr(remote, "_get_fsspec", get)
     again = prepare.prepare(open_source("memory://sets"), tmp_path / "p", packing=packing)
     assert again.digest == whole.digest
+
+
+def test_shards_named_by_braces_of_which_one_never_answers(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "SILENT_S", 0.1)
+    for i in range(4):
+        server.files[f"/sets/{i:02}.tar"] = photos(3)
+    server.silent = {"/sets/02.tar"}
+    address = f"{server.url}/sets/{{00..03}}.tar"
+    packed = prepare.prepare(open_source(address), tmp_path / "p", packing=Packing(image_size=8))
+    assert packed.manifest["n_images"] == 18
+    assert packed.manifest["rejects"] == {"nobody answers for its archive": 1}
+    assert '"02.tar/0",nobody' in (tmp_path / "p/rejects.csv").read_text()
+    assert sum("02.tar" in request for request in server.requests) == remote.ATTEMPTS
+
+
+def test_where_nobody_answers_for_most_shards_nothing_is_left_out(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "SILENT_S", 0.05)
+    monkeypatch.setattr(remote, "ATTEMPTS", 1)
+    for i in range(3):
+        server.files[f"/{i}.tar"] = photos(3)
+    server.silent = {"/1.tar", "/2.tar"}
+    with pytest.raises(UserError, match=r"2 of 3 archives: .*1.tar cannot be .*try again later"):
+        open_source(f"{server.url}/{{0..2}}.tar")
+
+
+def test_a_slow_file_is_fetched_as_long_as_more_of_it_comes(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "ATTEMPTS", 2)
+    large = np.random.default_rng(0).bytes(16 * 2**20)
+    server.files["/photos.tar"] = tar_bytes({"0.png": encoded(noise(40, 40)), "noise.bin": large})
+    server.breaks = 3  # each time in the middle of what lacks
+    assert len(read(open_source(f"{server.url}/photos.tar")).images) == 1
 
 
 def test_the_cache_is_bounded(
