@@ -75,6 +75,15 @@ def cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
+def processor_name() -> str:
+    """The model of this processor, as people name it."""
+    with contextlib.suppress(OSError):
+        for line in (PROC / "cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def instruction_set() -> str:
     """The widest of this processor's that our code has a way for, as `benchmarks/` names them."""
     flags = cpu_flags()

@@ -239,11 +239,7 @@ def copy_rate(device: torch.device) -> float:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), "CPU")
+    return system.processor_name()
 
 
 def heading(device: torch.device | None = None) -> str:

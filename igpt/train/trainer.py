@@ -1,6 +1,5 @@
 """What a step of training needs and changes, as one thing; and how it is made."""
 
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -285,12 +284,4 @@ def _processor(device: torch.device) -> str:
     """The model of what computes, and on a CPU the instructions that PyTorch uses of it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass  # not Linux
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{system.processor_name()}, {torch.backends.cpu.get_cpu_capability()}"

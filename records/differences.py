@@ -1,0 +1,197 @@
+"""What each difference to the paper changes on a small set: the column of docs/paper.md.
+
+    nice -n 19 python records/differences.py FOLDER [NAME ...]
+
+CIFAR-10 at 8 x 8 pixels and 64 colours, a network of 32 channels and 3 layers, three seeds; every
+row trains both ways from the same seed and writes the differences, ours less the paper's, to
+differences.json. FOLDER keeps the runs, so that the same command goes on where it was stopped. It
+says whether a difference is large at this size, and nothing of the paper's.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+import igpt
+from igpt import system
+from igpt.files import write_json
+from igpt.images.packed.rows import Packing
+from igpt.images.prepare import open_data, prepare
+from igpt.images.sources.find import open_source
+
+OUT = Path(__file__).parent / "differences.json"
+SEEDS = (0, 1, 2)
+SIDE, LARGE = 8, 12
+N_LABELLED = 1_000
+N_PICTURES = 6_000
+TRAIN = {
+    "total_steps": 1_000,
+    "batch_size": 64,
+    "micro_batch": 64,
+    "valid_every": 1_000,
+    "checkpoint_every": 1_000,
+    "compile": "off",
+    "precision": "fp32",
+    "warmup_steps": 50,
+}
+TUNE = {
+    "total_steps": 400,
+    "batch_size": 64,
+    "micro_batch": 64,
+    "valid_every": 50,
+    "compile": "off",
+    "precision": "fp32",
+}
+RATES = (0.003, 0.001, 0.0003, 0.0001)
+
+
+class Trials:
+    """Runs below one folder, each made once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def pretrained(self, name: str, seed: int, data: str = "cifar10", **changed: Any) -> Path:
+        """A run, trained to its end."""
+        run = self.folder / f"{name}-{seed}"
+        side, augment = changed.pop("image_size", SIDE), changed.pop("augment", "none")
+        igpt.pretrain(
+            data,
+            run,
+            data={"image_size": side, "n_colors": 64, "augment": augment},
+            model={"n_layer": 3, "n_head": 2, "n_embd": 32},
+            train={**TRAIN, **changed},
+            seed=seed,
+            resume=True,
+        )
+        return run
+
+    def nats(self, run: Path) -> float:
+        """Test loss in nats a token, in float32."""
+        found = igpt.evaluate(run, "cifar10", max_images=2_000, precision="fp32")
+        return float(found["nats_per_token"])
+
+    def accuracy(self, name: str, run: Path, seed: int, **changed: Any) -> float:
+        """Test accuracy in percent after fine-tuning on few labels."""
+        rates, side = changed.pop("rates", ()), changed.pop("image_size", None)
+        tuned = igpt.finetune(
+            run,
+            "cifar10",
+            self.folder / f"tuned-{name}-{seed}",
+            rates=rates,
+            image_size=side,
+            max_images=N_LABELLED,
+            resume=True,
+            **{**TUNE, **changed},
+            seed=seed,
+        )
+        return 100 * float(tuned.result["test_accuracy"])
+
+    def pictures(self) -> Path:
+        """Part of CIFAR-10 as files, which can be cropped anew."""
+        folder = self.folder / "pictures"
+        images = open_data("cifar10", image_size=32).images("train")[:N_PICTURES]
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, image in enumerate(images):
+            if not (path := folder / f"{i:05}.png").exists():
+                Image.fromarray(image).save(path)
+        return folder
+
+    def packed(self, views: int) -> str:
+        """These, packed."""
+        folder = self.folder / f"packed-{views}"
+        if not (folder / "manifest.json").exists():
+            packing = Packing(image_size=SIDE, views=views)
+            prepare(open_source(str(self.pictures())), folder, packing=packing)
+        return str(folder)
+
+
+def precision(trials: Trials, seed: int) -> float:
+    ours = trials.pretrained("bf16", seed, precision="bf16")
+    return trials.nats(ours) - trials.nats(trials.pretrained("base", seed))
+
+
+def clipping(trials: Trials, seed: int) -> float:
+    paper = trials.pretrained("unclipped", seed, grad_clip_norm=0.0)
+    return trials.nats(trials.pretrained("base", seed)) - trials.nats(paper)
+
+
+def views(trials: Trials, seed: int) -> float:
+    ours = trials.pretrained("views", seed, data=trials.packed(4))
+    paper = trials.pretrained("live", seed, data=trials.packed(0), augment="imagenet")
+    return trials.nats(ours) - trials.nats(paper)
+
+
+def tuned_clipping(trials: Trials, seed: int) -> float:
+    run = trials.pretrained("base", seed)
+    paper = trials.accuracy("unclipped", run, seed, grad_clip_norm=0.0)
+    return trials.accuracy("base", run, seed) - paper
+
+
+def folding(trials: Trials, seed: int) -> float:
+    run = trials.pretrained("base", seed)
+    paper = trials.accuracy("folded", run, seed, fold_validation="on")
+    return trials.accuracy("base", run, seed) - paper
+
+
+def patience(trials: Trials, seed: int) -> float:
+    run = trials.pretrained("base", seed)
+    paper = trials.accuracy("patient", run, seed, patience=1_000_000)
+    return trials.accuracy("base", run, seed) - paper
+
+
+def rate(trials: Trials, seed: int) -> float:
+    run = trials.pretrained("base", seed)
+    paper = trials.accuracy("searched", run, seed, rates=RATES)
+    return trials.accuracy("base", run, seed) - paper
+
+
+def positions(trials: Trials, seed: int) -> float:
+    large = trials.pretrained("large", seed, image_size=LARGE)
+    paper = trials.accuracy("large", large, seed)
+    run = trials.pretrained("base", seed)
+    return trials.accuracy("resampled", run, seed, image_size=LARGE) - paper
+
+
+ROWS: dict[str, tuple[str, Callable[[Trials, int], float]]] = {
+    "precision": ("nats a token", precision),
+    "clipping": ("nats a token", clipping),
+    "views": ("nats a token", views),
+    "tuned-clipping": ("points", tuned_clipping),
+    "folding": ("points", folding),
+    "patience": ("points", patience),
+    "rate": ("points", rate),
+    "positions": ("points", positions),
+}
+
+
+def main() -> None:
+    """Run what was named and write it beside this file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(ROWS))
+    asked = parser.parse_args()
+    trials = Trials(asked.folder)
+    found = json.loads(OUT.read_text()) if OUT.exists() else {}
+    for name in asked.names or ROWS:
+        unit, differ = ROWS[name]
+        values = [round(differ(trials, seed), 4) for seed in SEEDS]
+        found[name] = {
+            "unit": unit,
+            "ours_less_the_papers": values,
+            "mean": round(statistics.mean(values), 4),
+            "spread": round(statistics.stdev(values), 4),
+            "seeds": list(SEEDS),
+            "machine": system.processor_name(),
+        }
+        write_json(OUT, found)
+        print(name, found[name], flush=True)
+
+
+if __name__ == "__main__":
+    main()
