@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -115,6 +114,8 @@ def heat_map(nats: np.ndarray, *, highest: float | None = None) -> np.ndarray:
     """
     top = np.percentile(nats, 99) if highest is None else highest
     share = np.clip(nats / max(float(top), 1e-9), 0, 1)
+    import matplotlib as mpl  # half a second
+
     colors: np.ndarray = mpl.colormaps["inferno"](share, bytes=True)[..., :3]
     return colors
 

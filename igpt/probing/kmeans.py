@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from igpt import streams
@@ -88,6 +87,8 @@ class KMeansFeatures:
         values, vectors = torch.linalg.eigh(torch.cov((patches - mean).T))
         whiten = vectors @ torch.diag((values.clamp(min=0) + WHITEN_EPS).rsqrt()) @ vectors.T
         whitened = ((patches - mean) @ whiten).numpy()
+        from sklearn.cluster import MiniBatchKMeans  # takes seconds
+
         clusters = MiniBatchKMeans(
             config.n_centers, random_state=config.seed, n_init=1, batch_size=2048, max_iter=20
         ).fit(whitened)

@@ -196,14 +196,17 @@ def test_one_process_that_torchrun_started_is_as_good_as_none(monkeypatch, capsy
     assert run(["info"], capsys)[0] == 0
 
 
-def test_what_trains_nothing_imports_no_compiler_and_no_fsdp():
-    """Together they take half as long again as torch itself."""
-    code = "import sys, igpt.loading; print([m for m in HEAVY if m in sys.modules])"
-    heavy = ("torch._dynamo", "torch.distributed.fsdp", "sklearn", "scipy.stats")
-    found = subprocess.run(
-        [sys.executable, "-c", code.replace("HEAVY", repr(heavy))],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("igpt.loading", ("torch._dynamo", "torch.distributed.fsdp", "sklearn", "scipy.stats")),
+        # Together these take longer than torch itself; the optimiser brings the compiler along.
+        ("igpt.jobs.pretrain", ("sklearn", "scipy.stats", "pandas", "matplotlib")),
+        ("igpt.cli.sample", ("torch._dynamo", "sklearn", "scipy.stats", "pandas", "matplotlib")),
+    ],
+)
+def test_what_takes_seconds_to_import_is_imported_where_it_is_used(module, heavy):
+    code = f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])"
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
