@@ -99,22 +99,6 @@ class _Features(nn.Module):
         return self.network.normalised(self.layer, h).mean(dim=1)
 
 
-class _SlotCache(LayerCache):
-    """Keys and values of all slots, of which one is replaced by a new tensor, not in place."""
-
-    def __init__(self, keys: Tensor, values: Tensor, position: Tensor) -> None:
-        super().__init__(keys, values)
-        slots = torch.arange(keys.shape[2], device=keys.device)
-        self.seen = (slots <= position).unsqueeze(0)  # (1, T)
-        self.is_new = (slots == position).view(1, 1, -1, 1)  # (1, 1, T, 1)
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, H, 1, E) put at the position; all of (B, H, T, E)."""
-        self.keys = torch.where(self.is_new, keys, self.keys)
-        self.values = torch.where(self.is_new, values, self.values)
-        return self.keys, self.values
-
-
 class _Step(nn.Module):
     """One token further: what the sampler does T times, with the caches going in and out."""
 
@@ -139,13 +123,17 @@ class _Step(nn.Module):
         network = self.network
         h = torch.where(position == 0, network.sos, network.wte(token))  # (B, D)
         h = (h + network.wpe(position)).unsqueeze(1)  # (B, 1, D)
-        caches = []
-        for i, block in enumerate(cast(list[Block], list(network.h))):
-            caches.append(_SlotCache(keys[i], values[i], position))
-            h = block(h, caches[-1])
-        logits = network.head(network.ln_f(h[:, 0]))
-        held = [torch.stack([getattr(c, name) for c in caches]) for name in ("keys", "values")]
-        return logits, held[0], held[1]
+        seen = (torch.arange(keys.shape[3], device=keys.device) <= position).unsqueeze(0)  # (1, T)
+        layers = [
+            LayerCache(k.clone(), v.clone(), position, seen)
+            for k, v in zip(keys, values, strict=True)
+        ]
+        logits = network.after(h, layers)
+        return (
+            logits,
+            torch.stack([c.keys for c in layers]),
+            torch.stack([c.values for c in layers]),
+        )
 
 
 def export_features(model: Trained, layer: int) -> ExportedProgram:

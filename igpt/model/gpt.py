@@ -8,7 +8,7 @@ is never an input. Shapes: B batch, T tokens, D width, H heads, E = D / H, K col
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ class Attention(nn.Module):
         parts = qkv.view(B, T, 3, self.n_head, D // self.n_head).unbind(2)
         q, k, v = (part.transpose(1, 2) for part in parts)  # each (B, H, T, E)
         if cache is not None:
-            k, v = cache.append(k, v)  # (B, H, filled, E)
+            k, v = cache.append(k, v)  # (B, H, slots, E)
         # A single new position may see all of the cache; a longer one starts an empty cache.
         seen = None if cache is None else cache.seen
         is_causal = self.causal and T > 1
@@ -248,6 +248,12 @@ class GPT(nn.Module):
             (B, K) float.
         """
         h = self.embed(tokens, start=cache.length)
-        for block, layer in zip(self.h, cache.layers, strict=True):
+        filling = torch.arange(cache.length, cache.length + h.shape[1], device=h.device)
+        cache.length += h.shape[1]
+        return self.after(h, cache.layers(cache.length, filling))
+
+    def after(self, h: Tensor, layers: Sequence[LayerCache]) -> Tensor:
+        """Logits (B, K) of the token after the slots whose first block's input is (B, n, D)."""
+        for block, layer in zip(self.h, layers, strict=True):
             h = block(h, layer)
         return self.head(self.ln_f(h[:, -1]))  # type: ignore[no-any-return]

@@ -11,26 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from igpt.model.cache import KVCache, LayerCache
+from igpt.model.cache import KVCache
 from igpt.model.gpt import GPT
 
 BUCKET = 128
-
-
-class FixedLayerCache(LayerCache):
-    """A part of a `LayerCache`, always of one shape, written at a position that a tensor holds."""
-
-    def __init__(self, whole: LayerCache, filled: int, position: Tensor, seen: Tensor) -> None:
-        """The first `filled` positions of `whole`; `seen`, (1, filled) bool, hides some of them."""
-        super().__init__(whole.keys[:, :, :filled], whole.values[:, :, :filled])
-        self.position = position
-        self.seen = seen
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, H, 1, E) at the position; all of (B, H, filled, E)."""
-        self.keys.index_copy_(2, self.position, keys)
-        self.values.index_copy_(2, self.position, values)
-        return self.keys, self.values
 
 
 class GraphDecoder:
@@ -52,8 +36,7 @@ class GraphDecoder:
         """Begin B sequences anew: (B, n) int64, n from 0, to logits (B, K) of the next token."""
         if len(prefix) != self.batch_size:
             self._allocate(len(prefix))
-        for layer in self.cache.layers:
-            layer.length = 0
+        self.cache.length = 0
         with self._numbers():
             logits = self.network.extend(prefix, self.cache)
         self.next_position = prefix.shape[1] + 1
@@ -82,9 +65,6 @@ class GraphDecoder:
             dtype=self.dtype,
             device=device,
         )
-        for layer in self.cache.layers:  # what is hidden is multiplied by 0, so must be finite
-            layer.keys.zero_()
-            layer.values.zero_()
         self.tokens = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
         self.logits = torch.zeros(batch_size, model.n_colors, dtype=torch.float32, device=device)
@@ -95,11 +75,9 @@ class GraphDecoder:
         def run() -> None:
             seen = (torch.arange(filled, device=self.device) <= self.position).unsqueeze(0)
             h = self.network.wte(self.tokens) + self.network.wpe(self.position)  # (B, D)
-            h = h.unsqueeze(1)  # (B, 1, D)
             with self._numbers():
-                for block, layer in zip(self.network.h, self.cache.layers, strict=True):
-                    h = block(h, FixedLayerCache(layer, filled, self.position, seen))
-                self.logits.copy_(self.network.head(self.network.ln_f(h[:, 0])))
+                layers = self.cache.layers(filled, self.position, seen)
+                self.logits.copy_(self.network.after(h.unsqueeze(1), layers))
 
         if self.device.type != "cuda":
             return run
