@@ -14,6 +14,7 @@ from igpt.formats.hub import HUB, fetch, parts_of
 from igpt.formats.openai import find_checkpoint, read_openai
 from igpt.formats.transformers import read_transformers
 from igpt.pixelmodel import PixelModel
+from igpt.system import at_home
 from igpt.trained import Trained
 
 
@@ -35,8 +36,9 @@ def load(
     Raises:
         UserError: there is nothing of the kind, or a file in it is missing or damaged.
     """
-    prefix = find_checkpoint(str(source))
-    found = _read_folder(_folder_of(source)) if prefix is None else read_openai(prefix, palette)
+    name = str(at_home(source))
+    prefix = find_checkpoint(name)
+    found = _read_folder(_folder_of(name)) if prefix is None else read_openai(prefix, palette)
     return _placed(found, device)
 
 
@@ -52,18 +54,17 @@ def _placed(found: Trained, device: str | torch.device | None) -> PixelModel:
     )
 
 
-def _folder_of(source: str | Path) -> Path:
+def _folder_of(name: str) -> Path:
     """Where the model of a name lies; one on the Hub is fetched."""
-    name = str(source)
     if name.startswith(HUB):
         return fetch(name)
-    if name and (path := Path(source)).is_dir():
+    if (path := Path(name)).is_dir():
         return path
     if (known := shipped.names()) and name in known:
         return shipped.folder_of(name)
     ships = ", ".join(known) or "none in this installation"
     raise UserError(
-        f"{name or 'an empty name'} is neither a run nor a model folder: check the path, take a "
+        f"{name} is neither a run nor a model folder: check the path, take a "
         f"model that ships ({ships}), or one on the Hub by {HUB}owner/name"
     )
 

@@ -17,6 +17,7 @@ from igpt.generate.complete import complete, rows_kept
 from igpt.generate.sample import sample
 from igpt.images.taking import Images
 from igpt.probing.features import extract_features
+from igpt.system import at_home
 from igpt.trained import Trained
 
 
@@ -163,7 +164,7 @@ class PixelModel(Trained):
         Raises:
             UserError: the folder exists and is no model folder of ours, or cannot be written.
         """
-        path, probe = Path(folder), self.own_probe()
+        path, probe = at_home(folder), self.own_probe()
         check_may_replace(path)
         with writing_folder(path, kind=KIND, keep_others=True) as part:
             write_folder(part, self)

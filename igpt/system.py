@@ -391,7 +391,7 @@ def _usable(place: str | None, _home: str | None) -> Path:
     import platformdirs
 
     try:
-        path = _expanded(place or platformdirs.user_cache_dir("igpt", appauthor=False))
+        path = at_home(place or platformdirs.user_cache_dir("igpt", appauthor=False))
     except RuntimeError:  # nobody knows the user's home
         path = Path("~")
     problem = _unusable(path)
@@ -405,12 +405,15 @@ def _usable(place: str | None, _home: str | None) -> Path:
     return stand_in
 
 
-def _expanded(place: str) -> Path:
-    """The path with the user's home in place of `~`, which stays where nobody knows it."""
-    try:
-        return Path(place).expanduser()
-    except RuntimeError:
-        return Path(place)
+def at_home(place: str | Path) -> Path:
+    """The path that a user names: `~` is home, and stays where nobody knows whose it is.
+
+    Raises:
+        UserError: no name is given, which would be the working folder.
+    """
+    if not str(place):
+        raise UserError("an empty name is no path: name a file or a folder")
+    return Path(os.path.expanduser(place))  # noqa: PTH111 - pathlib fails where nobody knows it
 
 
 def _unusable(path: Path) -> str | None:
@@ -456,7 +459,7 @@ def keep_caches_together() -> None:
     """
     folder = cache_folder()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
-    if _unusable(_expanded("~/.config/matplotlib")):
+    if _unusable(at_home("~/.config/matplotlib")):
         os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))
-    if _unusable(_expanded("~/.cache/huggingface")):
+    if _unusable(at_home("~/.cache/huggingface")):
         os.environ.setdefault("HF_HOME", str(folder / "huggingface"))

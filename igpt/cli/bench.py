@@ -134,7 +134,7 @@ def _place(name: str, work: Work) -> str:
     """The file that `name` is, or that it has for this work on a machine of this kind."""
     from igpt.bench import measure
 
-    folder = Path(name).expanduser()
+    folder = Path(name)
     # A name that is too long is no folder.
     is_folder = bool(name) and os.path.isdir(folder)  # noqa: PTH112
     return str(folder / measure.kind() / f"{work}.json") if is_folder else name
@@ -153,7 +153,7 @@ def _kept(check: str, work: Work) -> list[dict[str, object]]:
     from igpt.bench import measure
     from igpt.files import read_json
 
-    path = Path(_place(check, work)).expanduser()
+    path = Path(_place(check, work))
     if not path.is_file():
         raise UserError(f"--check {path} is no file: measure first, with --out {check}")
     document = read_json(path)

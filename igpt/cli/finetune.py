@@ -65,7 +65,7 @@ def finetune(
         found = finetune_model(
             loaded,
             packed,
-            None if run is None else Path(run).expanduser(),
+            None if run is None else Path(run),
             asked,
             place=place,
             command=own_command(),

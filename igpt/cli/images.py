@@ -55,7 +55,7 @@ class ImageFiles:
         """Place in `files` of what was left out, and why."""
         self._found: set[int] = set()
         for name in names:
-            path = Path(name).expanduser()
+            path = Path(name)
             if not path.is_dir():
                 if not path.exists() and not path.is_symlink():
                     raise UserError(f"{name} is neither a file nor a folder: check the path")

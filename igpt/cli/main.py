@@ -76,6 +76,9 @@ FIRST_SPEAKS_S = 2.0
 # costs a third. So many turns keep most of both (RESULTS.md).
 SPIN_COUNT = "10000"
 
+# A quoted ~, alone or within a word as NAME=~/a, WEIGHT:none:~/b: no shell has looked at it.
+_WORDS_HOME = re.compile(r"(?:^|(?<=[=:]))~[^/=:]*")
+
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run one command and exit: 0, 2 for what the user can mend, 128 + N after signal N."""
@@ -87,7 +90,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
 def _status_of(argv: list[str] | None) -> int:
     args = sys.argv[1:] if argv is None else argv
     debug = "--debug" in args
-    args = [a for a in args if a != "--debug"]
+    args = [_WORDS_HOME.sub(_home, a) for a in args if a != "--debug"]
     warnings.showwarning = _show_warning
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # read when torch is imported
@@ -115,6 +118,10 @@ def _status_of(argv: list[str] | None) -> int:
         to_nowhere(1)  # the reader of a pipe went away
         return 128 + signal.SIGPIPE
     return 0
+
+
+def _home(match: re.Match[str]) -> str:
+    return os.path.expanduser(match[0])  # noqa: PTH111 - pathlib fails where nobody knows it
 
 
 def _show_warning(message: Warning | str, *_args: Any, **_kwargs: Any) -> None:
@@ -303,7 +310,7 @@ def _with_settings(
         return functools.partial(bound, config=RunConfig())  # only help is wanted
     given = inspect.signature(function).bind(*call.args, **call.keywords).arguments
     config = starting_config(
-        Path(given["run"]).expanduser(),
+        Path(given["run"]),
         resume=given["resume"],
         recipe=given["config"].recipe,
     )

@@ -115,7 +115,7 @@ def checked(
     Raises:
         UserError: as `Outputs.checked` says.
     """
-    path = Path(name).expanduser()
+    path = Path(name)
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{option} {name}: choose a name that ends in {' or '.join(suffixes)}")
     try_place(path)
@@ -147,7 +147,7 @@ def folder_to_fill(name: str, option: str = "OUT") -> Path:
     """
     if not name:
         raise UserError(f"{option} is empty: name a folder")
-    path = Path(name).expanduser()
+    path = Path(name)
     try_place(path)
     if path.is_dir():
         try_place(path / "config.json")

@@ -31,6 +31,7 @@ from igpt.images.sources.folders import walk_folders
 from igpt.images.sources.source import BLOCK_IMAGES, WHOLE, Block, Part, Source
 from igpt.images.workers import n_workers, worker_pool
 from igpt.progress import say, ticking
+from igpt.system import at_home
 
 COMMIT_EVERY_S = 5.0
 # Starting processes takes about as long as decoding this many photographs; forking, a tenth of it.
@@ -63,7 +64,7 @@ def open_data(
     """
     max_bad = allowed() if max_bad is None else max_bad
     check_max_bad(max_bad)
-    path = Path(data).expanduser()
+    path = at_home(data)
     if is_packed(path):
         packed = PackedSet.open(path)
         if packed.image_size == image_size:

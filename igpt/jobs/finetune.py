@@ -47,6 +47,7 @@ from igpt.probing.protocol import LabelledImages
 from igpt.progress import quietly, say
 from igpt.published import name_of
 from igpt.recipes import RECIPES
+from igpt.system import at_home
 from igpt.train.distributed import World, default_world, joined
 from igpt.train.folder import check_new, is_run
 from igpt.train.log import Told, Tracker
@@ -157,7 +158,7 @@ def finetune(
         return finetune_model(
             loaded,
             packed,
-            None if folder is None else Path(folder).expanduser(),
+            None if folder is None else at_home(folder),
             asked,
             place=place,
             command="igpt.finetune",

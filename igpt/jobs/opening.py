@@ -18,6 +18,7 @@ from igpt.loading import load
 from igpt.pixelmodel import PixelModel
 from igpt.progress import say
 from igpt.report.record import write_record
+from igpt.system import at_home
 from igpt.train.folder import read_metrics
 from igpt.trained import Trained
 
@@ -31,7 +32,7 @@ def opened(model: str | Path | PixelModel, *, device: str | None = None) -> tupl
     """
     if isinstance(model, PixelModel):
         return str(model.folder or "a model in memory"), model
-    return str(model), load(model, device=device)
+    return str(at_home(model)), load(model, device=device)
 
 
 def open_for(
@@ -47,7 +48,7 @@ def open_for(
     """
     check_max_images(max_images)
     wanted = image_size or model.image_size
-    if is_packed(Path(data)) and (held := PackedSet.open(data).image_size) < wanted:
+    if is_packed(at_home(data)) and (held := PackedSet.open(data).image_size) < wanted:
         raise UserError(
             f"{data} is packed at {held} pixels, {wanted} are needed here: "
             f"prepare it again with --image-size {wanted}"

@@ -30,6 +30,7 @@ from igpt.model.sizes import Shape, parameter_count
 from igpt.pixelmodel import PixelModel
 from igpt.progress import quietly, say, ticking
 from igpt.published import name_of
+from igpt.system import at_home
 from igpt.tokens.palette import Palette
 from igpt.tokens.tokenizer import RawTokens, Tokenizer
 from igpt.train import checkpoint
@@ -131,9 +132,7 @@ def pretrain(
         UserError: the folder, the data or a setting does not allow it.
         Interrupted: a signal stopped it after a checkpoint.
     """
-    if not str(folder):
-        raise UserError("the folder of the run is '': give it a name")
-    place = Path(folder).expanduser()
+    place = at_home(folder)
     base = config or starting_config(place, resume=resume, recipe=recipe)
     asked = {name: value for name, value in (("recipe", recipe), *settings.items()) if value}
     words = "".join(f", {name}={value!r}" for name, value in asked.items())
@@ -411,7 +410,7 @@ def _tokenizer_to_start(place: str, held: Tokenizer, config: RunConfig) -> Token
     """The model's palette, unless the run is given another of as many colours."""
     if config.data.palette is None:
         return held
-    chosen = Palette.load(Path(config.data.palette).expanduser())
+    chosen = Palette.load(config.data.palette)
     if chosen.n_colors != held.n_colors:
         raise UserError(
             f"--init-from {place} knows {held.n_colors} colours, data.palette "
@@ -517,7 +516,7 @@ def _new_tokenizer(config: RunConfig, sets: Sequence[Ingredient]) -> Tokenizer:
     if config.data.tokens == "raw":
         return RawTokens()
     if config.data.palette is not None:
-        return Palette.load(Path(config.data.palette).expanduser())
+        return Palette.load(config.data.palette)
     return fitted_palette(config, sets)
 
 

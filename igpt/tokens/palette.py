@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from igpt import files
 from igpt.errors import UserError
+from igpt.system import at_home
 from igpt.tokens.nearest import CHUNK_PX, Table, kept_table, rgb_index
 from igpt.tokens.tokenizer import ImageArray, check_images, image_chunks, image_side
 
@@ -96,7 +97,7 @@ class Palette:
         Raises:
             UserError: no such file, or one that holds anything else.
         """
-        path = Path(path)
+        path = at_home(path)
         try:
             with path.open("rb") as file:
                 data = file.read(MAX_COLORS * 12 + 4096)
@@ -121,7 +122,7 @@ class Palette:
         """Write the colours as the authors store them (.npy), atomically."""
         buffer = io.BytesIO()
         np.save(buffer, self.colors)
-        files.write_bytes(Path(path), buffer.getvalue())
+        files.write_bytes(at_home(path), buffer.getvalue())
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
         """The nearest colour of each pixel, in raster order; ties go to the lower index.

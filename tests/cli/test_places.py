@@ -160,3 +160,43 @@ def test_figures_are_shown_where_they_cannot_be_recorded(tmp_path):
     with pytest.warns(UserWarning, match="the figures are not saved: cannot write .*evaluations"):
         found = recorded(str(tmp_path), pixel_model(), "x", {"nats": 1.5}, data=Data())
     assert found["nats"] == 1.5
+
+
+@pytest.mark.parametrize(("line", "ending"), LINES)
+def test_a_quoted_home_is_home_in_every_place(place, capsys, monkeypatch, line, ending):
+    monkeypatch.setenv("HOME", str(place))
+    status, _, err = run([w.replace("{}", f"~/notes.txt/a{ending}") for w in line.split()], capsys)
+    assert status == 2 and f"{place / 'notes.txt'}" in err and not (place / "~").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("~", "{}"),
+        ("~/a b/é", "{}/a b/é"),
+        ("new=~/a", "new={}/a"),
+        ("1:none:~/a.tar", "1:none:{}/a.tar"),
+        ("a~/b", "a~/b"),
+        ("~nobody-of-that-name/a", "~nobody-of-that-name/a"),
+    ],
+)
+def test_home_within_a_word(tmp_path, monkeypatch, capsys, word, meant):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    err = run(["info", word], capsys)[2]
+    assert meant.format(tmp_path) in err
+
+
+def test_home_and_empty_names_from_python(tmp_path, monkeypatch):
+    from igpt import Palette, UserError, evaluate, load
+    from igpt.images.packed.read import PackedSet
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    model = pixel_model()
+    assert model.save("~/m") == tmp_path / "m"
+    assert load("~/m").digest() == model.digest()
+    for call in (load, model.save, Palette.load, PackedSet.open, lambda p: evaluate(model, p)):
+        with pytest.raises(UserError, match="an empty name is no path"):
+            call("")
+        with pytest.raises(UserError, match="~nobody-of-that-name"):
+            call("~nobody-of-that-name/a") if call != model.save else load("~nobody-of-that-name")

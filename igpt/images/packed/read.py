@@ -28,6 +28,7 @@ from igpt.images.packed.originals import Originals
 from igpt.images.splits import SPLITS, Split, draw_splits
 from igpt.manifest import damaged
 from igpt.streams import stream
+from igpt.system import at_home
 
 MAPPED_FROM = 2**20
 """Images from which on the rows of a split are not held in memory: 8 bytes each."""
@@ -107,7 +108,7 @@ class PackedSet:
         Raises:
             UserError: there is none, it is unfinished, or a file is missing, cut or changed.
         """
-        folder = Path(folder)
+        folder = at_home(folder)
         manifest = read_manifest(folder)
         packed = cls(folder, manifest, manifest["seed"], manifest["valid_fraction"])
         packed._check_files()

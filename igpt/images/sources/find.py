@@ -22,6 +22,7 @@ from igpt.images.sources import (
 from igpt.images.sources.names import counts, expanded, is_image_name
 from igpt.images.sources.names import suffixes as image_suffixes
 from igpt.images.sources.source import Source, without_labels
+from igpt.system import at_home
 
 NAMED: dict[str, Callable[[], Source]] = {
     "cifar10": named.open_cifar10,
@@ -66,12 +67,12 @@ def open_source(data: str, *, unlabelled: bool = False, channels: tuple[int, ...
             source = _open_path(held.path, str(held.path), unlabelled=unlabelled)
         source = replace(source, name=held.name)
     else:
-        source = _open_path(Path(data).expanduser(), data, unlabelled=unlabelled)
+        source = _open_path(at_home(data), data, unlabelled=unlabelled)
     return without_labels(source) if unlabelled and source.classes is not None else source
 
 
 def _open_channels(data: str, channels: tuple[int, ...], *, unlabelled: bool) -> Source:
-    path = Path(data).expanduser()
+    path = at_home(data)
     chosen = ",".join(map(str, channels))
     if path.suffix.lower() not in (".npz", ".npy") or arrays.token_files(path):
         raise UserError(
