@@ -16,6 +16,13 @@ from igpt.recipes import recipe as recipe_of
 SEARCH_TABLE = "search.json"
 """In the folder of a search of the learning rate."""
 
+# What of the facts decides how a run goes on, and as what it is stored.
+_FACTS = {
+    **dict.fromkeys(("data", "data_digest", "palette_digest", "command", "igpt"), str),
+    **dict.fromkeys(("commands", "mixed"), list),
+    **dict.fromkeys(("split", "init_from"), dict),
+}
+
 
 def is_run(folder: Path) -> bool:
     """Whether a folder says that it holds a run."""
@@ -37,7 +44,13 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
     if not isinstance(document, dict) or "facts" not in document:
         raise UserError(f"{path} is not the config.json of a run: check the path")
     facts = document.pop("facts")
-    return RunConfig.from_dict(document, where=str(path)), facts
+    config = RunConfig.from_dict(document, where=str(path))
+    if not isinstance(facts, dict):
+        raise UserError(f"{path} is damaged: facts is not an object: restore it")
+    for name, kind in _FACTS.items():
+        if name in facts and not isinstance(facts[name], kind):
+            raise UserError(f"{path} is damaged: facts.{name} is {facts[name]!r}: restore it")
+    return config, facts
 
 
 def write_run(folder: Path, config: RunConfig, facts: dict[str, Any]) -> None:
@@ -77,16 +90,20 @@ def starting_config(folder: Path, *, resume: bool, recipe: str | None) -> RunCon
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; one torn by a kill (the last) is left out."""
+    """The lines of a run's metrics.jsonl; what is none, as a kill or a power cut leaves it, is
+    left out.
+    """
     path = run / "metrics.jsonl"
     if not path.exists():
         return []
     lines = []
     for line in path.read_text(errors="replace").splitlines():
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(found, dict) and isinstance(found.get("step"), int):
+            lines.append(found)
     return lines
 
 

@@ -189,3 +189,23 @@ def test_pretrain_is_a_function_that_prints_nothing(tmp_path, capfd):
 def test_wrong_settings_are_named(settings, said):
     with pytest.raises(UserError, match=said):
         overlaid(TINY, settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(None, 5), ("palette_digest", None), ("command", []), ("mixed", "x")]
+)
+def test_facts_of_another_kind_are_named(finished, tmp_path, name, value):
+    run = shutil.copytree(finished, tmp_path / "run")
+    document = json.loads((run / "config.json").read_text())
+    document["facts"] = value if name is None else {**document["facts"], name: value}
+    (run / "config.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"config\.json is damaged: facts"):
+        read_run(run)
+
+
+def test_lines_of_metrics_that_are_none_are_left_out(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    before = read_metrics(run)
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b'5\nnull\n[]\n{}\n{"step": null}\n' + b"[" * 9999 + b"\n\0\0\0\xff")
+    assert read_metrics(run) == before
