@@ -7,6 +7,7 @@ from tyro.conf import Positional, arg
 
 from igpt.cli.outputs import Data, Model, show
 from igpt.config import FinetuneConfig
+from igpt.system import at_home
 
 
 def finetune(
@@ -65,7 +66,7 @@ def finetune(
         found = finetune_model(
             loaded,
             packed,
-            None if run is None else Path(run),
+            None if run is None else at_home(run),
             asked,
             place=place,
             command=own_command(),

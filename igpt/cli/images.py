@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 
 from igpt.errors import UserError
 from igpt.images.rejects import MAX_BAD, Rejects, check_max_bad, check_rejects, in_words
+from igpt.system import at_home
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +56,7 @@ class ImageFiles:
         """Place in `files` of what was left out, and why."""
         self._found: set[int] = set()
         for name in names:
-            path = Path(name)
+            path = at_home(name)
             if not path.is_dir():
                 if not path.exists() and not path.is_symlink():
                     raise UserError(f"{name} is neither a file nor a folder: check the path")

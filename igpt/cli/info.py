@@ -8,6 +8,7 @@ from tyro.conf import Positional, arg
 
 from igpt.cli.outputs import print_json
 from igpt.errors import UserError
+from igpt.system import at_home
 
 
 def info(
@@ -85,7 +86,7 @@ def _cpp(*, build: bool) -> dict[str, str]:
 def _describe(name: str) -> dict[str, Any]:
     from igpt.images.packed.format import is_packed
 
-    path = Path(name)
+    path = at_home(name)
     if path.suffix == ".npy":
         return _palette(path)
     if is_packed(path):

@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 from igpt.config import RunConfig
 from igpt.errors import UserError
 from igpt.files import plain, try_place
+from igpt.system import at_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -115,7 +116,7 @@ def checked(
     Raises:
         UserError: as `Outputs.checked` says.
     """
-    path = Path(name)
+    path = at_home(name)
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{option} {name}: choose a name that ends in {' or '.join(suffixes)}")
     try_place(path)
@@ -147,7 +148,7 @@ def folder_to_fill(name: str, option: str = "OUT") -> Path:
     """
     if not name:
         raise UserError(f"{option} is empty: name a folder")
-    path = Path(name)
+    path = at_home(name)
     try_place(path)
     if path.is_dir():
         try_place(path / "config.json")

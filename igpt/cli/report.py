@@ -4,6 +4,7 @@ from pathlib import Path
 
 from igpt.cli.outputs import Run
 from igpt.errors import UserError
+from igpt.system import at_home
 
 
 def report(run: Run, *, name: str | None = None, beside: tuple[str, ...] = ()) -> None:
@@ -29,7 +30,7 @@ def report(run: Run, *, name: str | None = None, beside: tuple[str, ...] = ()) -
 
 
 def _checked(run: str) -> Path:
-    folder = Path(run)
+    folder = at_home(run)
     if not (folder / "config.json").is_file():
         raise UserError(f"{run} holds no run (config.json is missing): check the path")
     return folder

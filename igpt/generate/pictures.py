@@ -12,6 +12,7 @@ from igpt.errors import UserError
 from igpt.files import write_bytes, writing
 from igpt.generate.sample import Progress
 from igpt.images.grid import tile
+from igpt.images.recognise import OWN_MARKS
 
 # Pixels that are not there yet, or were hidden from the model: two greys, as a checkerboard.
 GREYS = (168, 200)
@@ -81,16 +82,17 @@ def save_animation(path: Path, pictures: list[np.ndarray]) -> None:
     if path.suffix.lower() not in (".gif", ".webp"):
         raise UserError(f"{path} is no animation: choose a name that ends in .gif or .webp")
     first, *others = (Image.fromarray(picture) for picture in pictures)
-    file = io.BytesIO()
+    file, form = io.BytesIO(), path.suffix[1:].upper()
     durations = [FRAME_MS] * len(others) + [LAST_FRAME_MS]
     first.save(
         file,
-        path.suffix[1:].lower(),
+        form,
         save_all=True,
         append_images=others,
         duration=durations,
         loop=0,
         lossless=True,
+        **OWN_MARKS[form],
     )
     write_bytes(path, file.getvalue())
 

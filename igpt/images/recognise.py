@@ -18,6 +18,10 @@ from igpt.images.sources.names import HEIF_REMEDY, has_heif
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
 OWN_MARK = ("Software", "igpt")
 """Stands in the pictures that igpt draws, so that they are not taken for data later."""
+_EXIF = Image.Exif()
+_EXIF[305] = OWN_MARK[1]  # 305: Software
+OWN_MARKS = {"GIF": {"comment": OWN_MARK[1].encode()}, "WEBP": {"exif": _EXIF.tobytes()}}
+"""What says the same in animations, by format: what Pillow writes, and reads back."""
 NOT_READ = "not an image, or of a kind that is not read"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")
@@ -84,7 +88,8 @@ class _Described(Protocol):
 
 def check_not_own(image: _Described) -> None:
     """Refuse by `UserError` a picture that igpt drew, where it is found among images."""
-    if image.info.get(OWN_MARK[0]) == OWN_MARK[1]:
+    marks = [OWN_MARK, *(mark for own in OWN_MARKS.values() for mark in own.items())]
+    if any(image.info.get(name) == value for name, value in marks):
         raise UserError(OWN_PICTURE)
 
 

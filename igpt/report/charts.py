@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from igpt import files
+from igpt.images.recognise import OWN_MARK
 
 INK, MUTED, GRID = "#1d2433", "#667085", "#e6e8ee"
 BESIDE = 0.07
@@ -100,7 +101,7 @@ class Chart:
             axes = figure.add_subplot()
             self._draw(axes, width_in)
             file = io.BytesIO()
-            metadata = {"Date": None} if form == "svg" else None
+            metadata = {"Date": None} if form == "svg" else dict([OWN_MARK])
             figure.savefig(file, format=form, dpi=200, metadata=metadata)
         return file.getvalue()
 

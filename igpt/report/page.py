@@ -12,6 +12,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from igpt import files
+from igpt.images.recognise import OWN_MARK
 from igpt.report import charts
 from igpt.report.charts import GRID, INK, MUTED, Chart
 
@@ -225,7 +226,7 @@ class Sheet:
                     axes.text(x, place + 0.5, text, ha="right" if right else "left", **style)
                 axes.axhline(place + 1, color=GRID, linewidth=0.8)
             file = io.BytesIO()
-            metadata = {"Date": None} if form == "svg" else None
+            metadata = {"Date": None} if form == "svg" else dict([OWN_MARK])
             figure.savefig(file, format=form, dpi=200, metadata=metadata)
         return file.getvalue()
 

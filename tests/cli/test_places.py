@@ -1,12 +1,16 @@
 """The end is tried at the beginning: every command that writes, every place that cannot be."""
 
+import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import igpt.jobs.finetune
 import igpt.jobs.probe  # noqa: F401 - before `place` exchanges what they import
 from igpt.cli.main import COMMANDS
+from igpt.files import write_bytes
+from igpt.images.grid import to_png_bytes
 from tests.cli.test_main import run
 from tests.networks import pixel_model
 
@@ -93,7 +97,6 @@ def test_an_ending_of_another_format_is_refused(place, capsys, line, ending):
 
 
 def test_a_name_as_long_as_the_disk_takes_and_capitals_are_written(tmp_path, monkeypatch, capsys):
-    import numpy as np
     from PIL import Image
 
     monkeypatch.chdir(tmp_path)
@@ -119,7 +122,6 @@ NEED_ROOM = (
 def test_a_disk_without_room_is_found_before_the_work(tmp_path, monkeypatch, capsys, line):
     import shutil
 
-    import numpy as np
     from PIL import Image
 
     monkeypatch.chdir(tmp_path)
@@ -149,7 +151,6 @@ def test_json_has_one_way_out():
 
 
 def test_figures_are_shown_where_they_cannot_be_recorded(tmp_path):
-    from igpt.files import write_bytes
     from igpt.jobs.opening import recorded
 
     class Data:
@@ -200,3 +201,20 @@ def test_home_and_empty_names_from_python(tmp_path, monkeypatch):
             call("")
         with pytest.raises(UserError, match="~nobody-of-that-name"):
             call("~nobody-of-that-name/a") if call != model.save else load("~nobody-of-that-name")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("embed MODEL '' --out a.npz", "rank MODEL ''", "classify MODEL ''", "complete MODEL ''"),
+        *("finetune MODEL DATA ''", "report ''", "info ''", "evaluate MODEL ''", "sample ''"),
+    ],
+)
+def test_an_empty_name_is_not_the_working_folder(tmp_path, monkeypatch, capsys, line):
+    monkeypatch.chdir(pixel_model().save(tmp_path / "here"))  # a model, which holds a picture
+    write_bytes(Path("MODEL.png"), to_png_bytes(np.zeros((8, 8, 3), np.uint8)))
+    Path("MODEL").symlink_to(".")
+    before = sorted(tmp_path.rglob("*"))
+    status, out, err = run(shlex.split(line.replace("DATA", "digits")), capsys)
+    assert (status, out) == (2, "") and "an empty name is no path" in err, err
+    assert sorted(tmp_path.rglob("*")) == before

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from igpt.errors import UserError
+from igpt.generate.pictures import save_animation
 from igpt.images import channels, recognise
 from igpt.images import decode as decoding
 from igpt.images.decode import decode, open_image, read_image
 from igpt.images.grid import to_png_bytes
+from igpt.report.charts import Chart
 from tests.images.pictures import chunk, encoded, noise, png_claiming, smooth
 
 
@@ -201,8 +203,12 @@ def test_heic_pictures_are_read() -> None:
 
 
 def test_a_picture_that_igpt_drew_can_be_told(tmp_path: Path) -> None:
-    with open_image(to_png_bytes(smooth(4, 4))) as image:
-        with pytest.raises(UserError, match="drawn by igpt"):
+    drawn = [to_png_bytes(smooth(4, 4)), Chart(series=(), x_label="x", y_label="y").png()]
+    for name in ("a.gif", "a.WEBP"):
+        save_animation(tmp_path / name, [smooth(8, 8), smooth(8, 8)[::-1]])
+        drawn.append((tmp_path / name).read_bytes())
+    for data in drawn:
+        with open_image(data) as image, pytest.raises(UserError, match="drawn by igpt"):
             recognise.check_not_own(image)
 
 
