@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -67,7 +68,7 @@ def use_device(name: str | None) -> None:
 def set_threads() -> int:
     """Use every core this process may run on, or `OMP_NUM_THREADS`; returns the count."""
     system.keep_freed_memory()
-    if "OMP_NUM_THREADS" not in os.environ:
+    if not re.match("[1-9]", os.environ.get("OMP_NUM_THREADS", "")):  # OpenMP takes no other
         torch.set_num_threads(system.cores())
     return torch.get_num_threads()
 

@@ -1,5 +1,7 @@
 """The one exception for what a user can cause or cure, and what ends work early."""
 
+import re
+
 
 class UserError(Exception):
     """A mistake that the user can mend: the message says what, where and what to do.
@@ -22,12 +24,36 @@ EXTRAS = {
 }
 
 
-def missing_extra(error: ModuleNotFoundError) -> UserError | None:
-    """The line for an optional package that is not installed; none: it is another one."""
-    package = (error.name or "").partition(".")[0]
+def missing_extra(error: Exception) -> UserError | None:
+    """The line for an optional package that is not installed; none: it is another error."""
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    package = (name or "").partition(".")[0]
     if package not in EXTRAS:
         return None
     return UserError(f"this needs the package {package}: pip install 'igpt[{EXTRAS[package]}]'")
+
+
+_NO_MEMORY = re.compile("out of memory|an(no|')t allocate memory|failed to map segment")
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's, an accelerator's, PyTorch's own, or a library's."""
+    kinds = (RuntimeError, OSError, ImportError)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, kinds) and _NO_MEMORY.search(str(error)) is not None
+    )
+
+
+def refused(error: BaseException) -> UserError | None:
+    """The line for what the system did not give where nobody expected it; none: it is no such."""
+    if is_lack_of_memory(error):
+        return UserError("out of memory: give it more, or take fewer or smaller images at once")
+    if isinstance(error, OSError) and error.errno:
+        place = f"{error.filename}: " if error.filename else ""
+        return UserError(
+            f"{place}{error.strerror}: mend that, or choose another place (--debug shows the call)"
+        )
+    return None
 
 
 class Diverged(UserError):

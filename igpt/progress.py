@@ -83,7 +83,8 @@ def _is_live() -> bool:
 
 def n_ranks() -> int:
     """How many processes `torchrun` started; 1 where it did not."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    size = os.environ.get("WORLD_SIZE", "")
+    return max(1, int(size)) if size.isdigit() and os.environ.get("RANK") else 1
 
 
 @contextmanager

@@ -37,6 +37,20 @@ def own_command() -> str:
     return shlex.join(["igpt", *rest]) if is_ours else "Python"
 
 
+def refuse_lost_folder() -> None:
+    """End before the work where the folder that this process is in was removed.
+
+    Relative paths lead nowhere there, and Intel's library of matrix products ends the process.
+
+    Raises:
+        UserError: it was.
+    """
+    try:
+        Path.cwd()
+    except OSError:
+        raise UserError("the folder that igpt was called in is gone: change to another") from None
+
+
 # --- Cores
 
 

@@ -130,3 +130,13 @@ def test_growth_on_apples_gpus_is_that_of_their_driver(monkeypatch):
     monkeypatch.setattr(torch.mps, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.mps, "synchronize", lambda: None)
     assert compute.memory_growth(lambda: held.__setitem__(0, 90), MPS) == 60
+
+
+@pytest.mark.parametrize(("given", "n"), [("", 3), ("abc", 3), ("0", 3), ("-1", 3), ("2", None)])
+def test_every_core_is_used_unless_openmp_is_given_a_number(monkeypatch, given, n):
+    told = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    monkeypatch.setattr(system, "cores", lambda: 3)
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    compute.set_threads()
+    assert told == ([] if n is None else [n])

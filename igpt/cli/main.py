@@ -12,6 +12,7 @@ import inspect
 import io
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -25,9 +26,9 @@ from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 from igpt import __version__
-from igpt.errors import Diverged, Elsewhere, Interrupted, Stopped, UserError, missing_extra
+from igpt.errors import Diverged, Elsewhere, Interrupted, Stopped, UserError, missing_extra, refused
 from igpt.images.rejects import MAX_BAD, allow
-from igpt.system import keep_caches_together, limit_cpu
+from igpt.system import keep_caches_together, limit_cpu, refuse_lost_folder
 
 # Command: what it does. Each is the function of its name in `igpt.cli.<name>`.
 COMMANDS = {
@@ -71,6 +72,8 @@ EXAMPLES = (
 EXIT_USER_ERROR = 2
 SILENT_S = 10.0
 FIRST_SPEAKS_S = 2.0
+# Signs in a line of help at least: tyro never comes to an end where its frame alone takes them all.
+NARROWEST = 40
 # Threads of libgomp spin for milliseconds while they wait for each other. Where another program
 # wants a core too, that made training five to ten times slower; where none does, sleeping at once
 # costs a third. So many turns keep most of both (RESULTS.md).
@@ -101,11 +104,6 @@ def _status_of(argv: list[str] | None) -> int:
         if debug:
             raise
         return _failed(error)
-    except ModuleNotFoundError as error:
-        line = missing_extra(error)
-        if debug or line is None:
-            raise
-        return _failed(line)
     except Interrupted as stop:
         from igpt.progress import say
 
@@ -117,6 +115,11 @@ def _status_of(argv: list[str] | None) -> int:
     except BrokenPipeError:
         to_nowhere(1)  # the reader of a pipe went away
         return 128 + signal.SIGPIPE
+    except Exception as error:
+        line = missing_extra(error) or refused(error)
+        if debug or line is None:
+            raise
+        return _failed(line)
     return 0
 
 
@@ -167,6 +170,7 @@ def _run(args: list[str]) -> None:
         _refuse_ranks(name)
     if sys.platform == "win32":
         raise UserError("igpt runs on Linux and macOS: on Windows, install and call it within WSL")
+    refuse_lost_folder()
     keep_caches_together()
     limit_cpu(None)
     function = getattr(import_module(f"igpt.cli.{name}"), name)
@@ -237,7 +241,7 @@ def _refuse_ranks(name: str) -> None:
         UserError: on the first of them; the others leave without a word.
     """
     size = os.environ.get("WORLD_SIZE", "1")
-    if "RANK" not in os.environ or not size.isdigit() or int(size) < 2:
+    if not os.environ.get("RANK") or not size.isdigit() or int(size) < 2:
         return
     if os.environ["RANK"] != "0":
         _ended_within(SILENT_S)  # torchrun ends this process as soon as the first one has spoken
@@ -336,6 +340,7 @@ def _parsed(
     except SystemExit as stop:
         if stop.code:
             raise UserError(f"{_in_one_line(complaint.getvalue())}: see {prog} --help") from None
+        sys.stdout.flush()  # help was shown, unless it cannot be written
         raise
     return call, unknown
 
@@ -465,6 +470,8 @@ def to_nowhere(number: int) -> None:
 def prepare_streams() -> None:
     """Open what is closed, and wrap the process's own output in `Results` and `Remarks`."""
     codecs.register_error(_ERRORS, _plain)
+    if shutil.get_terminal_size().columns < NARROWEST:
+        os.environ["COLUMNS"] = str(NARROWEST)
     for number in (0, 1, 2):
         try:
             os.fstat(number)

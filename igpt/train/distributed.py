@@ -111,14 +111,14 @@ def is_launched() -> bool:
     """
     numbers = {}
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
-        value = os.environ.get(name)
+        value = os.environ.get(name) or None  # empty, as containers may have it, is not set
         if value is not None and not value.isdigit():
             raise UserError(f"{name} is {value!r}, not a number: unset it, or start with torchrun")
         numbers[name] = value
     if int(numbers["WORLD_SIZE"] or 1) <= 1:
         return False
     missing = [name for name, value in numbers.items() if value is None]
-    if missing or "MASTER_ADDR" not in os.environ:
+    if missing or not os.environ.get("MASTER_ADDR"):
         raise UserError(
             f"WORLD_SIZE is {numbers['WORLD_SIZE']}, but {(missing or ['MASTER_ADDR'])[0]} is not "
             "set: start with torchrun, or unset WORLD_SIZE for a single process"

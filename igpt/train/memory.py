@@ -8,7 +8,7 @@ import torch
 
 from igpt import compute
 from igpt.config import ModelConfig, RunConfig
-from igpt.errors import UserError
+from igpt.errors import UserError, is_lack_of_memory
 from igpt.model.gpt import GPT
 from igpt.model.sizes import Shape, activation_bytes, parameter_count
 from igpt.train.objectives import loss_sum
@@ -123,10 +123,8 @@ def saying_what_to_lower(config: RunConfig) -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise UserError(_advice(config)) from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not is_lack_of_memory(error):
             raise
         raise UserError(_advice(config)) from error
 

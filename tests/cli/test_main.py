@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -125,6 +126,40 @@ def test_signals_give_the_shells_status(error, status, monkeypatch, capsys):
 
     monkeypatch.setattr(main_module, "_run", stop)
     assert run(["demo"], capsys)[0] == status
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "out of memory: give it more"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory"),
+        (ImportError("libtorch.so: failed to map segment from shared object"), "out of memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "/a"), "/a: File name too long: mend"),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files: mend that"),
+    ],
+    ids=str,
+)
+def test_what_the_system_refuses_is_one_line(error, words, monkeypatch, capsys):
+    def refuse(args):
+        raise error
+
+    monkeypatch.setattr(main_module, "_run", refuse)
+    status, out, err = run(["demo"], capsys)
+    assert (status, out) == (2, "") and words in err and len(err.splitlines()) == 1
+    with pytest.raises(type(error)):
+        main(["demo", "--debug"])
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shape mismatch"), ValueError("x"), OSError("x")])
+def test_faults_of_our_own_keep_their_traceback(error, monkeypatch):
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr(main_module, "_run", fail)
+    with pytest.raises(type(error)):
+        main(["demo"])
 
 
 def test_help_loads_no_heavy_library():

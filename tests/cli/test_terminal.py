@@ -121,6 +121,28 @@ def test_results_that_cannot_be_written_are_one_line():
 
 
 @FULL
+def test_help_that_cannot_be_written_is_no_success():
+    status, _, err = shell("igpt cache --help > /dev/full")
+    assert status == 2 and err.startswith("igpt: error: cannot write standard output")
+
+
+@pytest.mark.parametrize("columns", ["1", "5", "0", "-3", "x", ""])
+def test_narrow_terminals_get_help_and_errors_too(columns):
+    done = subprocess.run(
+        [*IGPT, "cache", "--at-most-gb", "x"], capture_output=True, text=True, timeout=30,
+        env={**os.environ, "COLUMNS": columns}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+
+
+def test_a_folder_that_is_gone_is_named_before_the_work(tmp_path):
+    gone = f"mkdir {tmp_path}/gone; cd {tmp_path}/gone; rmdir ../gone; igpt"
+    assert shell(f"{gone} --version")[0] == 0
+    status, out, err = shell(f"{gone} cache")
+    assert (status, out) == (2, "") and "is gone: change to another" in err
+
+
+@FULL
 def test_remarks_that_cannot_be_written_change_nothing():
     assert shell("igpt bogus 2> /dev/full") == (2, "", "")
     assert shell("igpt bogus 2> >(exit)")[0] == 2

@@ -13,9 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from igpt.errors import UserError
 from igpt.loading import load
+from igpt.progress import n_ranks, own_rank
 from igpt.report.grids import N_COMPLETED, grids
-from igpt.train.distributed import World
+from igpt.train.distributed import World, is_launched
 from igpt.train.folder import read_metrics
 
 OPTIONS = (
@@ -34,6 +36,35 @@ def command(folder, ranks, *options):
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     return [*launcher, "-m", "igpt", "pretrain", "digits", str(folder), *OPTIONS, *options]
+
+
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR")
+
+
+def test_empty_variables_of_a_launcher_are_none(monkeypatch):
+    for name in LAUNCHED:
+        monkeypatch.setenv(name, "")
+    assert not is_launched() and n_ranks() == 1 and own_rank() == 0
+    monkeypatch.setenv("RANK", "0")
+    assert not is_launched() and n_ranks() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("WORLD_SIZE", "two", "WORLD_SIZE is 'two', not a number: unset it"),
+        ("RANK", "-1", "RANK is '-1', not a number: unset it"),
+        ("MASTER_ADDR", "", "WORLD_SIZE is 2, but MASTER_ADDR is not set: start with torchrun"),
+        ("LOCAL_RANK", "", "WORLD_SIZE is 2, but LOCAL_RANK is not set: start with torchrun"),
+    ],
+)
+def test_variables_that_torchrun_would_not_set_are_named(monkeypatch, name, value, words):
+    for variable, sound in zip(LAUNCHED, ("0", "2", "0", "1234", "here"), strict=True):
+        monkeypatch.setenv(variable, sound)
+    assert is_launched() and n_ranks() == 2
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=words):
+        is_launched()
 
 
 def run(folder, ranks, *options):
