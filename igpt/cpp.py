@@ -220,6 +220,8 @@ def _ran(command: list[str], *, timeout_s: float, doing: str) -> tuple[str | Non
         )
     except subprocess.TimeoutExpired:
         return f"{doing} took longer than {timeout_s:.0f} s", ""
+    except OSError as error:  # of another architecture, or no program at all
+        return f"{doing}: {command[0]} cannot be started: {error.strerror}", ""
     output = done.stdout + done.stderr
     if done.returncode == 0:
         return None, output

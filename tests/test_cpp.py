@@ -116,6 +116,16 @@ def test_bad_compilers_end_in_one_line(cache, part, tmp_path, monkeypatch, scrip
     assert build.state == "failed" and words in build.reason and "\n" not in build.reason
 
 
+def test_a_compiler_that_is_no_program_is_named_and_not_tried_again(
+    cache, part, tmp_path, monkeypatch
+):
+    compiler_that(tmp_path, monkeypatch, "")
+    (tmp_path / "shim" / "g++").write_bytes(b"of another machine")
+    build = cpp.built(part)
+    assert build.state == "failed" and "cannot be started: Exec format error" in build.reason
+    assert "IGPT_CACHE" not in build.reason and build.log.is_file() and again(part) == build
+
+
 def test_a_compiler_that_never_ends_is_stopped(cache, part, tmp_path, monkeypatch):
     monkeypatch.setattr(cpp, "BUILD_TIMEOUT_S", 0.1)
     compiler_that(tmp_path, monkeypatch, "exec sleep 5")
