@@ -29,7 +29,7 @@ from igpt.tokens.palette import Palette
 from igpt.tokens.tokenizer import RawTokens, Tokenizer
 from igpt.train import checkpoint
 from igpt.train.folder import exported_step, read_run
-from igpt.train.standing import tokenizer_of
+from igpt.train.standing import standing, tokenizer_of
 from igpt.train.tensors import load_weights
 from igpt.trained import ModelFacts, Trained
 
@@ -125,7 +125,8 @@ def _own_config(network: GPT, facts: ModelFacts) -> dict[str, Any]:
 def read_newest(folder: Path, *, step: int | None = None) -> Trained:
     """The model of a run's newest intact checkpoint, or of the one after `step` updates.
 
-    Where all checkpoints were deleted, the model that the run exported stands for them.
+    Where all checkpoints were deleted, the model that the run exported stands for them; so does
+    that of the last step where all are damaged.
 
     Raises:
         UserError: the run has none.
@@ -134,11 +135,12 @@ def read_newest(folder: Path, *, step: int | None = None) -> Trained:
     path, rejected = checkpoint.newest(folder)
     if step is not None:
         path = checkpoint.folder_of(folder, step)
-    if path is None and not rejected and exported_step(folder):
+    done = exported_step(folder)
+    if path is None and done and (not rejected or done >= config.train.total_steps):
         return read_folder(folder / "model", read_json(folder / "model" / "config.json"))
     if path is None:
-        reason = f" ({rejected[0]})" if rejected else ""
-        raise UserError(f"{folder} has no usable checkpoint{reason}: train it with --resume")
+        standing(folder, config)  # refuses where --resume would
+        raise UserError(f"{folder} has saved no checkpoint yet: train it with --resume")
     tokenizer = tokenizer_of(folder, config, facts)
     held = checkpoint.load(path, checked=step is None)
     shape = Shape.of_run(config, tokenizer.n_colors)

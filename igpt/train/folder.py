@@ -93,11 +93,14 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; what is none, as a kill or a power cut leaves it, is
     left out.
     """
-    path = run / "metrics.jsonl"
-    if not path.exists():
+    path, lines = run / "metrics.jsonl", []
+    try:
+        text = path.read_text(errors="replace")
+    except FileNotFoundError:
         return []
-    lines = []
-    for line in path.read_text(errors="replace").splitlines():
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}: move it away") from error
+    for line in text.splitlines():
         try:
             found = json.loads(line)
         except (ValueError, RecursionError):

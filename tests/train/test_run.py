@@ -101,13 +101,15 @@ def copied(finished, tmp_path):
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_left_as_it_is(finished, tmp_path):
     folder = copied(finished, tmp_path)
-    shutil.rmtree(folder / "model")
     for _, path in checkpoint.all_steps(folder):
         (path / "model.safetensors").write_bytes(b"")
+    assert igpt.load(folder).facts.trained["step"] == 8  # by the model of its last step
+    shutil.rmtree(folder / "model")
     before = (folder / "metrics.jsonl").read_bytes()
     n = len(checkpoint.all_steps(folder))
-    with pytest.raises(UserError, match=f"has {n} checkpoints and none is intact"):
-        trained(LINEAR, folder, resume=True)
+    for use in (igpt.load, lambda folder: trained(LINEAR, folder, resume=True)):
+        with pytest.raises(UserError, match=f"has {n} checkpoints and none is intact"):
+            use(folder)
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
@@ -209,3 +211,7 @@ def test_lines_of_metrics_that_are_none_are_left_out(finished, tmp_path):
     with (run / "metrics.jsonl").open("ab") as file:
         file.write(b'5\nnull\n[]\n{}\n{"step": null}\n' + b"[" * 9999 + b"\n\0\0\0\xff")
     assert read_metrics(run) == before
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match="cannot read"):
+        read_metrics(run)
