@@ -50,10 +50,13 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name from its home module on first use (PEP 562)."""
+    from igpt.system import refuse_windows
+
     if name == "sklearn":  # the estimators, which need scikit-learn's seconds of import
         return import_module("igpt.sklearn")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'igpt' has no attribute {name!r}")
+    refuse_windows()
     return getattr(import_module(_HOME_OF[name]), name)
 
 

@@ -20,7 +20,8 @@ from igpt.system import cache_folder
 KINDS = {
     "features": ("features/*",),
     "packed": ("packed/*",),
-    "downloads": ("downloads/*",),
+    "finetuned": ("finetuned/*",),
+    "downloads": ("downloads/*", "huggingface"),
     "remote": ("remote/*",),
     "code": ("native-*", ".native-*", "inductor"),
     "tables": ("tables/*",),

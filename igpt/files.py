@@ -9,7 +9,6 @@ is cleared, or put back, by `settle`.
 import contextlib
 import ctypes
 import errno
-import fcntl
 import fnmatch
 import functools
 import hashlib
@@ -29,6 +28,9 @@ from typing import Any, Self
 
 from igpt.errors import UserError
 from igpt.system import cache_folder as cache_folder
+
+with contextlib.suppress(ImportError):  # Windows, which is refused in one line before it is used
+    import fcntl
 
 # In each folder that igpt writes whole: the size of every file, and of small ones the sha256.
 LIST = ".igpt.json"

@@ -37,6 +37,16 @@ def own_command() -> str:
     return shlex.join(["igpt", *rest]) if is_ours else "Python"
 
 
+def refuse_windows() -> None:
+    """End before the work on Windows itself, which lacks this package's locks and signals.
+
+    Raises:
+        UserError: it is that.
+    """
+    if sys.platform == "win32":
+        raise UserError("igpt runs on Linux and macOS: on Windows, install and call it within WSL")
+
+
 def refuse_lost_folder() -> None:
     """End before the work where the folder that this process is in was removed.
 
@@ -188,10 +198,10 @@ def _group_memory() -> Iterator[int]:
 def _file_cache(group: Path) -> int:
     """Bytes of files in memory, of a group and those below it."""
     try:
-        lines = (group / "memory.stat").read_text().splitlines()
+        text = (group / "memory.stat").read_text(errors="replace")
     except OSError:
         return 0
-    stat = {name: int(value) for name, _, value in (line.partition(" ") for line in lines)}
+    stat = {name: int(value) for name, value in re.findall(r"(\w+) (\d+)", text)}
     kinds = ("inactive_file", "active_file")
     return sum(stat.get(f"total_{kind}", stat.get(kind, 0)) for kind in kinds)
 
@@ -206,18 +216,18 @@ def _number(path: Path) -> int | None:
 def _groups(controller: str) -> Iterator[Path]:
     """The control groups of this process, its own first, of both versions of the interface."""
     try:
-        lines = (PROC / "self" / "cgroup").read_text().splitlines()
+        text = (PROC / "self" / "cgroup").read_text(errors="replace")
     except OSError:
-        lines = ["0::/"]
-    for line in lines:
-        _, controllers, place = line.split(":", 2)
+        text = "0::/"
+    for controllers, place in re.findall("^[0-9]+:(.*?):(.*)$", text, re.MULTILINE):
         if controllers and controller not in controllers.split(","):
             continue
-        root = CGROUPS / controller if controllers else CGROUPS
         # Within a container the place may be as seen from outside: then only the root is there.
         inside = [part for part in place.split("/") if part not in ("", "..")]
-        for depth in range(len(inside), -1, -1):
-            yield root.joinpath(*inside[:depth])
+        # Where one folder serves several controllers, its name for one alone is a link, or absent.
+        for root in sorted({CGROUPS / controllers, CGROUPS / (controllers and controller)}):
+            for depth in range(len(inside), -1, -1):
+                yield root.joinpath(*inside[:depth])
 
 
 def resident_bytes() -> int:

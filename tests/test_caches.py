@@ -2,11 +2,15 @@
 
 import json
 import os
+import re
 import time
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from igpt import caches
+from igpt.cli.cache import Kind
 from igpt.files import FolderLock
 from tests.cli.test_main import run
 
@@ -42,6 +46,7 @@ def test_kinds_are_counted(cache):
     assert caches.overview() == {
         "features": (2, 2000),
         "packed": (2, 2000),
+        "finetuned": (0, 0),
         "downloads": (1, 10),
         "remote": (1, 10),
         "code": (2, 20),
@@ -50,6 +55,14 @@ def test_kinds_are_counted(cache):
         "rows": (0, 0),
         "other": (1, 10),
     }
+
+
+def test_whatever_the_package_keeps_has_a_kind():
+    """What no kind names would be shown as `other` and never be cleared."""
+    code = "".join(path.read_text() for path in Path(caches.__file__).parent.rglob("*.py"))
+    kept = set(re.findall(r'cache_folder\(\)\s*/\s*"(\w+)"', code))
+    assert {"features", "finetuned"} < kept <= set(caches.KINDS)
+    assert set(get_args(Kind)) == {*caches.KINDS, "all"}
 
 
 def test_what_was_used_longest_ago_goes_first(cache):

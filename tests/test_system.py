@@ -77,6 +77,13 @@ def test_cores_where_a_system_binds_nobody(monkeypatch, no_groups, counted, foun
         ("3:cpu:/x\n", {"cpu/x/cpu.cfs_quota_us": "-1", "cpu/x/cpu.cfs_period_us": "100000"}, 16),
         ("3:cpu:/x\n", {"cpu/cpu.cfs_quota_us": "nonsense"}, 16),
         ("0::/../..\n", {"cpu.max": "300000 100000"}, 3),
+        (
+            "3:cpu,cpuacct:/x\n",
+            {"cpu,cpuacct/x/cpu.cfs_quota_us": "2000", "cpu,cpuacct/x/cpu.cfs_period_us": "1000"},
+            2,
+        ),
+        ("nonsense\n\n0::/a:b\n", {"a:b/cpu.max": "200000 100000"}, 2),
+        ("", {"cpu.max": ""}, 16),
     ],
 )
 def test_a_containers_share_of_time_limits_the_cores(monkeypatch, groups, place, files, found):
@@ -175,6 +182,11 @@ V1 = {
         ("0::/\n", {"memory.max": "max", "memory.high": str(GIB), "memory.current": "0"}, 1),
         ("0::/\n", {"memory.max": str(GIB), "memory.current": str(2 * GIB)}, 0),
         ("0::/a/b\n", {"a/memory.max": str(2 * GIB), "a/memory.current": "0"}, 2),
+        (
+            "0::/\n",
+            {"memory.max": str(GIB), "memory.current": str(GIB), "memory.stat": "\nfile\nanon x\n"},
+            0,
+        ),
         ("4:memory:/docker/x\n", V1, 3),
         ("4:memory:/x\n", {f"memory/x/{name[7:]}": text for name, text in V1.items()}, 3),
         ("4:memory:/\n", {"memory/memory.limit_in_bytes": str(2**63 - 4096)}, 16),

@@ -5,7 +5,16 @@ from typing import Literal
 from igpt.cli.outputs import print_json
 
 Kind = Literal[
-    "features", "packed", "downloads", "remote", "code", "tables", "verified", "rows", "all"
+    "features",
+    "packed",
+    "finetuned",
+    "downloads",
+    "remote",
+    "code",
+    "tables",
+    "verified",
+    "rows",
+    "all",
 ]
 
 
@@ -18,9 +27,10 @@ def cache(
     """What lies in the cache folder, by kind and size; clears it.
 
     Args:
-        clear: kinds to remove: features, packed, downloads, remote (data that was fetched), code
-            (what compilers built), tables, verified (which checksums were compared), rows (which
-            images of large sets train), or all. What is in use now is left.
+        clear: kinds to remove: features, packed, finetuned (models of `igpt finetune` without a
+            folder of their own), downloads, remote (data that was fetched), code (what compilers
+            built), tables, verified (which checksums were compared), rows (which images of large
+            sets train), or all. What is in use now is left.
         at_most_gb: remove what was used longest ago until features and packed copies take no more.
         json: print the result as one JSON document.
     """

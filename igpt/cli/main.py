@@ -28,7 +28,7 @@ from typing import Any, NoReturn, TextIO
 from igpt import __version__
 from igpt.errors import Diverged, Elsewhere, Interrupted, Stopped, UserError, missing_extra, refused
 from igpt.images.rejects import MAX_BAD, allow
-from igpt.system import keep_caches_together, limit_cpu, refuse_lost_folder
+from igpt.system import keep_caches_together, limit_cpu, refuse_lost_folder, refuse_windows
 
 # Command: what it does. Each is the function of its name in `igpt.cli.<name>`.
 COMMANDS = {
@@ -168,8 +168,7 @@ def _run(args: list[str]) -> None:
         raise UserError(f"unknown command {name}: {hint}")
     if name not in SHARED and "--help" not in rest and "-h" not in rest:
         _refuse_ranks(name)
-    if sys.platform == "win32":
-        raise UserError("igpt runs on Linux and macOS: on Windows, install and call it within WSL")
+    refuse_windows()
     refuse_lost_folder()
     keep_caches_together()
     limit_cpu(None)

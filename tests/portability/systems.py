@@ -30,7 +30,7 @@ def pretend(system):
         "nocompiler": lambda: None,  # its PATH says it all
         "sandbox": sandbox,
         "base": base,
-        "windows": lambda: setattr(sys, "platform", "win32"),
+        "windows": windows,
     }[system]()
 
 
@@ -124,6 +124,12 @@ def macos():
             return getattr(sys, name)
 
     after("igpt.system", lambda module: setattr(module, "sys", Elsewhere()))
+
+
+def windows():
+    sys.platform = "win32"
+    for name in ("fcntl", "pwd", "grp", "resource", "termios"):
+        sys.modules[name] = None
 
 
 def wsl():
