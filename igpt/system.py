@@ -61,6 +61,15 @@ def refuse_lost_folder() -> None:
         raise UserError("the folder that igpt was called in is gone: change to another") from None
 
 
+def take_no_code_from_here() -> None:
+    """Let the Python processes that are started import nothing from the folder they are called in.
+
+    Workers and trials would: a `struct.py` beside somebody's photos would run.
+    """
+    if Path.cwd() != Path(__file__).parent.parent:  # in a clone that is not installed, igpt itself
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
+
+
 # --- Cores
 
 

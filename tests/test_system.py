@@ -4,6 +4,7 @@ import contextlib
 import errno
 import mmap
 import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -46,6 +47,20 @@ def groups(tmp_path, monkeypatch):
             (root / name).write_text(text)
 
     return make
+
+
+# --- The command
+
+
+def test_what_is_started_imports_nothing_from_the_folder_it_is_called_in(tmp_path, monkeypatch):
+    (tmp_path / "colorsys.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONSAFEPATH", "")  # so that it is put back afterwards
+    command = [sys.executable, "-c", "import colorsys"]
+    assert subprocess.run(command, check=False).returncode == 9
+    monkeypatch.delenv("PYTHONSAFEPATH")
+    system.take_no_code_from_here()
+    assert subprocess.run(command, check=False).returncode == 0
 
 
 # --- Cores

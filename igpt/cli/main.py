@@ -28,7 +28,13 @@ from typing import Any, NoReturn, TextIO
 from igpt import __version__
 from igpt.errors import Diverged, Elsewhere, Interrupted, Stopped, UserError, missing_extra, refused
 from igpt.images.rejects import MAX_BAD, allow
-from igpt.system import keep_caches_together, limit_cpu, refuse_lost_folder, refuse_windows
+from igpt.system import (
+    keep_caches_together,
+    limit_cpu,
+    refuse_lost_folder,
+    refuse_windows,
+    take_no_code_from_here,
+)
 
 # Command: what it does. Each is the function of its name in `igpt.cli.<name>`.
 COMMANDS = {
@@ -170,6 +176,7 @@ def _run(args: list[str]) -> None:
         _refuse_ranks(name)
     refuse_windows()
     refuse_lost_folder()
+    take_no_code_from_here()
     keep_caches_together()
     limit_cpu(None)
     function = getattr(import_module(f"igpt.cli.{name}"), name)
