@@ -2,10 +2,12 @@
 
 A folder, a file or a cell says a split by one of the words of `SPLIT_WORDS`, alone or set off by
 anything that is no letter: `train`, `toy-train.arrow`, `val_0003.tar`, `data/test-00000-of-00001`.
-Of a file's name and the folders above it, the nearest that says one counts; a name that says two
-says none. Names are believed only where a training split is among several: one that is alone
-divides nothing, and that is said (`said_alone`). An image's own name says one by its first or last
-word, and is believed only where the names of all images do (`train_1.png`, `test_0001.png`): a
+Capitals set words off too (`trainA`). Of a file's name and the folders above it, the nearest that
+says one counts; a name that says two says none. A folder or a cell that is more than such a word
+(`train2017`, `toy-train`) says one by its first or last, and only where all beside it do: classes
+may have such names. Names are believed only where a training split is among several: one that is
+alone divides nothing, and that is said (`said_alone`). An image's own name says one by its first or
+last word, and is believed only where the names of all images do (`train_1.png`, `test_0001.png`): a
 photograph of a train has the same name. Where the source has a validation split but no test split,
 the paper uses it as such (§3.1).
 
@@ -20,6 +22,7 @@ from typing import Literal
 
 import numpy as np
 
+from igpt.errors import UserError
 from igpt.streams import stream
 
 Split = Literal["train", "valid", "test"]
@@ -31,17 +34,42 @@ SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), TEST),
 }
 """The code that each word stands for, in any case."""
+COLUMN_NAMES = ("split", "set", "subset", "partition")
+"""Names of columns that hold one, the first that is there wins; in lower case."""
 VALID_FRACTION = 0.1
 """The paper's share for every set but ImageNet (§3.1)."""
 IMAGENET_VALID_FRACTION = 0.04
 
 
 def split_codes(names: Iterable[str]) -> dict[str, int]:
-    """The code of every name that is one of the words; none unless names are to be believed."""
+    """The code of every name that is one of the words, else of all where each has one at an end.
+
+    Empty unless names are to be believed.
+    """
     words = {name: name.strip().lower() for name in names}
-    return _believed(
-        {name: SPLIT_WORDS[word] for name, word in words.items() if word in SPLIT_WORDS}
-    )
+    alone = {name: SPLIT_WORDS[word] for name, word in words.items() if word in SPLIT_WORDS}
+    at_ends = {name: code for name in words if (code := _code_at_ends(name)) is not None}
+    return _believed(alone) or (_believed(at_ends) if len(at_ends) == len(words) else {})
+
+
+def codes_of_cells(cells: Iterable[str], name: str) -> dict[str, int]:
+    """`split_codes` of what a column of splits holds; empty cells train.
+
+    Args:
+        cells: every different one.
+        name: of the source, for the error.
+
+    Raises:
+        UserError: some say a split and others say something else.
+    """
+    said = {cell for cell in cells if cell}
+    codes = split_codes(said)
+    unknown = said - codes.keys() - {"train"}
+    if unknown and any(map(split_words, said)):
+        raise UserError(
+            f"{name}: unknown split {min(unknown)!r}: write train (always), valid and test"
+        )
+    return codes
 
 
 def file_codes(names: Collection[str]) -> dict[str, int]:
@@ -64,7 +92,11 @@ def codes_of_files(paths: Sequence[Path]) -> dict[Path, int]:
 
 def image_code(name: str) -> int | None:
     """The code that the name of an image, without its folders, says; None: it says none."""
-    words = re.findall(r"[^\W\d_]+", os.path.splitext(name)[0].lower())  # noqa: PTH122
+    return _code_at_ends(os.path.splitext(name)[0])  # noqa: PTH122
+
+
+def _code_at_ends(name: str) -> int | None:
+    words = _words(name)
     found = {SPLIT_WORDS[word] for word in (*words[:1], *words[-1:]) if word in SPLIT_WORDS}
     return found.pop() if len(found) == 1 else None
 
@@ -90,12 +122,17 @@ def _believed(codes: dict[str, int]) -> dict[str, int]:
 
 
 def split_words(name: str) -> list[str]:
-    """The words of a name, set off by anything that is no letter, that say a split."""
-    return [word for word in re.findall(r"[^\W\d_]+", name.lower()) if word in SPLIT_WORDS]
+    """The words of a name that say a split."""
+    return [word for word in _words(name) if word in SPLIT_WORDS]
+
+
+def _words(name: str) -> list[str]:
+    """Set off by anything that is no letter, and by a capital behind a small one."""
+    return re.findall(r"[^\W\d_]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
 
 
 def _said(name: str) -> int | None:
-    for part in reversed(name.lower().split("/")):
+    for part in reversed(name.split("/")):
         found = {SPLIT_WORDS[word] for word in split_words(part)}
         if len(found) == 1:
             return found.pop()

@@ -3,7 +3,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igpt.images.splits import TEST, TRAIN, UNUSED, VALID, draw_splits, file_codes, stratified
+from igpt.images.splits import (
+    TEST,
+    TRAIN,
+    UNUSED,
+    VALID,
+    draw_splits,
+    file_codes,
+    split_codes,
+    stratified,
+)
 
 ALL = frozenset({TRAIN, VALID, TEST})
 
@@ -100,3 +109,21 @@ def test_with_a_test_split_validation_is_validation() -> None:
 )
 def test_names_that_divide_nothing_are_not_believed(names: list[str]) -> None:
     assert file_codes(names) == {}
+
+
+@pytest.mark.parametrize(
+    ("names", "codes"),
+    [
+        (("train2017", "val2017", "test2017"), [TRAIN, VALID, TEST]),
+        (("Training_Set", "Test_Set"), [TRAIN, TEST]),
+        (("toy-train", "toy-test"), [TRAIN, TEST]),
+        (("trainA", "trainB", "testA"), [TRAIN, TRAIN, TEST]),
+        (("PublicTest", "Training"), [TEST, TRAIN]),
+        (("bullet_train", "crash_test", "dog"), []),
+        (("train", "test", "train_masks"), [TRAIN, TEST]),
+    ],
+)
+def test_folders_and_cells_say_a_split_at_their_ends_where_all_do(
+    names: tuple[str, ...], codes: list[int]
+) -> None:
+    assert list(split_codes(names).values()) == codes

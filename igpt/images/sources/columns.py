@@ -24,7 +24,14 @@ from igpt.images.sources.labels import Numbering, label_key, label_of, ordered, 
 from igpt.images.sources.names import find_named
 from igpt.images.sources.remote import present
 from igpt.images.sources.source import BLOCK_IMAGES, Block, BlockBuilder, Part, Source, Span
-from igpt.images.splits import TRAIN, codes_of_files, said_alone, said_of_splits
+from igpt.images.splits import (
+    COLUMN_NAMES,
+    TRAIN,
+    codes_of_cells,
+    codes_of_files,
+    said_alone,
+    said_of_splits,
+)
 
 SUFFIXES = (".parquet", ".arrow", ".feather")
 NO_BYTES = "no image in the row"
@@ -61,7 +68,9 @@ def open_columns(paths: list[Path], *, name: str, unlabelled: bool = False) -> S
         every = (
             block
             for path in sorted(chosen, key=lambda path: survey.codes[path])
-            for block in _blocks(path, name, numbering if is_labelled else None, survey.codes[path])
+            for block in _blocks(
+                path, name, numbering if is_labelled else None, survey.places(path)
+            )
         )
         return every if shared else part.share(every)
 
@@ -69,7 +78,7 @@ def open_columns(paths: list[Path], *, name: str, unlabelled: bool = False) -> S
         name=name,
         blocks=blocks,
         classes=numbering.classes if is_labelled else None,
-        own_splits=frozenset(survey.n_rows),
+        own_splits=frozenset(survey.by_split()),
         n_images=survey.n_rows.total(),
         decided=_decided(survey, len(numbering.classes) * is_labelled, unlabelled=unlabelled),
     )
@@ -80,7 +89,11 @@ class _Survey:
     """What the files and their schemas say, and a pass over the labels."""
 
     codes: dict[Path, int]
-    """The split of each file."""
+    """The split of each file by its name."""
+    cells: Counter[str] = field(default_factory=Counter)
+    """Rows by what the column of splits holds."""
+    splits: dict[str, int] = field(default_factory=dict)
+    """The code of each cell; empty: the names of files say the splits."""
     held: list[Path] = field(default_factory=list)
     """The files that have a column of images."""
     without: list[UserError] = field(default_factory=list)
@@ -93,6 +106,19 @@ class _Survey:
     """Of the classes, where the files declare them."""
     values: Counter[str | None] = field(default_factory=Counter)
     """Rows of each label, where they do not."""
+
+    def places(self, path: Path) -> dict[str, int]:
+        """The code of each cell of splits in a file; of `""` for all others."""
+        return self.splits or {"": self.codes[path]}
+
+    def by_split(self) -> Counter[int]:
+        """Rows of each split."""
+        if not self.splits:
+            return self.n_rows
+        found: Counter[int] = Counter()
+        for cell, n in self.cells.items():
+            found[self.splits.get(cell, TRAIN)] += n
+        return found
 
 
 def _survey(paths: list[Path], name: str, *, unlabelled: bool) -> _Survey:
@@ -111,16 +137,22 @@ def _survey(paths: list[Path], name: str, *, unlabelled: bool) -> _Survey:
         label, declared = (None, ()) if unlabelled else _label_column(schema)
         found.label, found.names = found.label or label, found.names or declared
         if label and not declared:
-            found.values.update(_values(path, label))
+            found.values.update(map(label_of, _values(path, label)))
+        if split := _split_column(schema):
+            found.cells.update(_cell(value) for value in _values(path, split))
+        else:
+            found.cells[""] += n
     if not found.held:
         raise found.without[0]
+    found.splits = codes_of_cells(found.cells, name)
     return found
 
 
 def _decided(survey: _Survey, n_classes: int, *, unlabelled: bool) -> tuple[str, ...]:
     lines = list(said_alone(path.name for path in survey.held))
-    if len(survey.n_rows) > 1:
-        lines = [said_of_splits("the names of files", survey.n_rows)]
+    if len(by_split := survey.by_split()) > 1:
+        where = "the column of splits" if survey.splits else "the names of files"
+        lines = [said_of_splits(where, by_split)]
     if n_classes:
         total = survey.n_rows.total()
         labelled = total if survey.names else total - survey.values[None]
@@ -131,10 +163,15 @@ def _decided(survey: _Survey, n_classes: int, *, unlabelled: bool) -> tuple[str,
     return (*lines, *(f"left out: {error}" for error in survey.without))
 
 
-def _values(path: Path, column: str) -> Iterator[str | None]:
+def _values(path: Path, column: str) -> Iterator[Any]:
     with _reading(path):
         for batch in _batches(path, column):
-            yield from map(label_of, _column(batch, column).to_pylist())
+            yield from _column(batch, column).to_pylist()
+
+
+def _cell(value: Any) -> str:
+    """What a cell of a column of splits says, if anything."""
+    return "" if value is None else str(value).strip().lower()
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
@@ -324,9 +361,20 @@ def _label_column(schema: Any) -> tuple[str | None, tuple[str, ...]]:
     for column, feature in _features(schema).items():
         if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
             return column, tuple(map(str, feature.get("names") or ()))
-    plain = {leaf.rpartition(".")[2]: leaf for leaf, kind in _leaves(schema) if _is_plain(kind)}
+    plain = _plain(schema)
     key = label_key(plain)
     return (None if key is None else plain[key]), ()
+
+
+def _split_column(schema: Any) -> str | None:
+    """Name of the column of splits."""
+    plain = {name.strip().lower(): leaf for name, leaf in _plain(schema).items()}
+    return next((plain[known] for known in COLUMN_NAMES if known in plain), None)
+
+
+def _plain(schema: Any) -> dict[str, str]:
+    """The columns of words and numbers, by their own names."""
+    return {leaf.rpartition(".")[2]: leaf for leaf, kind in _leaves(schema) if _is_plain(kind)}
 
 
 def _is_plain(kind: Any) -> bool:
@@ -348,14 +396,19 @@ def _features(schema: Any) -> dict[str, Any]:
     return {k: v for k, v in features.items() if k in schema.names} if known else {}
 
 
-def _blocks(path: Path, name: str, numbering: Numbering | None, code: int) -> Iterator[Block]:
+def _blocks(
+    path: Path, name: str, numbering: Numbering | None, places: Mapping[str, int]
+) -> Iterator[Block]:
     builder = BlockBuilder(labelled=numbering is not None)
     with _reading(path):
         schema = _open(path)[0]
         image = _image_column(schema, path, name)
         label = None if numbering is None else _label_column(schema)[0]
-        rows = chain.from_iterable(map(partial(_pairs, image, label), _batches(path, image, label)))
-        for row, (held, value) in enumerate(rows):
+        split = _split_column(schema)
+        columns = (image, label, split)
+        rows = chain.from_iterable(map(partial(_rows, *columns), _batches(path, *columns)))
+        for row, (held, value, cell_of_split) in enumerate(rows):
+            code = places.get(_cell(cell_of_split), places.get("", TRAIN))
             cells = _cells(held)
             for i, cell in enumerate(cells or [None]):
                 key = f"{path.name}/{row}" + (f"/{i}" if len(cells) > 1 else "")
@@ -372,11 +425,14 @@ def _blocks(path: Path, name: str, numbering: Numbering | None, code: int) -> It
     yield from builder.rest()
 
 
-def _pairs(image: str, label: str | None, batch: Any) -> Iterator[tuple[Any, Any]]:
-    """Image and label of each row."""
-    labels = [None] * batch.num_rows if label is None else _column(batch, label).to_pylist()
-    cells = (cell.as_py() for cell in _column(batch, image))
-    return zip(cells, labels, strict=True)
+def _rows(
+    image: str, label: str | None, split: str | None, batch: Any
+) -> Iterator[tuple[Any, Any, Any]]:
+    """Image, label and split of each row."""
+    nothing = [None] * batch.num_rows
+    labels = nothing if label is None else _column(batch, label).to_pylist()
+    splits = nothing if split is None else _column(batch, split).to_pylist()
+    return zip((cell.as_py() for cell in _column(batch, image)), labels, splits, strict=True)
 
 
 @contextmanager

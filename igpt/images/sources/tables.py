@@ -29,7 +29,14 @@ from igpt.images.sources.labels import Numbering, label_key, label_of, ordered, 
 from igpt.images.sources.layout import DUPLICATE, Duplicates
 from igpt.images.sources.names import find_named, is_image_name, suffixes
 from igpt.images.sources.source import Block, BlockBuilder, Source, Span
-from igpt.images.splits import TRAIN, codes_of_files, said_alone, said_of_splits, split_codes
+from igpt.images.splits import (
+    COLUMN_NAMES,
+    TRAIN,
+    codes_of_cells,
+    codes_of_files,
+    said_alone,
+    said_of_splits,
+)
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
@@ -41,7 +48,6 @@ _PATH_NAMES = (
     *("path", "file", "filename", "file_name", "filepath", "file_path", "image_path", "img_path"),
     *("image", "img", "image_file", "image_name", "img_name", "image_filename", "name", "images"),
 )
-_SPLIT_NAMES = ("split", "set", "subset", "partition")
 # Characters of a line; more is no row of a table but an attack on memory.
 _MAX_LINE = 2**24
 # Rows that tell which column names files.
@@ -91,16 +97,12 @@ def open_tables(paths: Sequence[Path], *, name: str, unlabelled: bool = False) -
     n_rows = survey.n_rows.total()
     if not n_rows:
         raise UserError(f"{name} has no rows: write one a line below the header")
-    splits = split_codes(survey.splits)
-    if unknown := {word for word in survey.splits if word} - splits.keys() - {"train"}:
-        raise UserError(
-            f"{name}: unknown split {min(unknown)!r}: write train (always), valid and test"
-        )
+    splits = codes_of_cells(survey.splits, name)
     by_file = {} if splits else codes_of_files(paths)
     numbering = Numbering(ordered(label for label in survey.labels if label is not None))
     is_labelled = bool(numbering.classes)
     codes: Counter[int] = Counter()
-    for word, n in survey.splits.items():
+    for word, n in survey.splits.items() if not by_file else ():
         codes[splits.get(word, TRAIN)] += n
     for path in paths if by_file else ():
         codes[by_file[path]] += survey.n_rows[path]
@@ -249,7 +251,7 @@ def _columns(path: Path) -> _Columns:
             f"it says {', '.join(header)[:200] or 'nothing'}"
         )
     column = found or named[0]
-    split = next((by_lower[known] for known in _SPLIT_NAMES if known in by_lower), None)
+    split = next((by_lower[known] for known in COLUMN_NAMES if known in by_lower), None)
     label = label_key(n for n in header if n not in (column, split))
     return _Columns(column, label, split, ending)
 
@@ -318,7 +320,7 @@ def _n_known(header: str, separator: str) -> int:
     """How many columns of a known name a separator gives."""
     names = [name.strip().strip('"').lower() for name in header.split(separator)]
     known = sum(name in _PATH_NAMES for name in names) + (label_key(names) is not None)
-    return known + sum(name in _SPLIT_NAMES for name in names)
+    return known + sum(name in COLUMN_NAMES for name in names)
 
 
 @contextmanager

@@ -198,3 +198,19 @@ def test_offsets_that_lie_are_refused_before_pyarrow_follows_them(tmp_path: Path
             path.write_bytes(data.replace(held, np.array(lies, "<i4").tobytes()))
             with pytest.raises(UserError, match=r"is damaged .*: fetch it again"):
                 read(open_source(str(path)))
+
+
+def test_a_column_of_splits_is_followed(tmp_path: Path) -> None:
+    held = table([0, 1, 0, 1, 0]).append_column("Split", [["train", "Test", "train", None, "test"]])
+    pq.write_table(held, tmp_path / "x.parquet")
+    source = open_source(str(tmp_path / "x.parquet"))
+    assert "splits: train 3, test 2, by the column of splits" in source.decided
+    assert read(source).codes == [TRAIN, TEST, TRAIN, TRAIN, TEST]
+
+
+def test_a_column_that_says_no_split_is_none_and_a_mixed_one_is_refused(tmp_path: Path) -> None:
+    for name, cells in (("x", list("abcde")), ("y", ["train", "test", "fold1", "fold2", "test"])):
+        pq.write_table(table().append_column("set", [cells]), tmp_path / f"{name}.parquet")
+    assert read(open_source(str(tmp_path / "x.parquet"))).codes == [TRAIN] * 5
+    with pytest.raises(UserError, match=r"y.parquet: unknown split 'fold1'"):
+        open_source(str(tmp_path / "y.parquet"))
