@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import torch
 
@@ -49,20 +49,26 @@ def use_device(name: str | None) -> None:
         UserError: there is no such device here.
     """
     global _chosen
+    _chosen = None if name is None else device_of(name)
+
+
+def device_of(name: str | torch.device) -> torch.device:
+    """The device of a name of PyTorch's.
+
+    Raises:
+        UserError: there is no such device here.
+    """
     here = f"here are {', '.join(devices())}"
     try:
-        device = None if name is None else torch.device(name)
-    except RuntimeError:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
         raise UserError(f"--device {name} is no device of PyTorch's: {here}") from None
-    if device is not None:
-        if device.type not in devices():
-            raise UserError(f"--device {name} is not there: {here}")
-        n_devices = torch.cuda.device_count() if device.type == "cuda" else 1
-        if (device.index or 0) >= n_devices:
-            raise UserError(
-                f"--device {name} is not there: {device.type} has {n_devices} device(s)"
-            )
-    _chosen = device
+    if device.type not in devices():
+        raise UserError(f"--device {name} is not there: {here}")
+    n_devices = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= n_devices:
+        raise UserError(f"--device {name} is not there: {device.type} has {n_devices} device(s)")
+    return device
 
 
 def set_threads() -> int:
@@ -168,6 +174,8 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     figures on a busy machine. Cards without bfloat16 take float32: the range of float16 is too
     small for the last layers' values.
     """
+    if precision not in get_args(Precision):
+        raise UserError(f"precision is {precision!r}: choose {', '.join(get_args(Precision))}")
     if precision == "fp32":
         return torch.float32
     if precision == "bf16" or multiplies_bfloat16(device):

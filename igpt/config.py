@@ -79,6 +79,14 @@ def whole(value: object, name: str) -> int:
     return int(value)  # type: ignore[call-overload, no-any-return]
 
 
+def real(value: object, name: str) -> float:
+    """A finite number of any kind, numpy's too; arguments and errors as for `whole`."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value):  # type: ignore[arg-type]
+        raise UserError(f"{name} is {value!r}: it must be a finite number")
+    return float(value)  # type: ignore[arg-type]
+
+
 def _check_numbers(config: Any, section: str) -> None:
     """Refuse infinity and what is no number, in every field; a new one is covered from the start.
 
@@ -283,7 +291,11 @@ class SampleConfig:
     """Draw among the likeliest colours that hold this share of the probability."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "")
+        object.__setattr__(self, "temperature", real(self.temperature, "temperature"))
+        if self.top_k is not None:
+            object.__setattr__(self, "top_k", whole(self.top_k, "top_k"))
+        if self.top_p is not None:
+            object.__setattr__(self, "top_p", real(self.top_p, "top_p"))
         _require(
             self.temperature >= 0,
             f"temperature is {self.temperature}: it must not be negative",

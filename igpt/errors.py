@@ -10,6 +10,10 @@ class UserError(Exception):
     """
 
 
+NOT_FINITE = (
+    "what the network gives is not finite: its training diverged; use an earlier checkpoint"
+)
+
 # Package that is not in the base install: the extra that brings it.
 EXTRAS = {
     "pyarrow": "parquet",

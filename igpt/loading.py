@@ -43,7 +43,7 @@ def load(
 
 
 def _placed(found: Trained, device: str | torch.device | None) -> PixelModel:
-    found.network.to(device or compute.default_device())
+    found.network.to(compute.default_device() if device is None else compute.device_of(device))
     return PixelModel(
         found.network,
         found.tokenizer,

@@ -438,15 +438,22 @@ def _usable(place: str | None, _home: str | None) -> Path:
     return stand_in
 
 
-def at_home(place: str | Path) -> Path:
+def at_home(place: str | os.PathLike[str]) -> Path:
     """The path that a user names: `~` is home, and stays where nobody knows whose it is.
 
     Raises:
-        UserError: no name is given, which would be the working folder.
+        UserError: no name is given, which would be the working folder, or nothing can be there.
     """
+    if not isinstance(place, str | os.PathLike):
+        raise UserError(f"{type(place).__name__} is no path: name a file or a folder")
     if not str(place):
         raise UserError("an empty name is no path: name a file or a folder")
-    return Path(os.path.expanduser(place))  # noqa: PTH111 - pathlib fails where nobody knows it
+    path = Path(os.path.expanduser(place))  # noqa: PTH111 - pathlib fails where nobody knows it
+    try:
+        path.exists()
+    except OSError as error:  # too long, or in a folder that may not be read
+        raise UserError(f"cannot look at {place}: {error.strerror}: check the path") from error
+    return path
 
 
 def _unusable(path: Path) -> str | None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import igpt
+from igpt import compute
 from igpt.config import (
     DataConfig,
     FinetuneConfig,
@@ -80,6 +81,35 @@ CALLS = {
 }
 
 
+SETTINGS = [name for name in CALLS if name not in ("complete keep", "features layer")]
+NO_NUMBERS = ("3", [3], np.array([3]), True, "", 1j)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_function_refuses_what_is_of_another_type(model, images, name):
+    for value in NO_NUMBERS if "keep_rows" in name else (*NO_NUMBERS, 2 + 1e-9j):
+        with pytest.raises(UserError, match=r"give a whole number|must be a finite number"):
+            CALLS[name](model, images, value)
+
+
+def test_what_is_asked_of_runs_and_figures_is_checked_alike(model):
+    from igpt import evaluate, load
+    from igpt.jobs.finetune import Asked, FinetuneConfig
+
+    asks = [
+        *(lambda v=v: evaluate(model, "digits", max_images=v) for v in (math.nan, 1.5, "3")),
+        *(lambda v=v: Asked(config=FinetuneConfig(), seeds=v) for v in (1.5, "2", math.nan)),
+        *(lambda v=v: Asked(config=FinetuneConfig(), rates=(v,)) for v in ("x", None, math.inf)),
+        *(lambda v=v: load(v) for v in (None, 5, "x" * 300, "x" * 5000)),
+        lambda: load("cifar10-small", device="nope"),
+        lambda: compute.choose_dtype("fp8", model.device),
+        lambda: model.features("~nobody/" + "x" * 300),
+    ]
+    for ask in asks:
+        with pytest.raises(UserError):
+            ask()
+
+
 @pytest.fixture(scope="module")
 def model():
     return pixel_model()
@@ -105,11 +135,20 @@ def test_every_function_takes_whole_numbers_of_any_kind_alike(model, images, nam
         assert np.array_equal(CALLS[name](model, images, value), expected)
 
 
-def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path):
+def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, monkeypatch):
     broken = pixel_model()
-    broken.network.h[0].ln_1.weight.data[3] = math.nan
     folder = broken.save(tmp_path / "m")
-    with pytest.raises(UserError, match=r"tensor h\.0\.ln_1\.weight holds what is no number"):
+    broken.network.h[0].ln_1.weight.data[3] = math.nan
+    said = r"tensor h\.0\.ln_1\.weight holds what is no number"
+    with pytest.raises(UserError, match=said):
+        broken.save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    for judge in (broken.nats, broken.surprise):
+        with pytest.raises(UserError, match="is not finite"):
+            judge(np.zeros((1, 8, 8, 3), np.uint8))
+    monkeypatch.setattr("igpt.formats.folder.check_finite", lambda *_, **__: None)
+    broken.save(folder)
+    with pytest.raises(UserError, match=said):
         igpt.load(folder)
 
 

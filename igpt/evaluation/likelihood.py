@@ -17,6 +17,7 @@ from torch import Tensor
 
 from igpt import compute, streams
 from igpt.config import TrainConfig
+from igpt.errors import NOT_FINITE, UserError
 from igpt.model.gpt import GPT
 from igpt.probing.features import TokenSource, check_tokens, cut, token_batch
 from igpt.train.distributed import ALONE, World, in_order
@@ -88,7 +89,7 @@ def token_surprise(
         batch, masked = token_batch(network, tokens, stretches[number], mask_prob, mask_seed)
         with compute.autocast(device, dtype):
             logits = network(batch, masked)
-        found = token_nats(logits, batch)  # (B, T)
+        found = finite_nats(logits, batch)  # (B, T)
         return (found if masked is None else torch.where(masked, found, math.nan)).cpu()
 
     def shape(number: int) -> tuple[int, int]:
@@ -294,10 +295,22 @@ def whole_surprise(
             found = torch.zeros(batch.shape, dtype=torch.float32, device=device)  # (B, T)
             for hidden in passes:
                 masked = hidden.expand(batch.shape)
-                found = torch.where(masked, token_nats(network(batch, masked), batch), found)
+                found = torch.where(masked, finite_nats(network(batch, masked), batch), found)
             nats[start : start + len(batch)] = found.cpu().numpy()
             if progress is not None:
                 progress(len(batch))
+    return nats
+
+
+def finite_nats(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """`token_nats`, of a network whose logits are numbers.
+
+    Raises:
+        UserError: they are not.
+    """
+    nats = token_nats(logits, tokens)
+    if not nats.isfinite().all():
+        raise UserError(NOT_FINITE)
     return nats
 
 

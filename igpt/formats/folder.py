@@ -30,7 +30,7 @@ from igpt.tokens.tokenizer import RawTokens, Tokenizer
 from igpt.train import checkpoint
 from igpt.train.folder import exported_step, read_run
 from igpt.train.standing import standing, tokenizer_of
-from igpt.train.tensors import load_weights
+from igpt.train.tensors import check_finite, load_weights
 from igpt.trained import ModelFacts, Trained
 
 SCHEMA_VERSION = 1
@@ -49,6 +49,7 @@ def write_folder(folder: Path, parts: Trained) -> None:
     """Write the files of a model into a folder that is there."""
     network = parts.network
     state = {name: t.detach().cpu() for name, t in network.state_dict().items()}
+    check_finite(state, where="the model to save")
     config = _own_config(network, parts.facts)
     if transformers_class(network):
         state = to_imagegpt(state)

@@ -1,13 +1,12 @@
 """Complete pictures of which a part is given (paper, Figure 1), with either objective."""
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from igpt.compute import Precision, autocast, for_float64
-from igpt.config import SampleConfig
+from igpt.config import SampleConfig, real
 from igpt.errors import UserError
 from igpt.generate.sample import (
     DEFAULT,
@@ -36,7 +35,7 @@ def rows_kept(image_size: int, fraction: float) -> np.ndarray:
     Raises:
         UserError: no row, or every row, would be kept.
     """
-    rows = round(fraction * image_size) if math.isfinite(fraction) else 0
+    rows = round(real(fraction, "keep_rows") * image_size)
     if not 0 < rows < image_size:
         raise UserError(
             f"keep_rows {fraction} keeps {rows} of {image_size} rows: choose a share between "

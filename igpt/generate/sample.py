@@ -14,7 +14,7 @@ from torch import Tensor
 from igpt import streams
 from igpt.compute import Precision, for_float64, free_memory_bytes, one_thread
 from igpt.config import SampleConfig
-from igpt.errors import UserError
+from igpt.errors import NOT_FINITE, UserError
 from igpt.model.decoder import Decoder, cache_bytes, open_decoder
 from igpt.model.gpt import GPT
 
@@ -166,9 +166,7 @@ def _fill_batch(
     context = torch.from_numpy(tokens).to(device)  # (B, T)
     logits = decoder.start(context[:, :first])  # (B, K)
     if not torch.isfinite(logits).all():
-        raise UserError(
-            "the network's logits are not finite: its training diverged; use an earlier checkpoint"
-        )
+        raise UserError(NOT_FINITE)
     for t in range(first, end):
         if t > first:
             logits = decoder.step(context[:, t - 1])

@@ -20,6 +20,7 @@ from igpt.images.levels import image_of, images_of
 from igpt.images.rejects import read_bytes
 from igpt.images.sources.names import shown
 from igpt.progress import say
+from igpt.system import at_home
 
 # Images of more than so many times the model's side lose nearly all detail.
 FAR = 8
@@ -136,7 +137,7 @@ def square(array: np.ndarray, side: int) -> np.ndarray:
 def _encoded(image: Any) -> Any:
     """The bytes of an encoded image, or a function that reads them; None: it is not encoded."""
     if isinstance(image, np.str_ | str | os.PathLike):
-        return lambda: read_bytes(Path(image))
+        return lambda: read_bytes(at_home(image))
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
     if hasattr(image, "read") and not isinstance(image, Image.Image):

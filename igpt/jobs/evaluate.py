@@ -43,7 +43,7 @@ def evaluate(
     Raises:
         UserError: there is no such model or data, or the split has no images.
     """
-    check_max_images(max_images)
+    max_images = check_max_images(max_images)
     with quietly(not verbose), joined() as world:
         place, loaded = opened(model)
         with world.first_alone():

@@ -22,7 +22,7 @@ import torch
 
 import igpt
 from igpt import compute
-from igpt.config import FinetuneConfig, overlaid
+from igpt.config import FinetuneConfig, overlaid, real, whole
 from igpt.errors import Diverged, Interrupted, UserError
 from igpt.evaluation.classifier import Classifier, from_scratch, resampled
 from igpt.evaluation.finetune import (
@@ -103,10 +103,12 @@ class Asked:
     seeds: int = 1
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "seeds", whole(self.seeds, "--seeds"))
+        object.__setattr__(self, "rates", tuple(real(lr, "--rates") for lr in self.rates))
         if self.seeds < 1:
             raise UserError(f"--seeds is {self.seeds}: it must be at least 1")
         for lr in self.rates:
-            if not (lr > 0 and math.isfinite(lr)):
+            if lr <= 0:
                 raise UserError(f"--rates has {lr}: each must be a finite number above 0")
 
 

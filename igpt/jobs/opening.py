@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from igpt import compute
+from igpt.config import whole
 from igpt.errors import UserError
 from igpt.files import kept_if_possible, plain
 from igpt.images.packed.format import is_packed
@@ -46,7 +47,7 @@ def open_for(
     Raises:
         UserError: there is none, or it is packed at a smaller size.
     """
-    check_max_images(max_images)
+    max_images = check_max_images(max_images)
     wanted = image_size or model.image_size
     if is_packed(at_home(data)) and (held := PackedSet.open(data).image_size) < wanted:
         raise UserError(
@@ -103,14 +104,17 @@ def open_labelled(
     return held
 
 
-def check_max_images(max_images: int | None) -> None:
-    """Refuse a number of images that leaves nothing to look at.
+def check_max_images(max_images: int | None) -> int | None:
+    """A number of images, or none for all; refuses one that leaves nothing to look at.
 
     Raises:
-        UserError: it is below 1.
+        UserError: it is below 1, or no whole number.
     """
-    if max_images is not None and max_images < 1:
-        raise UserError(f"--max-images is {max_images}: it must be at least 1")
+    if max_images is None:
+        return None
+    if (n := whole(max_images, "--max-images")) < 1:
+        raise UserError(f"--max-images is {n}: it must be at least 1")
+    return n
 
 
 def recorded(

@@ -70,6 +70,11 @@ def check_new(folder: Path) -> None:
         raise UserError(
             f"{folder} already holds a run: add --resume to go on with it, or choose another folder"
         )
+    if (folder / SEARCH_TABLE).is_file():
+        raise UserError(
+            f"{folder} holds a search: add --search-lr --resume to go on with it, name one of its "
+            "runs, or choose another folder"
+        )
     others = [p.name for p in folder.iterdir() if p.name != "lock"] if folder.is_dir() else []
     if others:
         raise UserError(f"{folder} is not empty ({others[0]}, ...): choose another folder")

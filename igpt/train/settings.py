@@ -141,25 +141,29 @@ def last_common_step(stored: TrainConfig, asked: TrainConfig, *, step: int) -> i
     Raises:
         UserError: there is none from which the run could go on to that end.
     """
+    old, new = {"train": dataclasses.asdict(stored)}, {"train": dataclasses.asdict(asked)}
+    changes = [change for change in _differences(old, new) if change[0] in THE_END]
     if stored.schedule == "cosine" and step:
         raise UserError(
-            f"--resume cannot change train.total_steps {stored.total_steps} -> "
-            f"{asked.total_steps}: under train.schedule cosine every step depends on the last one; "
-            "start another run folder with --init-from this one"
+            f"--resume cannot change {_listed(changes)}: under train.schedule cosine every step "
+            "depends on the last one; start another run folder with --init-from this one"
         )
     common, level = (
         min(step, level_steps(train, train.warmup_steps or 0)) for train in (stored, asked)
     )
     if level < common or asked.total_steps < common:
-        old, new = dataclasses.asdict(stored), dataclasses.asdict(asked)
-        changes = _differences({"train": old}, {"train": new})
-        raise _cannot_change([change for change in changes if change[0] in THE_END])
+        raise _cannot_change(changes)
     return common
 
 
 def _cannot_change(changes: list[tuple[str, Any, Any]]) -> UserError:
-    listed = ", ".join(f"{key} {old} -> {new}" for key, old, new in changes)
-    return UserError(f"--resume cannot change {listed}: drop it, or start another run folder")
+    return UserError(
+        f"--resume cannot change {_listed(changes)}: drop it, or start another run folder"
+    )
+
+
+def _listed(changes: list[tuple[str, Any, Any]]) -> str:
+    return ", ".join(f"{key} {old} -> {new}" for key, old, new in changes)
 
 
 def _as_stored(stored: Any, asked: Any) -> Any:

@@ -84,6 +84,17 @@ def check_tensors(
             )
 
 
+def check_finite(tensors: Mapping[str, Tensor], *, where: str) -> None:
+    """Refuse weights that are no numbers, by name.
+
+    Raises:
+        UserError: one holds NaN or infinity.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{where}: tensor {name} holds what is no number: use an intact one")
+
+
 def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
     """Copy named weights into a network, every one accounted for.
 
@@ -91,7 +102,5 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], *, where: st
         UserError: a tensor is missing, extra or of another shape, by name.
     """
     check_weights(network, tensors, where=where)
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise UserError(f"{where}: tensor {name} holds what is no number: restore the file")
+    check_finite(tensors, where=where)
     network.load_state_dict(dict(tensors))

@@ -12,7 +12,8 @@ from igpt.errors import UserError
 from igpt.jobs.pretrain import overlaid
 from igpt.tokens.palette import Palette
 from igpt.train import checkpoint, loop
-from igpt.train.folder import read_metrics, read_run
+from igpt.train.folder import check_new, read_metrics, read_run
+from igpt.train.settings import last_common_step
 from igpt.train.trainer import Trainer
 from tests.train.killing import final_weights
 from tests.train.making import TINY, tiny, trained
@@ -81,6 +82,15 @@ def test_a_start_from_another_resolution_is_resampled(finished, tmp_path):
 def test_init_from_at_resume_must_be_true_of_the_run(finished, tmp_path):
     with pytest.raises(UserError, match="was started without --init-from: drop it"):
         trained(LINEAR, finished, resume=True, init_from=str(finished))
+
+
+def test_what_a_resumed_run_cannot_change_is_what_was_asked_for(tmp_path):
+    stored, asked = tiny(schedule="cosine").train, tiny(schedule="cosine", decay_fraction=0.1).train
+    with pytest.raises(UserError, match=r"cannot change train\.decay_fraction 0\.5 -> 0\.1: under"):
+        last_common_step(stored, asked, step=3)
+    (tmp_path / "search.json").write_text("{}")
+    with pytest.raises(UserError, match="holds a search: add --search-lr --resume"):
+        check_new(tmp_path)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "constant"])
