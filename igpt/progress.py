@@ -11,9 +11,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 PLAIN_LINE_EVERY_S = 10.0
 _IS_QUIET = ContextVar("_IS_QUIET", default=False)
@@ -32,7 +33,7 @@ def quietly(quiet: bool = True) -> Iterator[None]:
 class Ticker:
     """Progress of a long work: a rich bar on a terminal, a plain line now and then elsewhere."""
 
-    def __init__(self, progress: Progress | None, task: TaskID | None, label: str) -> None:
+    def __init__(self, progress: "Progress | None", task: "TaskID | None", label: str) -> None:
         self._progress = progress
         self._task = task
         self._label = label
@@ -94,6 +95,9 @@ def ticking(label: str, *, quiet: bool = False) -> Iterator[Ticker]:
     if quiet or not _is_live():
         yield Ticker(None, None, label) if not quiet else _Silent()
         return
+    from rich.console import Console  # not where torch alone is installed: benchmarks/gpu.sh
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),

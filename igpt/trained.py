@@ -3,7 +3,6 @@
 `igpt.pixelmodel.PixelModel` adds what users do with one; `igpt.formats` reads and writes them.
 """
 
-import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from igpt.config import N_POOLED, Objective, Pooling, TrainConfig, whole
 from igpt.config import Tokenizer as TokenizerKind
 from igpt.errors import UserError
 from igpt.images.taking import Images, as_squares
-from igpt.model.gpt import GPT
+from igpt.model.gpt import GPT, weights_digest
 from igpt.model.head import SavedProbe
 from igpt.tokens.tokenizer import Tokenizer
 
@@ -260,15 +259,3 @@ def _layer_number(layer: int | str, network: GPT) -> int:
     if not 0 <= number <= n_layer:
         raise UserError(f"layer {layer!r} does not exist: choose 0 to {n_layer}, or 'best'")
     return number
-
-
-def weights_digest(network: GPT) -> str:
-    """The sha256 of all weights and what they are called, as hex."""
-    digest = hashlib.sha256(repr((network.config, network.objective)).encode())
-    if network.objective == "ar" and not network.shifted:
-        digest.update(b"unshifted")
-    for name, value in sorted(network.state_dict().items()):
-        data = value.detach().float().cpu().contiguous().numpy()
-        digest.update(f"{name}{data.shape}".encode())
-        digest.update(data.data)
-    return digest.hexdigest()

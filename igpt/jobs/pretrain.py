@@ -26,6 +26,7 @@ from igpt.jobs.looks import check_looks, looks_of
 from igpt.jobs.opening import Ended
 from igpt.loading import export_run, load
 from igpt.manifest import fault_of
+from igpt.model.gpt import weights_digest
 from igpt.model.sizes import Shape, parameter_count
 from igpt.pixelmodel import PixelModel
 from igpt.progress import quietly, say, ticking
@@ -63,7 +64,6 @@ from igpt.train.settings import ends_anew, last_common_step, resolve, taken_up
 from igpt.train.standing import Standing, standing, standing_at, tokenizer_of, versions
 from igpt.train.trainer import Look, Trainer, make_trainer
 from igpt.train.validate import valid_name
-from igpt.trained import weights_digest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

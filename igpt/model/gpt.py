@@ -7,6 +7,7 @@ is never an input. Shapes: B batch, T tokens, D width, H heads, E = D / H, K col
 """
 
 import copy
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 
@@ -257,3 +258,15 @@ class GPT(nn.Module):
         for block, layer in zip(self.h, layers, strict=True):
             h = block(h, layer)
         return self.head(self.ln_f(h[:, -1]))  # type: ignore[no-any-return]
+
+
+def weights_digest(network: GPT) -> str:
+    """The sha256 of all weights and what they are called, as hex."""
+    digest = hashlib.sha256(repr((network.config, network.objective)).encode())
+    if network.objective == "ar" and not network.shifted:
+        digest.update(b"unshifted")
+    for name, value in sorted(network.state_dict().items()):
+        data = value.detach().float().cpu().contiguous().numpy()
+        digest.update(f"{name}{data.shape}".encode())
+        digest.update(data.data)
+    return digest.hexdigest()

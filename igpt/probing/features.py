@@ -20,11 +20,10 @@ from igpt import caches, compute, files, system
 from igpt.config import N_BANDS, N_POOLED, Pooling, TrainConfig
 from igpt.errors import UserError
 from igpt.manifest import damaged
-from igpt.model.gpt import GPT, NORM_EPS
+from igpt.model.gpt import GPT, NORM_EPS, weights_digest
 from igpt.progress import say
 from igpt.tokens.masks import own_masks
 from igpt.train.distributed import ALONE, World, in_order
-from igpt.trained import weights_digest
 
 # Part of the key of a kept file: raise it when the same inputs give other numbers.
 CACHE_VERSION = 3

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import features as pillow
 from torch import Tensor, nn
 
 import igpt
@@ -15,47 +14,19 @@ from igpt import compute, system
 from igpt.config import RunConfig, TrainConfig
 from igpt.errors import UserError
 from igpt.images.packed.read import PackedSet
-from igpt.model import attention, native
+from igpt.model import native
 from igpt.model.gpt import GPT
 from igpt.model.sizes import train_flops
 from igpt.streams import stream, torch_seed
 from igpt.tokens.batches import BatchStream
 from igpt.tokens.tokenizer import Tokenizer
+from igpt.train.compiling import LossSum, compile_network
 from igpt.train.distributed import World, default_world
 from igpt.train.feeding import images_of
 from igpt.train.objectives import loss_sum
 from igpt.train.optim import Optimizer
 from igpt.train.parallel import copied, is_sharded, keep_own_part, shard, whole_weights
 from igpt.train.tensors import check_weights
-
-LossSum = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-
-
-def compile_network(network: GPT) -> LossSum:
-    """Compile the blocks, each for itself, in place; returns the loss, compiled too.
-
-    The embeddings stay out: compiled, their gradient would differ from run to run.
-    """
-    torch.compiler.assume_constant_result(attention.is_built)  # type: ignore[no-untyped-call]
-    if compute.default_device().type == "cpu":
-        _spare_trials()
-    for block in network.h:
-        block.compile(dynamic=False)
-    compiled: LossSum = torch.compile(loss_sum, dynamic=False)
-    return compiled
-
-
-def _spare_trials() -> None:
-    """Let PyTorch not try its sets of instructions first, which takes a third of a cold start.
-
-    Our own attention was built for the same processor and tried. That says nothing of AMX, whose
-    names older compilers lack while they know all others: PyTorch's trial of it stays.
-    """
-    flags = system.cpu_flags()
-    if "avx2" in flags and "amx_tile" not in flags and attention.is_built():
-        from torch._inductor import config  # takes a second to import
-
-        config.cpp.vec_isa_ok = True
 
 
 @dataclass(kw_only=True)
@@ -276,6 +247,8 @@ def exactness_facts(
         library = native.library("attention")
         facts["native"] = "none" if library is None else Path(library._name).stem
     if config.data.augment == "imagenet":  # originals are decoded while it trains
+        from PIL import features as pillow  # what trains on tokens alone needs no Pillow
+
         facts["jpeg"] = pillow.version("libjpeg_turbo") or pillow.version("jpg")
     return facts
 

@@ -19,6 +19,7 @@ MISSING = ("transformers", "safetensors", "tyro", "rich", "sklearn", "PIL", "hug
 def test_parts_cover_training_sampling_and_growth():
     parts = gpu.parts_of(gpu.WHOLE, ["transformers", "sketch"])
     assert {"train S", "train L", "sample S", "sample S whole"} <= parts.keys()
+    assert {"evaluate S", "features S", "probe S", "finetune S"} <= parts.keys()
     assert sum(name.startswith("growth") for name in parts) == 4
 
 
@@ -38,6 +39,12 @@ def test_no_part_begins_when_time_is_up(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "parts_of", lambda sizes, peers: {"late": lambda: 1 / 0})
     assert gpu.run(gpu.TINY, tmp_path / "out.json", -1) == []
     assert "late: left out" in capsys.readouterr().err
+
+
+def test_what_it_imports_is_torch_and_numpy():
+    """Else nothing would be measured on the machine that it is for."""
+    code = f"import sys; sys.modules.update(dict.fromkeys({MISSING!r})); import igpt.bench.gpu"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 @pytest.mark.slow
@@ -69,3 +76,5 @@ def test_the_script_runs_whole_without_network_or_packages(tmp_path, missing):
     assert {row["peer"] for row in rows} - {""} == expected
     assert "left out:" not in done.stderr, done.stderr
     assert len([row for row in rows if row["memory_bytes"]]) == 2
+    judged = {"evaluate", "features"} if missing else {"evaluate", "features", "large", "finetune"}
+    assert judged <= {row["row"].split()[0] for row in rows}

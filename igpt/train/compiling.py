@@ -1,0 +1,41 @@
+"""The network and its loss, compiled; apart from the trainer, as benchmarks have no images."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from igpt import compute, system
+from igpt.model import attention
+from igpt.model.gpt import GPT
+from igpt.train.objectives import loss_sum
+
+LossSum = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""`loss_sum`, or what compiling made of it."""
+
+
+def compile_network(network: GPT) -> LossSum:
+    """Compile the blocks, each for itself, in place; returns the loss, compiled too.
+
+    The embeddings stay out: compiled, their gradient would differ from run to run.
+    """
+    torch.compiler.assume_constant_result(attention.is_built)  # type: ignore[no-untyped-call]
+    if compute.default_device().type == "cpu":
+        _spare_trials()
+    for block in network.h:
+        block.compile(dynamic=False)
+    compiled: LossSum = torch.compile(loss_sum, dynamic=False)
+    return compiled
+
+
+def _spare_trials() -> None:
+    """Let PyTorch not try its sets of instructions first, which takes a third of a cold start.
+
+    Our own attention was built for the same processor and tried. That says nothing of AMX, whose
+    names older compilers lack while they know all others: PyTorch's trial of it stays.
+    """
+    flags = system.cpu_flags()
+    if "avx2" in flags and "amx_tile" not in flags and attention.is_built():
+        from torch._inductor import config  # takes a second to import
+
+        config.cpp.vec_isa_ok = True
