@@ -15,12 +15,14 @@ import io
 import json
 import lzma
 import os
+import re
 import resource
 import struct
 import sys
 import tarfile
 import tempfile
 import time
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -273,6 +275,53 @@ def lying_tar(rng: Rng) -> Files:
     return {"a.tar": pack(pack(data) if rng.random() < 0.05 else data)}
 
 
+def lying_zip(rng: Rng) -> Files:
+    """A zip whose directory, headers and checksums fit, but for what one of its fields claims."""
+    good = encoded(noise(16, 16))
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        for i in range(6):
+            name, data = f"a/{i}.png", good
+            packing = int(rng.choice([0, 8, 12, 14]))  # stored, deflated, bzip2, lzma
+            match int(rng.integers(8)):
+                case 0:
+                    name, data = f"a/{i}.zip", held.getvalue() or bytes(100)
+                case 1:  # much of nothing
+                    data, packing = bytes(2**26 if rng.random() < 0.1 else 10**6), 8
+                case 2:
+                    trap = ["../b.png", "/tmp/igpt-hostile.png", "a/0.png", "a\\..\\..\\c.png"]
+                    name = str(rng.choice(trap))
+                case 3:
+                    name, data = f"a/{i}.json", b"[" * 10**5
+                case 4:
+                    name, data = f"a/{i}.tar", tar_bytes({"b.png": good})
+            info = zipfile.ZipInfo(name)
+            if rng.random() < 0.1:  # a link to what its content names
+                info.external_attr, data = 0o120777 << 16, str(rng.choice(["0.png", name])).encode()
+            with warnings.catch_warnings(action="ignore"):  # of names that come twice
+                archive.writestr(info, data, packing)
+            archive.writestr(f"b/{i}.png", good)
+    return {"a.zip": lying_directory(held.getvalue(), rng)}
+
+
+def lying_directory(data: bytes, rng: Rng) -> bytes:
+    """A zip some of whose sizes, places and counts are changed, in its directory and headers."""
+    changed = bytearray(data)
+    # Where fields stand behind each mark: sizes and lengths, the place of a header, the counts.
+    fields = {
+        b"PK\1\2": ((8, 2), (10, 2), (20, 4), (24, 4), (28, 2), (30, 2), (42, 4)),
+        b"PK\3\4": ((6, 2), (18, 4), (22, 4), (26, 2), (28, 2)),
+        b"PK\5\6": ((8, 2), (10, 2), (12, 4), (16, 4)),
+    }
+    for _ in range(int(rng.integers(0, 4))):
+        mark = list(fields)[int(rng.integers(3))]
+        places = [found.start() for found in re.finditer(re.escape(mark), data)]
+        at, size = fields[mark][int(rng.integers(len(fields[mark])))]
+        at += places[int(rng.integers(len(places)))]
+        changed[at : at + size] = (abs(lie(rng)) % 256**size).to_bytes(size, "little")
+    return bytes(changed)
+
+
 def lying_stream(rng: Rng) -> Files:
     """A small compressed archive that unpacks to much."""
     zeros = bytes(2**24)
@@ -422,6 +471,7 @@ MAKERS: tuple[Callable[[Rng], Files], ...] = (
         lying_columns,
         lying_model,
         lying_stream,
+        lying_zip,
     ),
 )
 _MODELS = (lying_model, lying_checkpoint)
