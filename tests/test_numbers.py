@@ -143,7 +143,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=said):
         broken.save(tmp_path / "other")
     assert not (tmp_path / "other").exists()
-    for judge in (broken.nats, broken.surprise):
+    for judge in (broken.nats, broken.surprise, broken.features):
         with pytest.raises(UserError, match="is not finite"):
             judge(np.zeros((1, 8, 8, 3), np.uint8))
     monkeypatch.setattr("igpt.formats.folder.check_finite", lambda *_, **__: None)

@@ -329,7 +329,9 @@ def _check_start(folder: Path, facts: Mapping[str, Any], init_from: str | None) 
         UserError: the run began otherwise.
     """
     began = facts.get("init_from", {}).get("model")
-    if init_from in (None, began) or (began is None and "--init-from" in facts["command"]):
+    if init_from is None or (began is None and "--init-from" in facts["command"]):
+        return
+    if began is not None and Path(init_from) == Path(began):  # with a slash at the end, or none
         return
     how = "without --init-from" if began is None else f"with --init-from {began}, not {init_from}"
     raise UserError(f"{folder} was started {how}: drop it, or start another run folder")

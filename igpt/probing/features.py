@@ -18,7 +18,7 @@ from torch import Tensor
 
 from igpt import caches, compute, files, system
 from igpt.config import N_BANDS, N_POOLED, Pooling, TrainConfig
-from igpt.errors import UserError
+from igpt.errors import NOT_FINITE, UserError
 from igpt.manifest import damaged
 from igpt.model.gpt import GPT, NORM_EPS, weights_digest
 from igpt.progress import say
@@ -194,6 +194,8 @@ def stream_features(
             model, batch, masked, layers=chosen, normalised=normalised, pooling=pooling
         )
         found = found[:, : rows.stop - rows.start].cpu()
+        if not found.isfinite().all():
+            raise UserError(NOT_FINITE)
         if is_good is not None:
             found[:, torch.from_numpy(~is_good[rows])] = LEFT_OUT
         return found

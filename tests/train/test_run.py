@@ -9,7 +9,7 @@ import pytest
 
 import igpt
 from igpt.errors import UserError
-from igpt.jobs.pretrain import overlaid
+from igpt.jobs.pretrain import _check_start, overlaid
 from igpt.tokens.palette import Palette
 from igpt.train import checkpoint, loop
 from igpt.train.folder import check_new, read_metrics, read_run
@@ -82,6 +82,11 @@ def test_a_start_from_another_resolution_is_resampled(finished, tmp_path):
 def test_init_from_at_resume_must_be_true_of_the_run(finished, tmp_path):
     with pytest.raises(UserError, match="was started without --init-from: drop it"):
         trained(LINEAR, finished, resume=True, init_from=str(finished))
+    began = {"command": "igpt pretrain", "init_from": {"model": "a/b"}}
+    for same in ("a/b", "a/b/", "./a/b", None):
+        _check_start(tmp_path, began, same)
+    with pytest.raises(UserError, match="was started with --init-from a/b, not a/c"):
+        _check_start(tmp_path, began, "a/c")
 
 
 def test_what_a_resumed_run_cannot_change_is_what_was_asked_for(tmp_path):
