@@ -262,9 +262,8 @@ class GPT(nn.Module):
 
 def weights_digest(network: GPT) -> str:
     """The sha256 of all weights and what they are called, as hex."""
-    digest = hashlib.sha256(repr((network.config, network.objective)).encode())
-    if network.objective == "ar" and not network.shifted:
-        digest.update(b"unshifted")
+    kind = b"" if network.shifted or network.objective == "bert" else b"unshifted"
+    digest = hashlib.sha256(repr((network.config, network.objective)).encode() + kind)
     for name, value in sorted(network.state_dict().items()):
         data = value.detach().float().cpu().contiguous().numpy()
         digest.update(f"{name}{data.shape}".encode())

@@ -137,7 +137,8 @@ def extract_features(
         return result
     masks = ("own", mask_prob, mask_seed) if network.objective == "bert" else None
     options = (CACHE_VERSION, shape, chosen, normalised, pooling, masks, str(dtype))
-    name = _digest(weights_digest(network), tokens_digest(tokens), *options)
+    parts = (weights_digest(network), tokens_digest(tokens), *options)
+    name = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
     path = files.cache_folder() / "features" / f"{name}.npy"
     is_missing = not _is_intact(path)
     world.from_first(int(is_missing))
@@ -242,8 +243,10 @@ def pooled_layers(
     for layer, h in enumerate(network.hidden(tokens, masked)):
         if layer in layers and pooling == "bands":
             pooled.append(_normalised_bands(network, layer, h) if normalised else banded(h))
+        elif layer in layers and normalised:
+            pooled.append(_normalised_mean(network, layer, h))
         elif layer in layers:
-            pooled.append(_normalised_mean(network, layer, h) if normalised else _mean(h))
+            pooled.append(h.mean(dim=1, dtype=torch.float32))
         if layer == layers[-1]:
             break
     return torch.stack(pooled)
@@ -284,11 +287,6 @@ def mean_of_bands(features: np.ndarray) -> np.ndarray:
     width = features.shape[-1] // N_POOLED["bands"]
     found = sum(features[..., band * width : (band + 1) * width] for band in range(N_BANDS))
     return np.asarray(found / N_BANDS, np.float32)
-
-
-def _mean(h: Tensor) -> Tensor:
-    """(B, T, D) -> (B, D) float32."""
-    return h.mean(dim=1, dtype=torch.float32)
 
 
 def _normalised_mean(network: GPT, layer: int, h: Tensor) -> Tensor:
@@ -360,10 +358,6 @@ def check_tokens(network: GPT, tokens: TokenSource) -> None:
             f"an image here has {seq_len} tokens, the network reads {network.seq_len}: "
             "resize the images to the model's size and use its own tokens"
         )
-
-
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 def tokens_digest(tokens: TokenSource, *, batch_size: int = 4096) -> str:
