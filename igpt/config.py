@@ -489,6 +489,54 @@ class RunConfig:
         return restored
 
 
+# Settings that act under another's value alone; of several values any will do.
+_ACTS_UNDER: dict[str, dict[str, object]] = {
+    "train.muon_lr": {"train.optimizer": "muon"},
+    "train.mask_prob": {"train.objective": "bert"},
+    "train.decay_fraction": {"train.schedule": "linear"},
+    "data.palette": {"data.tokens": "palette"},
+    "sgd_steps": {"solver": "sgd", "large": True},
+    "layer_images": {"large": True},
+}
+
+
+def check_acts(config: Any, beside: Any) -> None:
+    """Refuse a setting that was asked for and would do nothing.
+
+    Args:
+        config: of any kind.
+        beside: what single settings were laid over: only what differs was asked for.
+
+    Raises:
+        UserError: one acts under another value of another setting only.
+    """
+    values, before = _flat(config), _flat(beside)
+    for name, needs in _ACTS_UNDER.items():
+        if values.get(name) == before.get(name) or any(values[n] == v for n, v in needs.items()):
+            continue
+        raise UserError(
+            f"{_said(name, values[name])} would do nothing: it acts under "
+            f"{' or '.join(_said(*need) for need in needs.items())} alone, so ask for that too or "
+            "leave it out"
+        )
+
+
+def _said(name: str, value: object) -> str:
+    """A setting as messages call it: of a run with its part, of a probe as the option."""
+    if "." in name:
+        return f"{name} {value}"
+    return f"--{name.replace('_', '-')} {value}".removesuffix(" True")
+
+
+def _flat(config: Any, above: str = "") -> dict[str, object]:
+    """Every setting by its name with dots."""
+    found: dict[str, object] = {}
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{above}{field.name}"
+        found |= _flat(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
+    return found
+
+
 def overlaid(config: T, settings: Mapping[str, Any]) -> T:
     """A configuration with single settings in place of its own, as callers in Python give them.
 

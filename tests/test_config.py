@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igpt.config import DataConfig, ModelConfig, RunConfig, SampleConfig, TrainConfig
+from igpt.config import (
+    DataConfig,
+    ModelConfig,
+    ProbeConfig,
+    RunConfig,
+    SampleConfig,
+    TrainConfig,
+    check_acts,
+    overlaid,
+)
 from igpt.errors import UserError
 from igpt.recipes import RECIPES
 
@@ -117,3 +126,29 @@ def test_every_setting_says_what_it_is():
 def test_configurations_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         RunConfig().seed = 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "allows"),
+    [
+        ({"train.muon_lr": 0.5}, {"train.optimizer": "muon"}),
+        ({"train.mask_prob": 0.5}, {"train.objective": "bert"}),
+        ({"train.decay_fraction": 0.2}, {"train.schedule": "linear"}),
+        ({"data.tokens": "raw", "data.palette": "p.npy"}, {"data.tokens": "palette"}),
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_refused(asked, allows):
+    name = list(asked)[-1]
+    with pytest.raises(UserError, match=f"{name} .* would do nothing: it acts under "):
+        check_acts(overlaid(RunConfig(), asked), RunConfig())
+    check_acts(overlaid(RunConfig(), {**asked, **allows}), RunConfig())
+    check_acts(
+        overlaid(RunConfig(), asked), overlaid(RunConfig(), asked)
+    )  # of a recipe, or at resume
+
+
+def test_what_a_probe_would_not_look_at_is_refused():
+    for asked in ({"sgd_steps": 5}, {"layer_images": 5}):
+        with pytest.raises(UserError, match=r"--(sgd-steps|layer-images) 5 would do nothing"):
+            check_acts(ProbeConfig(**asked), ProbeConfig())
+        check_acts(ProbeConfig(**asked, large=True), ProbeConfig())

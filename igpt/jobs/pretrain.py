@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from igpt.config import RunConfig, overlaid
+from igpt.config import RunConfig, check_acts, overlaid
 from igpt.errors import UserError
 from igpt.evaluation.classifier import resampled
 from igpt.files import FolderLock
@@ -180,6 +180,7 @@ def train_run(
         Interrupted: a signal stopped it after a checkpoint.
     """
     world = default_world()
+    check_acts(config, starting_config(folder, resume=resume, recipe=config.recipe))
     check_trackers(config.train.track, folder)
     with ExitStack() as held:
         # What the run is, and what it begins with.

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from igpt.config import ProbeConfig, overlaid
+from igpt.config import ProbeConfig, check_acts, overlaid
 from igpt.errors import UserError
 from igpt.images.packed.read import PackedSet
 from igpt.jobs.opening import open_labelled, opened, recorded
@@ -50,6 +50,7 @@ def probe(
         UserError: the model, the data or a setting does not allow it.
     """
     config = overlaid(config or ProbeConfig(), settings)
+    check_acts(config, ProbeConfig())
     with quietly(not verbose), joined() as world:
         place, loaded = opened(model)
         with world.first_alone():

@@ -214,6 +214,10 @@ TOO_SMALL = "is packed at 8 pixels, 16 are needed here: prepare it again with --
             "--sgd-steps is 0: it must be at least 1",
         ),
         (
+            ["probe", "{model}", "digits", "--sgd-steps", "9"],
+            "--sgd-steps 9 would do nothing: it acts under --solver sgd or --large alone",
+        ),
+        (
             ["finetune", "{model}", "digits", "--finetune.layer", "3"],
             "layer 3 does not exist: choose from 0 to 2",
         ),
