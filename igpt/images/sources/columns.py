@@ -20,7 +20,14 @@ from igpt.errors import UserError
 from igpt.files import refuse_pointer
 from igpt.images.decode import open_image
 from igpt.images.rejects import MAX_FILE_BYTES
-from igpt.images.sources.labels import Numbering, label_key, label_of, ordered, said_of_labels
+from igpt.images.sources.labels import (
+    Numbering,
+    label_key,
+    note_label,
+    ordered,
+    said_of_labels,
+    said_of_odd,
+)
 from igpt.images.sources.names import find_named
 from igpt.images.sources.remote import present
 from igpt.images.sources.source import BLOCK_IMAGES, Block, BlockBuilder, Part, Source, Span
@@ -106,6 +113,8 @@ class _Survey:
     """Of the classes, where the files declare them."""
     values: Counter[str | None] = field(default_factory=Counter)
     """Rows of each label, where they do not."""
+    odd: Counter[str] = field(default_factory=Counter)
+    """Rows of what can be no label, by reason."""
 
     def places(self, path: Path) -> dict[str, int]:
         """The code of each cell of splits in a file; of `""` for all others."""
@@ -137,7 +146,8 @@ def _survey(paths: list[Path], name: str, *, unlabelled: bool) -> _Survey:
         label, declared = (None, ()) if unlabelled else _label_column(schema)
         found.label, found.names = found.label or label, found.names or declared
         if label and not declared:
-            found.values.update(map(label_of, _values(path, label)))
+            for value in _values(path, label):
+                note_label(value, found.values, found.odd)
         if split := _split_column(schema):
             found.cells.update(_cell(value) for value in _values(path, split))
         else:
@@ -158,8 +168,9 @@ def _decided(survey: _Survey, n_classes: int, *, unlabelled: bool) -> tuple[str,
         labelled = total if survey.names else total - survey.values[None]
         counts = {"n_labelled": labelled, "n_images": total, "n_classes": n_classes}
         lines.append(said_of_labels(f"the column {survey.label}", **counts))
-    elif not unlabelled:
+    elif not unlabelled and not survey.odd:
         lines.append("labels: none, as no column of words or numbers is named like one")
+    lines += said_of_odd(f"the column {survey.label}", survey.odd)
     return (*lines, *(f"left out: {error}" for error in survey.without))
 
 
@@ -362,7 +373,9 @@ def _label_column(schema: Any) -> tuple[str | None, tuple[str, ...]]:
         if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
             return column, tuple(map(str, feature.get("names") or ()))
     plain = _plain(schema)
-    key = label_key(plain)
+    if (key := label_key(plain)) is None:  # perhaps a list of one, or what can be said to be none
+        plain = {n.rpartition(".")[2]: n for n, kind in _leaves(schema) if not _holds_bytes(kind)}
+        key = label_key(plain)
     return (None if key is None else plain[key]), ()
 
 

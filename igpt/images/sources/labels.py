@@ -1,18 +1,21 @@
 """Where labels come from: one vocabulary and one way of numbering for every reader.
 
 A label is what stands in a folder's name, a table's column, an archive's `.cls` or `.json`: a word
-or a number, any number. What is missing, empty, not a number or another of `NO_LABEL` is "no
-label"; the image is an image all the same (pre-training takes it, probes leave it out and count
-it). Classes are numbered from 0 in the order of their values (numbers by size, else words by
-alphabet), and the manifest keeps the original of each as its name. Where a source brings names (the
-Hub's ClassLabel), its numbers are places in that list. A file's own name is never taken for a
-label.
+or a number, any number, or a list of one such. What is missing, empty, not a number or another of
+`NO_LABEL` is "no label", and so is, after a word, what can be none (a list of two); the image is an
+image all the same (pre-training takes it, probes leave it out and count it). Classes are numbered
+from 0 in the order of their values (numbers by size, else words by alphabet), and the manifest
+keeps the original of each as its name. Where a source brings names (the Hub's ClassLabel), its
+numbers are places in that list. A file's own name is never taken for a label.
 """
 
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -55,25 +58,37 @@ def label_of(value: Any) -> str | None:
     """A label as text, whatever held it; None: there is none.
 
     Args:
-        value: text, bytes, a number of any type, or None.
+        value: text, bytes, a number of any type, a day, a list of one of these, or None.
 
     Raises:
-        UserError: it is none of these, such as a list; the message is the reason alone.
+        UserError: it is none of these, such as a list of two; the message is the reason alone.
     """
-    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # numpy's numbers
+    if hasattr(value, "item") and getattr(value, "size", 1) == 1:  # numpy's numbers
         value = value.item()
+    if isinstance(value, list | tuple) and len(value) == 1:
+        return label_of(value[0])
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if not isinstance(value, str | int | float):
-        raise UserError(f"label is {type(value).__name__}, not a word or a number")
+    if not isinstance(value, str | int | float | Decimal | date):
+        what = f"{type(value).__name__} of {len(value)}" if hasattr(value, "__len__") else value
+        raise UserError(f"label is {what}, not a word or a number")
     text = unicodedata.normalize("NFC", str(value).strip())
     if re.fullmatch(r"[-+]?\d+\.0*", text):  # a table of numbers writes 1 as 1.0
         text = str(int(text.partition(".")[0]))
     return None if text in NO_LABEL else text
+
+
+def note_label(value: Any, labels: Counter[str | None], odd: Counter[str]) -> None:
+    """Count one image's label; what is none, such as a list of two, by its reason too."""
+    try:
+        labels[label_of(value)] += 1
+    except UserError as error:
+        labels[None] += 1
+        odd[str(error)] += 1
 
 
 def ordered(labels: Iterable[str]) -> tuple[str, ...]:
@@ -103,12 +118,15 @@ class Numbering:
         self._are_places = are_places
 
     def number(self, value: Any) -> int:
-        """The number of a label's class, -1 for no label.
+        """The number of a label's class, -1 for no label and for what can be none.
 
         Raises:
             UserError: it is of no class; the message is the reason alone.
         """
-        label = label_of(value)
+        try:
+            label = label_of(value)
+        except UserError:  # said where the labels were counted
+            return -1
         if label is None:
             return -1
         if label in self._number and not (self._are_places and _is_whole(label)):
@@ -182,3 +200,8 @@ def said_of_labels(where: str, *, n_labelled: int, n_images: int, n_classes: int
     """The line that says where labels come from and how many images have none."""
     some = "" if n_labelled == n_images else f"; {n_images - n_labelled} of {n_images} have none"
     return f"labels: {n_classes} classes from {where}{some}"
+
+
+def said_of_odd(where: str, odd: Counter[str]) -> list[str]:
+    """What to say of values that can be no label."""
+    return [f"labels: {n} in {where} are none: {reason}" for reason, n in odd.most_common(3)]

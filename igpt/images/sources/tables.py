@@ -25,7 +25,14 @@ from igpt.errors import UserError
 from igpt.images.rejects import NOT_LISTED, check_pointer
 from igpt.images.sources import columns
 from igpt.images.sources.archive import damage, unpacked
-from igpt.images.sources.labels import Numbering, label_key, label_of, ordered, said_of_labels
+from igpt.images.sources.labels import (
+    Numbering,
+    label_key,
+    note_label,
+    ordered,
+    said_of_labels,
+    said_of_odd,
+)
 from igpt.images.sources.layout import DUPLICATE, Duplicates
 from igpt.images.sources.names import find_named, is_image_name, suffixes
 from igpt.images.sources.source import Block, BlockBuilder, Source, Span
@@ -69,6 +76,7 @@ class _Survey:
 
     columns: dict[Path, _Columns] = field(default_factory=dict)
     labels: Counter[str | None] = field(default_factory=Counter)
+    odd: Counter[str] = field(default_factory=Counter)
     splits: Counter[str] = field(default_factory=Counter)
     duplicates: Duplicates = field(default_factory=Duplicates)
     n_rows: Counter[Path] = field(default_factory=Counter)
@@ -114,8 +122,9 @@ def open_tables(paths: Sequence[Path], *, name: str, unlabelled: bool = False) -
         named = {known.label.strip() for known in survey.columns.values() if known.label}
         column = f"the column {', '.join(sorted(named))}"
         decided.append(said_of_labels(column, n_classes=len(numbering.classes), **counts))
-    elif not unlabelled:
+    elif not unlabelled and not survey.odd:
         decided.append("labels: none, as no column is named like one")
+    decided += said_of_odd("the column of labels", survey.odd)
 
     def every_block() -> Iterator[Block]:
         reading = _Reading(survey, numbering if is_labelled else None)
@@ -141,10 +150,7 @@ def _survey(paths: Sequence[Path], *, unlabelled: bool) -> _Survey:
             found.n_rows[path] += 1
             found.duplicates.note(os.path.normpath(row.file))
             found.splits[row.split] += 1
-            try:
-                found.labels[None if unlabelled else label_of(row.label)] += 1
-            except UserError:  # such as a list: the row is left out later
-                continue
+            note_label(None if unlabelled else row.label, found.labels, found.odd)
     found.duplicates.settle()
     return found
 
@@ -289,6 +295,9 @@ def _csv_records(file: TextIO, kind: str) -> Iterator[Mapping[str, Any]]:
     first = "\t" if kind == ".tsv" else ","
     separator = max((first, *",\t;|"), key=lambda mark: _n_known(start, mark))
     header = next(csv.reader([start], delimiter=separator), [])
+    for name, n in Counter(header).items():
+        if n > 1 and (label_key([name]) or name.strip().lower() in (*_PATH_NAMES, *COLUMN_NAMES)):
+            raise UserError(f"{n} columns are called {name}: rename all but one")
     yield dict.fromkeys(header)
     for row in csv.reader(_lines(file), delimiter=separator, strict=True):
         if row:

@@ -26,6 +26,7 @@ from igpt.images.sources.labels import (
     label_of,
     ordered,
     said_of_labels,
+    said_of_odd,
 )
 from igpt.images.sources.layout import DUPLICATE, Duplicates, Layout, key_of_name, layout_of
 from igpt.images.sources.names import Unread, counts, is_image_name
@@ -115,6 +116,8 @@ class _Tar:
         default_factory=lambda: {s: array("l") for s in _LABEL_SUFFIXES}
     )
     """Number of each label among all that were seen, -1: none."""
+    odd: Counter[str] = field(default_factory=Counter)
+    """Files that should hold a label and hold none, by reason."""
     links: dict[str, str] = field(default_factory=dict)
     unread: Unread = field(default_factory=Unread)
     has_end: bool = True
@@ -204,7 +207,7 @@ def _note(tar: _Tar, archive: Archive | ZipArchive, entry: Entry, number: dict[s
         for last, keys in tar.images.items():
             keys.append(_key(entry, name, last=last))
     elif suffix in _LABEL_SUFFIXES and entry.kind == "file" and counts(name):
-        label = _read_label(archive, entry, suffix)
+        label = _read_label(tar, archive, entry, suffix)
         tar.values[suffix].append(-1 if label is None else number.setdefault(label, len(number)))
         for last, keys in tar.labels[suffix].items():
             keys.append(_key(entry, name, last=last))
@@ -212,7 +215,7 @@ def _note(tar: _Tar, archive: Archive | ZipArchive, entry: Entry, number: dict[s
         tar.unread.note(name)
 
 
-def _read_label(archive: Archive | ZipArchive, entry: Entry, suffix: str) -> str | None:
+def _read_label(tar: _Tar, archive: Archive | ZipArchive, entry: Entry, suffix: str) -> str | None:
     """What a file says of its sample's class, if anything."""
     if entry.size > _MAX_LABEL_BYTES[suffix]:
         return None
@@ -224,9 +227,12 @@ def _read_label(archive: Archive | ZipArchive, entry: Entry, suffix: str) -> str
         if suffix == ".cls":
             return label_of(data)
         fields = json.loads(data)
-        return label_in(fields) if isinstance(fields, dict) else None
-    except (UserError, ValueError, RecursionError):
-        return None
+        return label_in(fields) if isinstance(fields, dict) else label_of(fields)
+    except (ValueError, RecursionError):
+        tar.odd["it is no JSON"] += 1
+    except UserError as error:
+        tar.odd[str(error)] += 1
+    return None
 
 
 def _key(entry: Entry, name: str, *, last: bool) -> int:
@@ -338,6 +344,8 @@ def _decided(
                 f"{labels.several} samples hold several images: each is taken, with the label of "
                 "its sample"
             )
+    odd = sum((tar.odd for tar in survey.tars if not tar.reason), Counter[str]())
+    lines += said_of_odd("the .cls and .json files", odd)
     lines += [
         f"{tar.path.name} has no end mark: it may have been cut between two files"
         for tar in survey.tars

@@ -214,3 +214,29 @@ def test_a_column_that_says_no_split_is_none_and_a_mixed_one_is_refused(tmp_path
     assert read(open_source(str(tmp_path / "x.parquet"))).codes == [TRAIN] * 5
     with pytest.raises(UserError, match=r"y.parquet: unknown split 'fold1'"):
         open_source(str(tmp_path / "y.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("values", "labels", "said"),
+    [
+        ([[1], [0], [1], None, [0]], [1, 0, 1, -1, 0], "labels: 2 classes from the column label"),
+        (
+            [[1], [0, 1], [0], [1], [0]],
+            [1, -1, 0, 1, 0],
+            "labels: 1 in the column label are none: label is list of 2, not a word or a number",
+        ),
+        (
+            [[1, 0]] * 5,
+            [-1] * 5,
+            "labels: 5 in the column label are none: label is list of 2, not a word or a number",
+        ),
+    ],
+)
+def test_lists_of_one_are_labels_and_others_are_said(
+    tmp_path: Path, values: list[list[int]], labels: list[int], said: str
+) -> None:
+    held = table().append_column("label", pa.array(values))
+    pq.write_table(held, tmp_path / "x.parquet")
+    source = open_source(str(tmp_path / "x.parquet"))
+    assert read(source).labels == labels
+    assert any(line.startswith(said) for line in source.decided), source.decided

@@ -1,3 +1,6 @@
+from datetime import date
+from decimal import Decimal
+
 import numpy as np
 import pytest
 
@@ -22,7 +25,18 @@ def test_what_is_missing_is_no_label(value: object) -> None:
     assert label_of(value) is None
 
 
-@pytest.mark.parametrize("value", [[1, 2], {"a": 1}, np.zeros(3)])
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        *(([3], "3"), (("cat",), "cat"), (np.array([2]), "2"), ([["dog"]], "dog")),
+        *((Decimal("3.00"), "3"), (date(2020, 5, 1), "2020-05-01")),
+    ],
+)
+def test_a_list_of_one_is_what_it_holds_and_days_are_words(value: object, label: str) -> None:
+    assert label_of(value) == label
+
+
+@pytest.mark.parametrize("value", [[1, 2], [], {"a": 1}, np.zeros(3)])
 def test_lists_are_no_labels(value: object) -> None:
     with pytest.raises(UserError, match="not a word or a number"):
         label_of(value)

@@ -201,3 +201,20 @@ def test_a_table_may_leave_out_the_endings_of_its_files(tmp_path: Path) -> None:
 def test_a_table_without_a_line_of_names_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="first line is an image already: write the names"):
         open_table(table(tmp_path, "a/0.png,x\na/1.png,y\n"))
+
+
+def test_a_list_of_two_is_no_label_and_is_said(tmp_path: Path) -> None:
+    rows = [{"path": "a/0.png", "label": ["x"]}, {"path": "a/1.png", "label": ["x", "y"]}]
+    text = "".join(f"{json.dumps(row)}\n" for row in rows)
+    source = open_table(table(tmp_path, text, "labels.jsonl"))
+    assert read(source).labels == [0, -1]
+    odd = [line for line in source.decided if "the column of labels are none" in line]
+    assert odd == [
+        "labels: 1 in the column of labels are none: label is list of 2, not a word or a number"
+    ]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = table(tmp_path, "path,label,label\na/0.png,x,y\n")
+    with pytest.raises(UserError, match="2 columns are called label: rename all but one"):
+        open_table(path)

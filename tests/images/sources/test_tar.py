@@ -233,3 +233,15 @@ def test_a_negative_size_does_not_loop(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(data)
     with pytest.raises(UserError, match="damaged"):
         list(read_files(tmp_path / "a.tar"))
+
+
+def test_what_a_json_holds_in_place_of_a_label_is_said(tmp_path: Path) -> None:
+    files = {f"{i}.png": encoded(noise(9, 9, i)) for i in range(5)}
+    files |= {"0.json": b'{"label": [3]}', "1.json": b"4", "2.json": b'{"label": [3, 4]}'}
+    files |= {"3.json": b"{oops", "4.json": b'{"label": {"a": 1}}'}
+    source = open_tars([tar_at(tmp_path / "a.tar", files)], name="a.tar")
+    assert source.classes == ("3", "4")
+    assert read(source).labels == [0, 1, -1, -1, -1]
+    said = [line for line in source.decided if "the .cls and .json files" in line]
+    assert len(said) == 3
+    assert any("label is list of 2, not a word or a number" in line for line in said)
