@@ -154,7 +154,7 @@ def test_bad_input_is_said_before_any_work(model, tmp_path, capsys, options, sai
     [
         ("ddp", 8, 8),
         ("fsdp", 8, 8),
-        ("fsdp", 8, 12),
+        pytest.param("fsdp", 8, 12, marks=pytest.mark.slow),
         pytest.param("fsdp", 32, 48, marks=pytest.mark.slow),
         pytest.param("fsdp", 32, 64, marks=pytest.mark.slow),
     ],

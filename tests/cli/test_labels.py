@@ -215,7 +215,8 @@ TOO_SMALL = "is packed at 8 pixels, 16 are needed here: prepare it again with --
         ),
         (
             ["probe", "{model}", "digits", "--sgd-steps", "9"],
-            "--sgd-steps 9 would do nothing: it acts under --solver sgd or --large alone",
+            "--sgd-steps 9 would do nothing: it acts under --solver sgd or --large alone, "
+            "so ask for that too or leave it out",
         ),
         (
             ["finetune", "{model}", "digits", "--finetune.layer", "3"],

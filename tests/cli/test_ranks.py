@@ -116,6 +116,7 @@ def test_prepare_takes_one_part_a_process(trained, tmp_path, capsys):
     assert "--part is the rank under torchrun" in err
 
 
+@pytest.mark.slow
 def test_sample_draws_what_one_process_draws(trained, tmp_path, capsys):
     run = str(trained / "run")
     args = ["sample", run, "--n", "5", "--precision", "fp32"]

@@ -216,7 +216,7 @@ def test_a_probe_that_does_not_fit_is_left_behind_with_a_word(folder, tmp_path):
 
 def test_a_name_without_the_prefix_is_never_asked_for(hub, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for name in ("me/tiny", "runs/typo", "model", "a/b/c", ""):
+    for name in ("me/tiny", "runs/typo", "model", "a/b/c"):
         for command in (("sample", name), ("info", name)):
             status, _, line = run(capsys, *command)
             assert status == 2, command

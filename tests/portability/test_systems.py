@@ -79,7 +79,7 @@ def settings(system, place):
     return {**bare, "HOME": str(place / "home")}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # of a module, it is made anew when tests are dealt out in turn
 def ended(tmp_path_factory):
     """How the commands ended on a system; they run once, in one process."""
     known = {}

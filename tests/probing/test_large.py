@@ -52,6 +52,7 @@ def test_ridge_of_added_sums_is_that_of_all_images_at_once() -> None:
             assert np.abs(plain.predict(scaled) - (x @ w.T + b)).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_figures_are_near_those_of_the_exact_path(model: igpt.PixelModel, some: PackedSet) -> None:
     exact = probe_model(model, some, precision="fp32", n_joined=3, raw_pixels=True, save=False)
     found = probe_large(model, some, seen=SEEN, n_joined=3, solver=Solver(), save=False)

@@ -155,9 +155,8 @@ def test_the_number_of_ranks_may_change_between_runs(alone, tmp_path, parallel):
     assert curve(folder) == pytest.approx(curve(alone), abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    "parallel", [pytest.param("ddp", marks=pytest.mark.slow), pytest.param("fsdp")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_ranks_draw_what_their_model_draws(digits, tmp_path, parallel):
     folder = tmp_path / "run"
     drawing = ("--train.draw-every", "2", "--train.parallel", parallel)
