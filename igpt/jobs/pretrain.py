@@ -180,7 +180,6 @@ def train_run(
         Interrupted: a signal stopped it after a checkpoint.
     """
     world = default_world()
-    check_acts(config, starting_config(folder, resume=resume, recipe=config.recipe))
     check_trackers(config.train.track, folder)
     with ExitStack() as held:
         # What the run is, and what it begins with.
@@ -273,6 +272,8 @@ def _settled(
 ) -> _Settled:
     """The settings of RUN where it is there, else those asked for; a run is held from here on."""
     world, mixed = default_world(), [parse_mix(text) for text in mix]
+    base = world.told(lambda: starting_config(folder, resume=resume, recipe=config.recipe))
+    check_acts(config, base)
     if not world.told(lambda: resume and is_run(folder) and bool(read_run(folder))):
         world.told(lambda: check_new(folder))
         if resume:
