@@ -198,7 +198,7 @@ def _not_listed(folder: Path, names: set[str]) -> list[str]:
         return sorted(
             name for name in os.listdir(folder) if is_image_name(name) and name not in names
         )
-    except OSError:
+    except (OSError, ValueError):  # there is no such folder; no name holds a zero byte
         return []
 
 

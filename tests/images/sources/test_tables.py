@@ -218,3 +218,10 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     path = table(tmp_path, "path,label,label\na/0.png,x,y\n")
     with pytest.raises(UserError, match="2 columns are called label: rename all but one"):
         open_table(path)
+
+
+def test_a_folder_whose_name_holds_a_zero_byte_is_none(tmp_path: Path) -> None:
+    path = table(tmp_path, "path,label\na/0.png,x\nb\0c/1.png,y\n")
+    contents = read(open_table(path))
+    assert contents.labels == [0]
+    assert contents.rejects["b\0c/1.png"] == "there is no such file"
