@@ -119,6 +119,12 @@ def judged(sizes: Sizes) -> tuple[GPT, np.ndarray]:
     return network, np.random.default_rng(0).integers(train.N_COLORS, size=shape)
 
 
+def spans_of(work: Callable[[], object]) -> dict[str, list[float]]:
+    """Seconds of our own work, a few times."""
+    device = compute.default_device()
+    return measure.take_turns({measure.OURS: work}, repeats=3, device=device, at_most_s=ROUND_S)
+
+
 def forward_rows(sizes: Sizes, name: str, work: Callable[[], object]) -> Rows:
     """A pass over all judged images, of the time that its products would take at best."""
     device, size = compute.default_device(), sizes.small
@@ -127,7 +133,7 @@ def forward_rows(sizes: Sizes, name: str, work: Callable[[], object]) -> Rows:
     dtype = compute.choose_dtype("auto", device)
     return measure.rows_of(
         f"{name} of {sizes.n_judged} images {size}",
-        measure.take_turns({measure.OURS: work}, repeats=3, device=device, at_most_s=ROUND_S),
+        spans_of(work),
         limit_s=flops / measure.matrix_rate(device, dtype),
         limit="matrix rate",
         note=compute.name_of(dtype),
@@ -161,7 +167,7 @@ def probe_rows(sizes: Sizes) -> Rows:
 
     return measure.rows_of(
         f"large probe of {sizes.n_judged} images, {N_CLASSES} classes, {size}",
-        measure.take_turns({measure.OURS: work}, repeats=3, device=device, at_most_s=ROUND_S),
+        spans_of(work),
     )
 
 
@@ -192,7 +198,7 @@ def tuning_rows(size: Size) -> Rows:
     step()
     return measure.rows_of(
         f"finetune step {size}",
-        measure.take_turns({measure.OURS: step}, repeats=3, device=device, at_most_s=ROUND_S),
+        spans_of(step),
         note=compute.name_of(dtype),
     )
 

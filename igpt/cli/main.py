@@ -29,6 +29,7 @@ from igpt import __version__
 from igpt.errors import Diverged, Elsewhere, Interrupted, Stopped, UserError, missing_extra, refused
 from igpt.images.rejects import MAX_BAD, allow
 from igpt.system import (
+    at_home,
     keep_caches_together,
     limit_cpu,
     refuse_lost_folder,
@@ -99,7 +100,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
 def _status_of(argv: list[str] | None) -> int:
     args = sys.argv[1:] if argv is None else argv
     debug = "--debug" in args
-    args = [_WORDS_HOME.sub(_home, a) for a in args if a != "--debug"]
+    args = [_WORDS_HOME.sub(lambda word: str(at_home(word[0])), a) for a in args if a != "--debug"]
     warnings.showwarning = _show_warning
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # read when torch is imported
@@ -127,10 +128,6 @@ def _status_of(argv: list[str] | None) -> int:
             raise
         return _failed(line)
     return 0
-
-
-def _home(match: re.Match[str]) -> str:
-    return os.path.expanduser(match[0])  # noqa: PTH111 - pathlib fails where nobody knows it
 
 
 def _show_warning(message: Warning | str, *_args: Any, **_kwargs: Any) -> None:

@@ -272,12 +272,11 @@ def _settled(
 ) -> _Settled:
     """The settings of RUN where it is there, else those asked for; a run is held from here on."""
     world, mixed = default_world(), [parse_mix(text) for text in mix]
-    base = world.told(lambda: starting_config(folder, resume=resume, recipe=config.recipe))
-    check_acts(config, base)
     if not world.told(lambda: resume and is_run(folder) and bool(read_run(folder))):
         world.told(lambda: check_new(folder))
         if resume:
             say(f"{folder} holds no run yet: a new one starts")
+        check_acts(config, starting_config(folder, resume=resume, recipe=config.recipe))
         return _Settled(config=config, mixed=mixed, init_from=init_from, at=None)
     with world.first_alone():
         if world.is_first:
@@ -302,6 +301,7 @@ def _settled(
 def _taken_up(folder: Path, asked: RunConfig) -> tuple[RunConfig, Standing]:
     """What the run in a folder goes on with, and from where; nothing is changed yet."""
     stored, facts = read_run(folder)
+    check_acts(asked, stored)
     tokenizer_of(folder, stored, facts)
     config = taken_up(stored, asked)
     at = standing(folder, stored)

@@ -17,6 +17,8 @@ from igpt.progress import say, ticking
 
 CONNECT_TIMEOUT_S = 10.0
 ATTEMPTS = 5
+PARTIAL, NO_RANGE = 206, 416
+"""Answers to who asks for the rest of a file: here it is, and there is no such place in it."""
 # Answers of a server that is busy or restarts: the same request may succeed a little later.
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 PAUSE_S = 1.0
@@ -114,13 +116,13 @@ def _fetch_from(address: str, remote: Remote, part: Path) -> str:
     say(f"fetching {address}")
     reason = ""
     for attempt in range(ATTEMPTS):
-        before = _length(part)
+        before = length(part)
         try:
             _continue(address, remote, part)
             return ""
         except urllib.error.HTTPError as error:
             reason = f"status {error.code}"
-            if error.code == 416:  # what is here is not a beginning of that file
+            if error.code == NO_RANGE:  # what is here is not a beginning of that file
                 part.unlink(missing_ok=True)
             elif error.code in BUSY:
                 time.sleep(PAUSE_S * 2**attempt)
@@ -130,7 +132,7 @@ def _fetch_from(address: str, remote: Remote, part: Path) -> str:
             if not isinstance(error, _OF_NETWORK):
                 raise  # of the disk
             reason = str(getattr(error, "reason", error)) or "the connection broke"
-            if _length(part) <= before:
+            if length(part) <= before:
                 return reason
     return reason
 
@@ -144,12 +146,13 @@ _OF_NETWORK = (
 )
 
 
-def _length(path: Path) -> int:
+def length(path: Path) -> int:
+    """Bytes that are here of a file; 0 where there is none."""
     return path.stat().st_size if path.exists() else 0
 
 
 def _continue(address: str, remote: Remote, part: Path) -> None:
-    have = _length(part)
+    have = length(part)
     if remote.n_bytes and have > remote.n_bytes:
         part.unlink()
         have = 0
@@ -161,7 +164,7 @@ def _continue(address: str, remote: Remote, part: Path) -> None:
         ticking(remote.name) as ticker,
     ):
         # A server that ignores the range sends everything from the start.
-        append = have and answer.status == 206
+        append = have and answer.status == PARTIAL
         done = have if append else 0
         total = remote.n_bytes or done + int(answer.headers.get("Content-Length", 0))
         with part.open("ab" if append else "wb") as file:

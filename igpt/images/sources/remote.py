@@ -26,7 +26,15 @@ from urllib.parse import unquote, urlsplit
 
 from igpt.errors import UserError
 from igpt.files import FolderLock, cache_folder, read_json, write_error, write_json
-from igpt.images.sources.download import ATTEMPTS, CONNECT_TIMEOUT_S, alone, is_offline
+from igpt.images.sources.download import (
+    ATTEMPTS,
+    CONNECT_TIMEOUT_S,
+    NO_RANGE,
+    PARTIAL,
+    alone,
+    is_offline,
+    length,
+)
 from igpt.images.sources.names import counts, expanded
 from igpt.progress import say
 
@@ -42,7 +50,6 @@ _LATEST = "latest.json"
 _CHUNK_BYTES = 2**20
 _MAX_FILES = 10_000_000
 _DEFAULT_LIMIT_GB = 50.0
-PARTIAL, NO_RANGE = 206, 416
 _ABSENT = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 # Files of a repository that are not data.
 _NOT_DATA = re.compile(r"(^|/)(README|LICENSE|\.gitattributes)|\.(md|py|txt\.gz)$", re.IGNORECASE)
@@ -413,7 +420,7 @@ def present(path: Path) -> Path:
 
 
 def _is_whole(path: Path, size: int) -> bool:
-    have = path.stat().st_size if path.exists() else 0
+    have = length(path)
     return have == size if size >= 0 else have > 0
 
 
@@ -428,16 +435,16 @@ def _fetch(folder: Path, relative: str, path: Path) -> None:
     failed, most = 0, 0
     while True:
         try:
-            if _length(part) != size:
+            if length(part) != size:
                 with _asking(shown):
                     get(index["options"], address, part)
-            if size < 0 or _length(part) == size:
+            if size < 0 or length(part) == size:
                 break
-            reason = f"{_length(part)} bytes came, not {size}"
+            reason = f"{length(part)} bytes came, not {size}"
             part.unlink()
         except _NoAnswerError as error:
             reason = str(error)
-        have = _length(part)
+        have = length(part)
         failed = 1 if have > most else failed + 1  # since more of it came
         most = max(most, have)
         if failed == ATTEMPTS:
@@ -456,7 +463,7 @@ def _get_fsspec(options: dict[str, Any], address: str, part: Path) -> None:
 
     part.parent.mkdir(parents=True, exist_ok=True)
     fs = fsspec.filesystem(**options, **_patience(options["protocol"]))
-    have = _length(part)
+    have = length(part)
     if options["protocol"] not in ("http", "https"):
         with fs.open(address, "rb") as file, part.open("ab") as out:
             file.seek(have)
@@ -472,10 +479,6 @@ def _get_fsspec(options: dict[str, Any], address: str, part: Path) -> None:
         if getattr(error, "status", None) == NO_RANGE:  # what is here is no beginning of that file
             part.unlink()
         raise
-
-
-def _length(part: Path) -> int:
-    return part.stat().st_size if part.exists() else 0
 
 
 def _get_hub(options: dict[str, Any], address: str, part: Path) -> None:
