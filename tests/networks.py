@@ -6,6 +6,7 @@ import torch
 from igpt.config import ModelConfig, Objective, SampleConfig
 from igpt.generate.sample import draw
 from igpt.model.gpt import GPT
+from igpt.model.head import SavedProbe
 from igpt.pixelmodel import PixelModel
 from igpt.tokens.palette import Palette
 from igpt.trained import ModelFacts
@@ -25,6 +26,21 @@ def pixel_model(*, image_size: int = 8, objective: Objective = "ar") -> PixelMod
     shape = {"n_colors": 27, "seq_len": image_size**2, "objective": objective}
     facts = ModelFacts(objective=objective, image_size=image_size, tokens="palette", trained={})
     return PixelModel(network(n_embd=16, **shape), Palette(colors), facts)
+
+
+def probe_of(model: PixelModel, chances: tuple[float, float] = (0.5, 0.5)) -> SavedProbe:
+    """A saved probe of `pixel_model` that gives every image these chances of cat and dog."""
+    return SavedProbe(
+        weights=np.zeros((2, 16), np.float32),
+        biases=np.log(np.array(chances, np.float32)),
+        layer=1,
+        normalised=True,
+        strength=1.0,
+        labels=(0, 1),
+        classes=("cat", "dog"),
+        model_digest=model.digest(),
+        protocol="by hand",
+    )
 
 
 def drawn_without_cache(model: GPT, uniform: np.ndarray, config: SampleConfig) -> np.ndarray:

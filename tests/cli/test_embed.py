@@ -8,9 +8,8 @@ import pytest
 from PIL import Image
 
 from igpt.loading import load
-from igpt.model.head import SavedProbe
 from tests.cli.test_main import run
-from tests.networks import pixel_model
+from tests.networks import pixel_model, probe_of
 
 
 @pytest.fixture
@@ -45,17 +44,7 @@ def test_embed_writes_path_label_and_vector(place, capsys, ending):
 
 def test_classify_names_each_image_by_the_saved_probe(place, capsys):
     model = load("tiny")
-    SavedProbe(
-        weights=np.zeros((2, 16), np.float32),
-        biases=np.log(np.array([0.25, 0.75], np.float32)),
-        layer=1,
-        normalised=True,
-        strength=1.0,
-        labels=(0, 1),
-        classes=("cat", "dog"),
-        model_digest=model.digest(),
-        protocol="by hand",
-    ).save(place / "tiny")
+    probe_of(model, (0.25, 0.75)).save(place / "tiny")
     _, out, _ = run(["classify", "tiny", "cats"], capsys)
     assert out == "cats/a.png  dog 75.0%\ncats/b.png  dog 75.0%\n"
     _, out, _ = run(["classify", "tiny", "cats/a.png", "--top", "2", "--json"], capsys)
@@ -69,17 +58,7 @@ def test_classify_names_each_image_by_the_saved_probe(place, capsys):
 def test_probe_of_another_model_or_palette_is_refused(place, capsys):
     model = load("tiny")
     model.network.wte.weight.data += 1
-    SavedProbe(
-        weights=np.zeros((2, 16), np.float32),
-        biases=np.zeros(2, np.float32),
-        layer=1,
-        normalised=True,
-        strength=1.0,
-        labels=(0, 1),
-        classes=("cat", "dog"),
-        model_digest=model.digest(),
-        protocol="by hand",
-    ).save(place / "tiny")
+    probe_of(model).save(place / "tiny")
     status, out, error = run(["classify", "tiny", "cats"], capsys)
     line = "the probe in tiny was fitted on another model or palette: run igpt probe on this one"
     assert (status, out, error) == (2, "", f"igpt: error: {line}\n")

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 
 from igpt.images.packed.read import PackedSet
-from igpt.model.head import SavedProbe
 from igpt.sklearn import IGPTClassifier, IGPTFeatures
 from igpt.tokens.palette import Palette
 from tests.cli.test_main import run
 from tests.images.pictures import encoded, noise, smooth
-from tests.networks import pixel_model
+from tests.networks import pixel_model, probe_of
 
 # Read at a reduced scale, in full, grey, with alpha, and smaller than 224 pixels.
 FILES = {
@@ -41,17 +40,7 @@ def test_a_file_gives_the_same_tokens_everywhere(tmp_path, monkeypatch, capsys, 
         (tmp_path / "photos" / name).write_bytes(data)
     model = pixel_model()
     model.save("tiny")
-    SavedProbe(
-        weights=np.zeros((2, 16), np.float32),
-        biases=np.zeros(2, np.float32),
-        layer=1,
-        normalised=True,
-        strength=1.0,
-        labels=(0, 1),
-        classes=("a", "b"),
-        model_digest=model.digest(),
-        protocol="by hand",
-    ).save(tmp_path / "tiny")
+    probe_of(model).save(tmp_path / "tiny")
     assert run(["prepare", "photos", "packed", "--image-size", "8"], capsys)[0] == 0
     packed = PackedSet.open(tmp_path / "packed")
     model.encode(packed.images_at(np.arange(4))[:])
