@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from igpt import compute
+from igpt import compute, system
 from igpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from igpt.images.prepare import open_data
 from igpt.jobs import pretrain as run
@@ -97,7 +97,9 @@ def step_bytes(image_size: int, precision: compute.Precision, *, compiled: bool)
             loss_sum(logits, tokens, None).backward()
             optimizer.step(1.0)
 
-    return compute.memory_growth(steps, device)
+    before = system.resident_bytes()
+    steps()
+    return system.peak_bytes() - before
 
 
 def stall(*, large: bool) -> dict[str, Any]:

@@ -5,11 +5,14 @@ import os
 import re
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from igpt import cpp, system
 from igpt.errors import UserError
@@ -240,10 +243,43 @@ def peak_memory_bytes(device: torch.device) -> int:
     return system.peak_bytes()
 
 
+class _CountedTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the bytes of tensors that operators make, for as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.most = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        made = operator(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage.data_ptr() in self._known or not storage.nbytes():
+            return  # a view, or changed in place
+        self._known.add(storage.data_ptr())
+        self.now += storage.nbytes()
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._forget, storage.data_ptr(), storage.nbytes())
+
+    def _forget(self, address: int, n_bytes: int) -> None:
+        self._known.discard(address)
+        self.now -= n_bytes
+
+
 def memory_growth(work: Callable[[], object], device: torch.device) -> int:
-    """The most bytes that a call of `work` takes beyond what was taken before."""
-    if device.type == "cpu":
-        return system.growth_bytes(work)
+    """The most bytes of tensors that a call of `work` takes beyond what was taken before."""
+    if device.type == "cpu":  # a process's memory would also show what its allocator keeps back
+        counted = _CountedTensors()
+        with counted:
+            work()
+        return counted.most
     if device.type == "mps":  # its driver keeps what was freed, and so its growth is the peak's
         torch.mps.empty_cache()
         before = torch.mps.driver_allocated_memory()

@@ -17,14 +17,13 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from igpt.errors import UserError
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
-SAMPLE_EVERY_S = 0.001
 
 
 # --- The command
@@ -262,46 +261,6 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def growth_bytes(work: Callable[[], object]) -> int:
-    """The most memory that a call of `work` takes beyond what was taken before."""
-    give_back()
-    before = resident_bytes()
-    if _forget_peak() and _status_bytes("VmHWM") is not None:
-        work()
-        return max(0, peak_bytes() - before)
-    with _sampled_peak() as peak:
-        work()
-    return max(0, max(peak) - before)
-
-
-@contextlib.contextmanager
-def _sampled_peak() -> Iterator[list[int]]:
-    """Look at the memory every millisecond, where the kernel's count cannot be set back."""
-    peak, done = [resident_bytes()], threading.Event()
-
-    def look() -> None:
-        while not done.wait(SAMPLE_EVERY_S):
-            peak[0] = max(peak[0], resident_bytes())
-
-    watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        watcher.join()
-        peak[0] = max(peak[0], resident_bytes())
-
-
-def _forget_peak() -> bool:
-    """Let the kernel count this process's peak from now on; False where it does not."""
-    try:
-        (PROC / "self" / "clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
 def _status_bytes(field: str) -> int | None:
     with contextlib.suppress(OSError):
         for line in (PROC / "self" / "status").read_text().splitlines():
@@ -332,12 +291,6 @@ def keep_freed_memory() -> None:
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(top_pad, 2**26)
-
-
-def give_back() -> None:
-    """Give freed memory back to the system, where the C library keeps it."""
-    with contextlib.suppress(AttributeError):
-        _c_library().malloc_trim(0)  # type: ignore[union-attr]
 
 
 def allocate(path: Path) -> None:

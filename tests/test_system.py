@@ -218,23 +218,6 @@ def test_free_memory_where_there_are_no_control_groups(machine_of_16_gib, monkey
     assert system.free_memory_bytes() == 16 * GIB
 
 
-def held(n_bytes):
-    """Memory that is really used."""
-    taken = mmap.mmap(-1, n_bytes)
-    for start in range(0, n_bytes, 4096):
-        taken[start] = 1
-    return taken
-
-
-@pytest.mark.parametrize("proc", ["here", "absent"])
-def test_growth_is_measured_with_and_without_the_kernels_count(proc, monkeypatch, tmp_path):
-    if proc == "absent":
-        monkeypatch.setattr(system, "PROC", tmp_path)
-    grown = system.growth_bytes(lambda: held(2**26).close())
-    assert 0.8 * 2**26 < grown < 2 * 2**26
-    assert system.growth_bytes(lambda: None) < 2**24
-
-
 @pytest.mark.parametrize(("platform", "unit"), [("darwin", 1), ("freebsd", 1024)])
 def test_the_peak_elsewhere_is_the_systems_count(platform, unit, monkeypatch, tmp_path):
     import resource
@@ -260,7 +243,6 @@ def test_a_c_library_without_glibcs_switches_changes_nothing(monkeypatch):
     for library in (object(), None):
         monkeypatch.setattr(system, "_c_library", lambda library=library: library)
         system.keep_freed_memory()
-        system.give_back()
 
 
 @pytest.mark.parametrize("how", ["call", "no call", "file system without it"])

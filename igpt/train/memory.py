@@ -17,7 +17,7 @@ from igpt.train.objectives import loss_sum
 STATE_BYTES = 16
 # Of the free memory: a CPU's is shared with whatever else runs.
 SHARES = {"cpu": 0.5, "cuda": 0.9}
-# A trial this large is far above what the allocator keeps back.
+# A trial this large is far above what an allocator keeps back, and the weights' own gradients.
 CLEAR_BYTES = 2**28
 # Where the formula stays this far below the limit, nothing is tried.
 CERTAIN = 0.25
@@ -81,7 +81,6 @@ def image_bytes(config: RunConfig, shape: Shape, *, most: int, device: torch.dev
         most: images a trial takes at most.
         device: where.
     """
-    _trial_bytes(config, shape, 1, 1, device)  # what PyTorch imports on first use is no image's
     n = 1
     while (one := _trial_bytes(config, shape, 1, n, device)) < CLEAR_BYTES and n < most:
         n = min(most, 2 * n)
