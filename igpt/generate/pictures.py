@@ -11,8 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from igpt.errors import UserError
 from igpt.files import write_bytes, writing
 from igpt.generate.sample import Progress
-from igpt.images.grid import tile
-from igpt.images.recognise import OWN_MARKS
+from igpt.images.grid import OWN_MARKS, tile
 
 # Pixels that are not there yet, or were hidden from the model: two greys, as a checkerboard.
 GREYS = (168, 200)

@@ -7,10 +7,14 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from igpt.images.recognise import OWN_MARK
-
 GAP_PX = 2
 BACKGROUND = (255, 255, 255)
+OWN_MARK = ("Software", "igpt")
+"""Stands in the pictures that igpt draws, so that they are not taken for data later."""
+_EXIF = Image.Exif()
+_EXIF[305] = OWN_MARK[1]  # 305: Software
+OWN_MARKS = {"GIF": {"comment": OWN_MARK[1].encode()}, "WEBP": {"exif": _EXIF.tobytes()}}
+"""What says the same in animations, by format: what Pillow writes, and reads back."""
 
 
 def tile(

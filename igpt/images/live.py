@@ -16,7 +16,7 @@ import numpy as np
 from igpt.errors import UserError
 from igpt.images.crop import crop_resize, enough_px, random_crop
 from igpt.images.decode import decode_bytes
-from igpt.images.packed.originals import Originals, no_files, read_original
+from igpt.images.packed.originals import Originals, no_files, originals_of, read_original
 from igpt.images.packed.read import PackedSet
 from igpt.images.sources.source import Original
 from igpt.images.workers import n_workers, worker_pool
@@ -143,7 +143,8 @@ def open_live(packed: PackedSet, rows: np.ndarray, *, workers: int = 0) -> LiveI
             f"{packed.folder} was prepared by igpt 0.1, which did not note where its images are: "
             "delete it and prepare it again, or set data.augment to cifar, flip or none"
         )
-    if packed.originals is None:
+    originals = originals_of(packed)
+    if originals is None:
         raise UserError(no_files(packed.folder))
-    packed.originals.check(rows)
-    return LiveImages(packed.originals, rows, packed.image_size, workers=workers)
+    originals.check(rows)
+    return LiveImages(originals, rows, packed.image_size, workers=workers)

@@ -11,17 +11,12 @@ from typing import IO, Any, Protocol, cast
 from PIL import Image
 
 from igpt.errors import UserError
+from igpt.images.grid import OWN_MARK, OWN_MARKS
 from igpt.images.rejects import DAMAGED, OWN_PICTURE, check_pointer
 from igpt.images.sources.names import HEIF_REMEDY, has_heif
 
 # Pillow's other readers start programs (EPS), or read what nobody trains on.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
-OWN_MARK = ("Software", "igpt")
-"""Stands in the pictures that igpt draws, so that they are not taken for data later."""
-_EXIF = Image.Exif()
-_EXIF[305] = OWN_MARK[1]  # 305: Software
-OWN_MARKS = {"GIF": {"comment": OWN_MARK[1].encode()}, "WEBP": {"exif": _EXIF.tobytes()}}
-"""What says the same in animations, by format: what Pillow writes, and reads back."""
 NOT_READ = "not an image, or of a kind that is not read"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")

@@ -260,7 +260,7 @@ def _resolved(model: PixelModel, data: PackedSet, asked: Asked) -> Asked:
     folds = theirs is not None and theirs.train.total_steps >= PAPERS_STEPS
     n_tokens = config.total_steps * config.batch_size * data.image_size**2
     chosen: dict[str, Any] = {
-        "augment": "imagenet" if cropped and data.originals is not None else "cifar",
+        "augment": "imagenet" if cropped and data.manifest.get("originals") else "cifar",
         "fold_validation": "on" if folds else "off",
         "compile": "blocks" if pays_to_compile(n_tokens, device) else "off",
     }

@@ -41,7 +41,6 @@ from igpt.train.feeding import (
     Mixed,
     epoch_images,
     fitted_palette,
-    images_of,
     open_sets,
     originals,
     parse_mix,
@@ -510,7 +509,9 @@ def begin(
         _say_of_split(start, data, facts)
     if isinstance(tokenizer, Palette):
         tokenizer.save(folder / "palette.npy")
-    images = [images_of(other.packed, config) for other in sets]
+    images = [
+        other.packed.trained_images(fold_validation=config.data.fold_validation) for other in sets
+    ]
     if sum(map(len, images)) <= MOST:
         write_seen(folder, united(*map(fingerprints, images), start.seen if start else None))
     write_run(folder, config, facts)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from igpt import files
-from igpt.images.recognise import OWN_MARK
+from igpt.images.grid import OWN_MARK
 
 INK, MUTED, GRID = "#1d2433", "#667085", "#e6e8ee"
 BESIDE = 0.07

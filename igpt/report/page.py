@@ -12,7 +12,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from igpt import files
-from igpt.images.recognise import OWN_MARK
+from igpt.images.grid import OWN_MARK
 from igpt.report import charts
 from igpt.report.charts import GRID, INK, MUTED, Chart
 

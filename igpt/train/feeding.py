@@ -7,12 +7,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, get_args
 
-import numpy as np
-
 from igpt.config import Augment, RunConfig
 from igpt.errors import UserError
 from igpt.images.live import LiveImages, open_live
-from igpt.images.packed.read import PackedImages, PackedSet
+from igpt.images.packed.read import PackedSet
 from igpt.images.prepare import open_data
 from igpt.images.workers import n_workers
 from igpt.progress import say
@@ -94,19 +92,6 @@ def parse_mix(text: str) -> Mixed:
     return number, augment, data  # type: ignore[return-value]  # checked above
 
 
-def rows_of(packed: PackedSet, config: RunConfig) -> np.ndarray:
-    """(N,) int64: which images train; the validation images too where they are folded back."""
-    rows = packed.rows("train")
-    if not config.data.fold_validation:
-        return rows
-    return np.concatenate([rows, packed.rows("valid")])
-
-
-def images_of(packed: PackedSet, config: RunConfig) -> PackedImages:
-    """The images that train, as they were packed."""
-    return packed.images_at(rows_of(packed, config))
-
-
 def fitted_palette(config: RunConfig, ingredients: Sequence[Ingredient]) -> Palette:
     """A palette of the training images, each set counting by its weight in the mixture."""
     say(f"fitting a palette of {config.data.n_colors} colours on the training split")
@@ -123,7 +108,9 @@ def epoch_images(config: RunConfig, ingredients: Sequence[Ingredient]) -> int:
     """Images drawn, from all sets together, while the first one comes once."""
     first = ingredients[0]
     share = first.weight / sum(ingredient.weight for ingredient in ingredients)
-    return round(len(rows_of(first.packed, config)) / share)
+    return round(
+        len(first.packed.trained_rows(fold_validation=config.data.fold_validation)) / share
+    )
 
 
 @contextmanager
@@ -153,7 +140,7 @@ def originals(
                 n = packed.manifest["views"]
                 say(f"{packed.folder} holds {n} random crops of each image: these are trained on")
             elif ingredient.augment == "imagenet":
-                rows = rows_of(packed, config)
+                rows = packed.trained_rows(fold_validation=config.data.fold_validation)
                 opened = held.enter_context(open_live(packed, rows, workers=workers))
             live.append(opened)
         yield live
@@ -199,7 +186,8 @@ def _holds_crops(ingredient: Ingredient) -> bool:
 
 def _kept(config: RunConfig, ingredient: Ingredient, tokenizer: Tokenizer) -> ImageArray:
     """Packed images, or their tokens where these are stored and nothing changes the images."""
-    packed, rows = ingredient.packed, rows_of(ingredient.packed, config)
+    packed = ingredient.packed
+    rows = packed.trained_rows(fold_validation=config.data.fold_validation)
     stored = None
     if ingredient.augment == "none":
         stored = stored_tokens(packed, tokenizer, rows)

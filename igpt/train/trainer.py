@@ -22,7 +22,6 @@ from igpt.tokens.batches import BatchStream
 from igpt.tokens.tokenizer import Tokenizer
 from igpt.train.compiling import LossSum, compile_network
 from igpt.train.distributed import World, default_world
-from igpt.train.feeding import images_of
 from igpt.train.objectives import loss_sum
 from igpt.train.optim import Optimizer
 from igpt.train.parallel import copied, is_sharded, keep_own_part, shard, whole_weights
@@ -212,7 +211,7 @@ def whole_network(trainer: Trainer) -> GPT | None:
 
 def _training_stream(config: RunConfig, data: PackedSet, tokenizer: Tokenizer) -> BatchStream:
     return BatchStream(
-        images_of(data, config),
+        data.trained_images(fold_validation=config.data.fold_validation),
         None,
         tokenizer,
         batch_size=config.train.batch_size,

@@ -1,4 +1,3 @@
-import dataclasses
 from contextlib import contextmanager
 
 import numpy as np
@@ -17,7 +16,6 @@ from igpt.train.feeding import (
     Ingredient,
     epoch_images,
     fitted_palette,
-    images_of,
     originals,
     parse_mix,
     training_stream,
@@ -28,10 +26,6 @@ from tests.images.test_live import painted
 CONFIG = RunConfig(
     data=DataConfig(image_size=8, n_colors=2), train=TrainConfig(batch_size=6, total_steps=9)
 )
-
-
-def folded(config):
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, fold_validation=True))
 
 
 @contextmanager
@@ -49,10 +43,10 @@ def plain(folder, color, n=20):
 
 
 def test_folding_adds_the_validation_images(digits):
-    images = images_of(digits, folded(CONFIG))
+    images = digits.trained_images(fold_validation=True)
     assert len(images) == digits.n("train") + digits.n("valid")
     np.testing.assert_array_equal(images[-3:], digits.images("valid")[-3:])
-    assert len(images_of(digits, CONFIG)) == digits.n("train")
+    assert len(digits.trained_images(fold_validation=False)) == digits.n("train")
 
 
 @pytest.mark.parametrize(

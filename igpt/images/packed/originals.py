@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from igpt.errors import UserError
+from igpt.images.packed.read import PackedSet
 from igpt.images.sources.source import Original, Span, read_span
 
 NAME, START, SIZE, DIGEST = range(4)
@@ -111,6 +112,12 @@ class Originals:
         """Where the originals lie now: where they lay, or at the same place beside the set."""
         moved = self._folder.absolute() / self._beside
         return moved if not self._root.exists() and moved.exists() else self._root
+
+
+def originals_of(packed: PackedSet) -> Originals | None:
+    """What the images of a packed set were made of; None where they were no files."""
+    entry = packed.manifest.get("originals")
+    return None if entry is None else Originals(packed.folder, entry)
 
 
 def no_files(folder: Path) -> str:

@@ -24,7 +24,6 @@ from igpt import caches, system
 from igpt.errors import UserError
 from igpt.files import FolderLock, cache_folder, writing
 from igpt.images.packed.format import read_manifest
-from igpt.images.packed.originals import Originals
 from igpt.images.splits import SPLITS, Split, draw_splits
 from igpt.manifest import damaged
 from igpt.streams import stream
@@ -74,10 +73,8 @@ class PackedImages:
         return images
 
     def _gather(self, rows: np.ndarray) -> np.ndarray:
-        images: np.ndarray
         if len(self._shards) == 1:
-            images = self._shards[0][rows]
-            return images
+            return np.asarray(self._shards[0][rows])
         held = np.searchsorted(self._starts, rows, side="right") - 1
         images = np.empty((len(rows), *self.shape[1:]), np.uint8)
         for shard in np.unique(held):
@@ -193,6 +190,15 @@ class PackedSet:
             return rows
         return np.sort(stream(0, f"at-most/{split}").permutation(rows)[: self.most])
 
+    def trained_rows(self, *, fold_validation: bool) -> np.ndarray:
+        """(n,) int64: places of the images that train, the validation images too where folded."""
+        rows = self.rows("train")
+        return np.concatenate([rows, self.rows("valid")]) if fold_validation else rows
+
+    def trained_images(self, *, fold_validation: bool) -> PackedImages:
+        """These images, as they were packed."""
+        return self.images_at(self.trained_rows(fold_validation=fold_validation))
+
     def _drawn_rows(self, codes: np.ndarray, split: Split) -> np.ndarray:
         rows = np.flatnonzero(codes == SPLITS.index(split))
         return rows[self._labels[rows] >= 0] if self.labelled_only else rows
@@ -216,12 +222,6 @@ class PackedSet:
                         held[:] = rows
         caches.used(folder)
         return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
-
-    @cached_property
-    def originals(self) -> Originals | None:
-        """What its images were made of; None where they were no files."""
-        entry = self.manifest.get("originals")
-        return None if entry is None else Originals(self.folder, entry)
 
     def labelled(self) -> Self:
         """The same set with the images that have a label alone, where some have one."""

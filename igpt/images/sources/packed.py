@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from igpt.errors import UserError
+from igpt.images.packed.originals import originals_of
 from igpt.images.packed.read import PackedSet
 from igpt.images.sources.source import Block, Part, Source, block_length
 from igpt.images.splits import SPLITS, Split
@@ -38,7 +39,7 @@ def open_packed(packed: PackedSet) -> Source:
 
 def _blocks(packed: PackedSet, split: Split, code: int) -> Iterator[Block]:
     images, labels, places = packed.images(split), packed.labels(split), packed.rows(split)
-    originals = packed.originals
+    originals = originals_of(packed)
     step = block_length(3 * packed.image_size**2)
     for start in range(0, len(images), step):
         rows = np.arange(start, min(start + step, len(images)))
