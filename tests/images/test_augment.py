@@ -27,6 +27,16 @@ def test_result_is_a_cut_of_the_reflected_image_or_its_mirror() -> None:
         assert cut.tobytes() in all_cuts(image, 2)
 
 
+def test_draws_say_where_the_cut_begins_and_whether_it_is_mirrored() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="reflect")
+    draws = np.array([[0, 0.99, 0.5], [0.99, 0, 0.5], [0.5, 0.2, 0.49]])
+    up_right, down_left, mirrored = cropped(np.stack([image] * 3), draws)
+    np.testing.assert_array_equal(up_right, padded[:16, 4:])
+    np.testing.assert_array_equal(down_left, padded[4:, :16])
+    np.testing.assert_array_equal(mirrored, padded[2:18, 1:17][:, ::-1])
+
+
 def test_every_cut_comes_up() -> None:
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
     made = crop_and_flip(np.stack([image] * 1000), stream(0, "test"))
@@ -63,8 +73,10 @@ def test_half_of_the_images_are_mirrored() -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (12, 5, 5, 3)).astype(np.uint8)
     draws = rng.random((12, 3))
+    draws[0, 2] = 0.5
     before = images.copy()
     made = flipped(images, draws)
+    np.testing.assert_array_equal(flipped(np.asfortranarray(images), draws), made)
     for i in range(12):
         expected = images[i, :, ::-1] if draws[i, 2] < 0.5 else images[i]
         np.testing.assert_array_equal(made[i], expected)
