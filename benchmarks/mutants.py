@@ -12,8 +12,10 @@ unchanged. A survivor is printed with its number and line; `--only` tries some n
 import argparse
 import ast
 import contextlib
+import functools
 import gc
 import importlib
+import math
 import os
 import random
 import shutil
@@ -21,11 +23,13 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType, ModuleType
+
+import pytest
 
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
@@ -37,10 +41,9 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {
 PAIRS = ("min max", "any all", "amin amax", "argmin argmax", "floor ceil")
 NAMES = {a: b for pair in PAIRS for a, b in (pair.split(), pair.split()[::-1])}
 # Fields whose contents are no behaviour, or only a message.
-LEFT_ALONE = ("annotation", "returns", "exc", "cause")
-PRELOADED = "torch numpy scipy.optimize sklearn.linear_model hypothesis pytest PIL.Image psutil"
-RUN = "-x -q -p no:cacheprovider -m".split()
-QUICK = "not slow and not gpu"
+LEFT_ALONE = ("annotation", "returns", "exc", "cause", "decorator_list")
+PRELOADED = "torch numpy scipy.optimize sklearn.linear_model hypothesis PIL.Image psutil"
+RUN = [*"-x -q -p no:cacheprovider -m".split(), "not slow and not gpu"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,42 +52,37 @@ class Mutant:
 
     number: int
     line: int
-    holder: ast.AST
-    field: str
-    index: int | None
+    old: ast.AST
     new: ast.AST
+    put: Callable[[ast.AST], None]
+    """Changes the tree that it was found in."""
 
     def __str__(self) -> str:
-        held = getattr(self.holder, self.field)
-        old = held if self.index is None else held[self.index]
-        was, now = (" ".join(ast.unparse(node).split()) for node in (old, self.new))
-        return f"#{self.number} line {self.line}: {was[:90]}  ->  {now[:90]}"
-
-    def apply(self) -> None:
-        """Change the tree that the mutant was found in."""
-        if self.index is None:
-            setattr(self.holder, self.field, self.new)
-        else:
-            getattr(self.holder, self.field)[self.index] = self.new
+        was, now = (" ".join(ast.unparse(node).split())[:90] for node in (self.old, self.new))
+        return f"#{self.number} line {self.line}: {was}  ->  {now}"
 
 
 def mutants_of(tree: ast.Module) -> list[Mutant]:
     """All mutants of a module, from its first line to its last."""
     found: list[Mutant] = []
 
-    def look(holder: ast.AST, line: int) -> None:
-        for field, value in ast.iter_fields(holder):
+    def look(node: ast.AST, line: int, put: Callable[[ast.AST], None]) -> None:
+        if isinstance(node, ast.Assert | ast.JoinedStr):
+            return
+        line = getattr(node, "lineno", line)
+        for number, new in enumerate(_instead_of(node), len(found)):
+            found.append(Mutant(number, line, node, new, put))
+        for field, value in ast.iter_fields(node):
             if field in LEFT_ALONE:
                 continue
-            for index, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
-                if not isinstance(node, ast.AST) or isinstance(node, ast.Assert | ast.JoinedStr):
-                    continue
-                own = getattr(node, "lineno", line)
-                for new in _instead_of(node):
-                    found.append(Mutant(len(found), own, holder, field, index, new))
-                look(node, own)
+            if isinstance(value, ast.AST):
+                look(value, line, functools.partial(setattr, node, field))
+            elif isinstance(value, list):
+                for index, part in enumerate(value):
+                    if isinstance(part, ast.AST):
+                        look(part, line, functools.partial(value.__setitem__, index))
 
-    look(tree, 0)
+    look(tree, 0, lambda _: None)
     return found
 
 
@@ -108,10 +106,8 @@ def _instead_of(node: ast.AST) -> Iterator[ast.AST]:
             yield _with(node, test=ast.UnaryOp(ast.Not(), node.test))
         case ast.comprehension(ifs=[_, *_]):
             yield _with(node, ifs=[])
-        case ast.Break():
-            yield ast.Continue()
-        case ast.Continue():
-            yield ast.Break()
+        case ast.Break() | ast.Continue():
+            yield ast.Break() if isinstance(node, ast.Continue) else ast.Continue()
         case ast.Name(id=name) if name in NAMES:
             yield _with(node, id=NAMES[name])
         case ast.Attribute(attr=name) if name in NAMES:
@@ -138,10 +134,8 @@ class Bench:
         self.tree = ast.parse(module.read_text())
         (folder / "cache").mkdir()
         start_s = time.monotonic()
-        status = self.status_of(None, at_most_s=600)
-        if status != 0:
-            log = (folder / "log").read_text()
-            raise SystemExit(f"{log}\nthe tests of {module} do not pass as they are: {status}")
+        if self.status_of(None, at_most_s=600):
+            raise SystemExit(f"{(folder / 'log').read_text()}\nthe module as it is does not pass")
         # The first run compiled C++; what else it kept would hide what a mutant computes.
         for kept in (folder / "cache").iterdir():
             if not kept.name.startswith((".native-", "native-")):
@@ -152,65 +146,52 @@ class Bench:
         gc.freeze()  # children need not look through what is loaded
         self.limit_s = 15 + 4 * (time.monotonic() - start_s)
 
-    def status_of(self, mutant: Mutant | None, *, at_most_s: float) -> int | None:
-        """pytest's exit status with a mutant, or the module as it is; none: its time was up."""
+    def status_of(self, mutant: Mutant | None, *, at_most_s: float) -> int:
+        """pytest's exit status with a mutant, or the module as it is; below 0: killed."""
+        cache = self._folder / "cache"
         if mutant is not None:
-            shutil.copytree(self._folder / "code", self._folder / "cache")
-        child = os.fork()
-        if child == 0:
+            shutil.rmtree(cache, ignore_errors=True)
+            shutil.copytree(self._folder / "code", cache)
+        if not (child := os.fork()):
             os.setsid()
-            self._become(mutant)
-        end_s = time.monotonic() + at_most_s
-        done, status = 0, 0
-        while not done and time.monotonic() < end_s:
-            done, status = os.waitpid(child, os.WNOHANG)
-            time.sleep(0.02)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)
-        if not done:
-            os.waitpid(child, 0)
-        if mutant is not None:
-            shutil.rmtree(self._folder / "cache", ignore_errors=True)
-        shutil.rmtree(self._folder / "temporary", ignore_errors=True)
-        return os.waitstatus_to_exitcode(status) if done else None
-
-    def _become(self, mutant: Mutant | None) -> None:
-        """In the child: import the mutant where the module is asked for, test, end."""
-        import pytest
-
-        status = 3
-        with open(self._folder / "log", "w") as log:
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
+            signal.alarm(math.ceil(at_most_s))
+            result = 3
             try:
-                if mutant is not None:
-                    mutant.apply()
-                code = compile(ast.fix_missing_locations(self.tree), self._module, "exec")
-                get_code, own = SourceFileLoader.get_code, str(self._module)
-
-                def changed(loader: SourceFileLoader, name: str) -> object:
-                    if loader.path != own:
-                        return get_code(loader, name)
-                    if mutant is None:
-                        (self._folder / "modules").write_text(" ".join(_loaded()))
-                    return code
-
-                SourceFileLoader.get_code = changed  # type: ignore[method-assign, assignment]
-                os.environ["IGPT_TEST_CACHE"] = str(self._folder / "cache")
-                temporary = f"--basetemp={self._folder / 'temporary'}"
-                status = int(pytest.main([*RUN, QUICK, temporary, *self._tests]))
-            except BaseException:
-                traceback.print_exc()
+                result = self._become(mutant)
             finally:
-                sys.stdout.flush()
-                os._exit(status)
+                os._exit(result)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)  # what its tests have started
+        shutil.rmtree(self._folder / "temporary", ignore_errors=True)
+        return status
+
+    def _become(self, mutant: Mutant | None) -> int:
+        """In the child: import the mutant where the module is asked for; pytest's exit status."""
+        log = os.open(self._folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        if mutant is not None:
+            mutant.put(mutant.new)
+        code = compile(ast.fix_missing_locations(self.tree), self._module, "exec")
+        get_code, own = SourceFileLoader.get_code, str(self._module)
+
+        def changed(loader: SourceFileLoader, name: str) -> CodeType | None:
+            if loader.path != own:
+                return get_code(loader, name)
+            # What is whole by now does not import the module, and serves all mutants.
+            whole = [n for n, m in sys.modules.items() if n.startswith("igpt") and _is_whole(m)]
+            (self._folder / "modules").write_text(" ".join(whole))
+            return code
+
+        SourceFileLoader.get_code = changed  # type: ignore[method-assign, assignment]
+        os.environ["IGPT_TEST_CACHE"] = str(self._folder / "cache")
+        temporary = f"--basetemp={self._folder / 'temporary'}"
+        return int(pytest.main([*RUN, temporary, *self._tests]))
 
 
-def _loaded() -> Iterator[str]:
-    """The modules of the package that are whole by now, and so need no mutant."""
-    for name in [name for name in sys.modules if name.startswith("igpt")]:
-        if not getattr(sys.modules[name].__spec__, "_initializing", False):
-            yield name
+def _is_whole(module: ModuleType) -> bool:
+    return not getattr(module.__spec__, "_initializing", False)
 
 
 def main() -> None:

@@ -5,7 +5,16 @@ import torch
 from igpt.compute import one_thread
 from igpt.config import SampleConfig
 from igpt.errors import UserError
-from igpt.generate.sample import draw, kept_probabilities, sample, sampling, uniforms
+from igpt.generate import sample as sample_module
+from igpt.generate.sample import (
+    default_batch_size,
+    draw,
+    kept_probabilities,
+    sample,
+    sampling,
+    uniforms,
+)
+from igpt.model.decoder import open_decoder
 from tests.networks import drawn_without_cache, network
 
 
@@ -40,6 +49,12 @@ def test_top_k_keeps_the_k_likeliest_and_top_p_the_smallest_likely_set():
     assert (kept_probabilities(logits, SampleConfig(top_k=99, top_p=1.0)) > 0).all()
 
 
+def test_a_temperature_next_to_nothing_takes_the_likeliest_colour():
+    logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, -900.0, 1.0]])
+    tokens = draw(logits, torch.full((2,), 0.99).double(), SampleConfig(temperature=1e-308))
+    assert tokens.tolist() == [1, 0]
+
+
 def test_temperature_0_takes_the_likeliest_colour():
     logits = torch.tensor([[0.0, 2.0, 2.0], [3.0, 0.0, 1.0]])
     assert draw(logits, torch.zeros(2).double(), SampleConfig(temperature=0.0)).tolist() == [1, 0]
@@ -67,6 +82,30 @@ def test_an_image_is_the_same_alone_and_in_any_batch(n_colors):
     assert (sample(model, 7, seed=2) != together).any()
 
 
+def test_as_many_are_drawn_side_by_side_as_half_of_the_memory_holds(monkeypatch):
+    monkeypatch.setattr(sample_module, "free_memory_bytes", lambda device: 2000)
+    sizes = [default_batch_size(n, torch.device("cpu")) for n in (1001, 1000, 300, 1)]
+    assert sizes == [1, 1, 3, sample_module.LARGEST_BATCH]
+
+
+def test_the_precision_asked_for_is_the_decoders(monkeypatch):
+    asked = []
+
+    def opened(model, *, precision):
+        asked.append(precision)
+        return open_decoder(model, precision=precision)
+
+    monkeypatch.setattr(sample_module, "open_decoder", opened)
+    sample(network(), 1, precision="bf16")
+    assert asked == ["bf16"]
+
+
+def test_nothing_stands_where_nothing_is_drawn_yet():
+    progress = next(sampling(network(), 2))
+    assert progress.tokens.shape == (2, 16)
+    assert not progress.tokens[:, 1:].any()
+
+
 def test_progress_shows_one_more_token_of_every_image_at_each_step():
     counts = [int(progress.drawn.sum()) for progress in sampling(network(), 3, batch_size=2)]
     assert counts == [*range(2, 33, 2), *range(33, 49)]
@@ -92,6 +131,13 @@ def test_the_thread_count_is_as_before_while_drawing_and_after():
 def test_sampling_from_a_bert_network_is_refused():
     with pytest.raises(UserError, match="trained with the bert objective"):
         sample(network(objective="bert"), 1)
+
+
+def test_a_network_without_an_output_head_is_refused():
+    model = network()
+    model.predicts = False
+    with pytest.raises(UserError, match="without an output head"):
+        sample(model, 1)
 
 
 def test_asking_for_no_image_is_refused():
