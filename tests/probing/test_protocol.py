@@ -11,13 +11,18 @@ from sklearn.preprocessing import StandardScaler
 
 from igpt.errors import UserError
 from igpt.model.head import SavedProbe
+from igpt.probing import protocol
 from igpt.probing.protocol import (
     Labelled,
+    LayerScore,
+    accuracy_of,
+    best_score,
     check_labels,
     join_layers,
     pixel_features,
     present_labels,
     probe_layers,
+    score_of,
     window,
 )
 
@@ -66,6 +71,59 @@ def test_best_layer_is_chosen_and_scored_as_scikit_learn_scores_it() -> None:
     accuracy = (scores.argmax(axis=1) == test.labels).mean()
     assert result.test_accuracy == pytest.approx(accuracy)
     assert (result.n_train, result.n_valid, result.n_test) == (300, 100, 200)
+
+
+def test_scores_are_counted_by_hand_however_many_rows_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(0)
+    weights, biases, features = (
+        rng.normal(size=(3, 5)),
+        rng.normal(size=3),
+        rng.normal(size=(40, 5)),
+    )
+    present, labels = np.array([2, 4, 9]), rng.choice([2, 4, 7, 9], 40)  # 7 cannot be guessed
+    chances = np.exp(features @ weights.T + biases)
+    chances /= chances.sum(axis=1, keepdims=True)
+    right = sum(present[row.argmax()] == label for row, label in zip(chances, labels, strict=True))
+    column = {2: 0, 4: 1, 9: 2}
+    losses = [-np.log(chances[i, column[n]]) for i, n in enumerate(labels.tolist()) if n in column]
+    for size in (7, 100):
+        monkeypatch.setattr(protocol, "SCORED_ROWS", size)
+        arguments = (weights, biases, present, features)
+        score = score_of(*arguments, labels, layer=6, strength=0.3)
+        assert accuracy_of(*arguments, labels) == right / 40
+        assert (score.layer, score.strength, score.valid_accuracy) == (6, 0.3, right / 40)
+        assert score.valid_loss_nats == pytest.approx(np.mean(losses))
+        unknown = score_of(*arguments, np.full(40, 7), layer=6, strength=0.3)
+        assert (unknown.valid_accuracy, unknown.valid_loss_nats) == (0, np.inf)
+
+
+def test_among_equal_accuracies_the_lowest_loss_is_best() -> None:
+    scores = [
+        LayerScore(layer=i, strength=1.0, valid_accuracy=accuracy, valid_loss_nats=loss)
+        for i, (accuracy, loss) in enumerate([(0.5, 0.1), (0.6, 0.9), (0.6, 0.8), (0.6, 0.85)])
+    ]
+    assert best_score(scores).layer == 2
+
+
+def test_standard_error_is_that_of_a_share_and_each_layer_is_told() -> None:
+    told: list[int] = []
+    weak = (0.2, 0.8, 0.5)
+    parts = [split(n, seed, signal=weak) for n, seed in ((300, 1), (100, 2), (200, 3))]
+    result, _, _ = probe_layers(*parts, layers=[0, 1, 2], progress=told.append)
+    share = result.test_accuracy
+    assert result.test_accuracy_se == pytest.approx((share * (1 - share) / 200) ** 0.5)
+    assert 0 < share < 1
+    assert told == [1, 1, 1]
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_every_split_needs_its_labels(place: int) -> None:
+    splits = [split(300, 1), split(100, 2), split(200, 3)]
+    splits[place] = Labelled(splits[place].features, splits[place].labels[1:])
+    with pytest.raises(UserError, match=f"{('train', 'valid', 'test')[place]} has"):
+        probe_layers(*splits, layers=[0, 1, 2])
 
 
 def test_test_labels_choose_nothing() -> None:
@@ -130,9 +188,11 @@ def test_pixels_lie_between_minus_one_and_one() -> None:
 def test_joined_layers_are_adjacent_and_centred(around: int, taken: int) -> None:
     features = np.arange(7, dtype=np.float32)[:, None, None] * np.ones((7, 4, 2), np.float32)
     layers = window(around, len(features), 5)
+    assert window(around, len(features), 9) == range(7)
     assert layers == range(taken, taken + 5)
     joined = join_layers(features, layers)
     assert joined.shape == (1, 4, 10)
+    assert len(list(joined)) == 1
     assert (
         joined[0][np.array([2])][0].tolist() == np.repeat(np.arange(taken, taken + 5), 2).tolist()
     )

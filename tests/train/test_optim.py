@@ -9,6 +9,7 @@ from igpt.train.optim import (
     Muon,
     Optimizer,
     clip_gradients,
+    level_steps,
     lr_factor_at,
     orthogonal,
     warmup_steps_of,
@@ -42,6 +43,41 @@ def test_constant_and_linear_schedules():
     linear = config(total_steps=100, schedule="linear", decay_fraction=0.5)
     assert lr_factor_at(49, linear, 0) == 1.0
     assert lr_factor_at(75, linear, 0) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("decay_fraction", [0.07, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("warmup", [0, 3, 10])
+def test_level_steps_are_those_that_a_longer_run_begins_with(decay_fraction, warmup):
+    def factors(schedule, n):
+        settings = config(total_steps=n, schedule=schedule, decay_fraction=decay_fraction)
+        return [lr_factor_at(step, settings, warmup) for step in range(41)], settings
+
+    for schedule in ("linear", "cosine", "constant"):
+        (here, settings), (longer, _) = factors(schedule, 41), factors(schedule, 4100)
+        same = next((i for i in range(41) if here[i] != longer[i]), 41)
+        level = level_steps(settings, warmup)
+        if schedule == "cosine":  # the warm-up is the same, but nothing is promised
+            assert level == 0 and same == warmup + 1
+        elif schedule == "constant":
+            assert level > 10**9 and same == 41
+        else:
+            assert level == same
+
+
+def test_a_run_shorter_than_its_warm_up_only_rises():
+    settings = config(total_steps=5)
+    assert [lr_factor_at(step, settings, 10) for step in range(5)] == [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert warmup_steps_of(config(total_steps=10), n_images=10**6) == 1
+
+
+def test_gradients_are_scaled_to_the_norm_or_only_measured():
+    weights = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1))]
+    for max_norm, scale in ((0.5, 0.1), (7.0, 1.0), (0.0, 1.0)):
+        for weight, values in zip(weights, ([0.0, 3.0], [4.0]), strict=True):
+            weight.grad = torch.tensor(values)
+        assert float(clip_gradients(weights, max_norm)) == pytest.approx(5)
+        found = torch.cat([weight.grad for weight in weights])
+        torch.testing.assert_close(found, scale * torch.tensor([0.0, 3.0, 4.0]))
 
 
 def updates_of(settings, steps=4):
