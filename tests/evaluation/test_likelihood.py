@@ -99,6 +99,32 @@ def test_untrained_head_costs_the_log_of_the_colours() -> None:
     assert result.n_images == N
 
 
+def test_the_mean_and_its_standard_error_are_over_images() -> None:
+    model = network()
+    nats = image_nats(token_surprise(model, tokens(), precision="fp32"))
+    result = likelihood(model, tokens(), tokens(20, seed=1), tokens_per_pixel=1, precision="fp32")
+    assert result.nats_per_token == pytest.approx(nats.mean(), rel=1e-6)
+    assert result.nats_per_token_se == pytest.approx(nats.std() / N**0.5, rel=1e-6)
+    counts = Counts.of(tokens(20, seed=1), n_colors=K, stride=1)
+    assert result.unigram_nats_per_token == counts.unigram_nats(tokens())
+    assert result.bigram_nats_per_token == counts.bigram_nats(tokens())
+    assert result.gzip_nats_per_token == gzip_nats_per_token(tokens())
+    alone = likelihood(model, tokens(), tokens(0), tokens_per_pixel=1, precision="fp32")
+    assert (alone.unigram_nats_per_token, alone.bigram_nats_per_token) == (None, None)
+    assert alone.nats_per_token == result.nats_per_token
+
+
+def test_bert_images_without_a_masked_token_are_left_out_of_the_mean() -> None:
+    model = network("bert")
+    judged, options = tokens(40), {"mask_prob": 0.05, "precision": "fp32"}
+    nats = image_nats(token_surprise(model, judged, **options))  # type: ignore[arg-type]
+    known = nats[~np.isnan(nats)]
+    assert 0 < len(known) < 40
+    result = likelihood(model, judged, tokens(2), tokens_per_pixel=1, **options)  # type: ignore[arg-type]
+    assert result.n_images == len(known)
+    assert result.nats_per_token == pytest.approx(known.mean(), rel=1e-6)
+
+
 def test_bits_follow_from_nats() -> None:
     assert bits_per_pixel(math.log(2), tokens_per_pixel=1) == pytest.approx(1)
     assert bits_per_dim(math.log(256), tokens_per_pixel=3) == pytest.approx(8)
@@ -146,6 +172,26 @@ def test_pairs_of_very_many_colours_are_not_counted() -> None:
     counts = Counts.of(np.zeros((2, 4), np.int64), n_colors=5000, stride=1)
     assert counts.bigram_nats(np.zeros((1, 4), np.int64)) is None
     assert counts.unigram_nats(np.zeros((1, 4), np.int64)) == pytest.approx(math.log(5008 / 9))
+
+
+def test_more_images_than_are_read_at_once_are_all_counted() -> None:
+    train = np.arange(5000)[:, None] * np.ones((1, 4), np.int64) % 7  # 7 colours, rows of one
+    counts = Counts.of(train, n_colors=7, stride=1)
+    flat = np.bincount(train.reshape(-1), minlength=7) + 1
+    assert counts.unigram_nats(train) == pytest.approx(
+        -np.log(flat / flat.sum())[train].mean(), rel=1e-12
+    )
+    rows = np.bincount(train[:, 0], minlength=7)
+    assert counts.bigram_nats(train[:, :2]) == pytest.approx(
+        (
+            -np.log(flat / flat.sum())[train[:, 0]]
+            - np.log((3 * rows + 1) / (3 * rows + 7))[train[:, 0]]
+        ).mean()
+        / 2,
+        rel=1e-12,
+    )
+    size = len(zlib.compress(train.astype("<u2").tobytes(), 9)) - 6  # its header and checksum
+    assert gzip_nats_per_token(train) == pytest.approx(8 * size * math.log(2) / 20_000, rel=0.05)
 
 
 def test_gzip_counts_bits_a_token() -> None:

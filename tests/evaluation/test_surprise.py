@@ -52,3 +52,11 @@ def test_an_images_surprise_does_not_depend_on_its_place(objective):
 def test_tokens_of_another_length_are_refused():
     with pytest.raises(UserError, match="9 tokens, the network reads 16"):
         whole_surprise(network(objective="bert"), TOKENS[:, :9])
+
+
+@pytest.mark.parametrize("objective", ["ar", "bert"])
+def test_a_network_whose_logits_are_no_numbers_is_refused(objective):
+    model = network(objective=objective)
+    torch.nn.init.constant_(model.head.weight, torch.nan)
+    with pytest.raises(UserError, match="not finite"):
+        whole_surprise(model, TOKENS)

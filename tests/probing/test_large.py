@@ -14,9 +14,10 @@ from igpt.errors import UserError
 from igpt.images.packed.read import PackedSet
 from igpt.probing import large
 from igpt.probing.exact import Seen, probe_model
-from igpt.probing.large import Moments, choose_layer, plan_large, probe_large
-from igpt.probing.protocol import best_score
+from igpt.probing.large import Moments, choose_layer, finalists, plan_large, probe_large
+from igpt.probing.protocol import LayerScore, best_score
 from igpt.probing.solve import Solver
+from igpt.train.distributed import ALONE
 
 SEEN: Seen = {"normalised": True, "pooling": "mean", "precision": "fp32"}
 
@@ -52,6 +53,40 @@ def test_ridge_of_added_sums_is_that_of_all_images_at_once() -> None:
             assert np.abs(plain.predict(scaled) - (x @ w.T + b)).max() < 1e-4
 
 
+def test_features_that_come_in_pieces_are_added_and_judged_like_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(2, 50, 6)).astype(np.float32)
+    codes = rng.integers(0, 3, 50)
+    whole = Moments(2, 6, 3, torch.device("cpu"))
+    whole.add(features, codes)
+    weights, biases = whole.ridge()
+    monkeypatch.setattr(large, "ADDED_ROWS", 16)
+    pieces = Moments(2, 6, 3, torch.device("cpu"))
+    adding = large._Adding(pieces, codes, ALONE)
+    present = np.array([4, 5, 9])
+    judging = large._Judging((weights, biases), present[codes], present, torch.device("cpu"), ALONE)
+    for first in range(0, 50, 7):
+        rows = slice(first, min(first + 7, 50))
+        adding[:, rows] = features[:, rows]
+        judging[:, rows] = features[:, rows]
+    for one, other in zip(pieces.ridge(), (weights, biases), strict=True):
+        assert np.abs(one - other).max() < 1e-5
+    for layer, share in np.ndindex(2, len(large.SHARES)):
+        scores = features[layer] @ weights[layer, share].T + biases[layer, share]
+        assert judging.right[layer, share] == (scores.argmax(1) == codes).sum()
+
+
+def test_the_three_best_layers_are_fitted_in_their_order() -> None:
+    shares = (0.1, 0.5, 0.4, 0.2, 0.6)
+    scores = [
+        LayerScore(layer=i, strength=1.0, valid_accuracy=share, valid_loss_nats=0.0)
+        for i, share in enumerate(shares)
+    ]
+    assert finalists(scores) == [1, 2, 4]
+
+
 @pytest.mark.slow
 def test_figures_are_near_those_of_the_exact_path(model: igpt.PixelModel, some: PackedSet) -> None:
     exact = probe_model(model, some, precision="fp32", n_joined=3, raw_pixels=True, save=False)
@@ -81,6 +116,15 @@ def test_a_plan_says_what_it_takes(model: igpt.PixelModel, some: PackedSet) -> N
     assert plan.disk_bytes == 2 * n * 7 * 192
     assert plan.solver == "sgd" and plan.fitting_bytes == 0
     assert len(plan.lines()) == 4
+    # Seven layers of 192 features and the bias, ten classes, five penalties.
+    assert plan.choosing_bytes == 8 * 7 * 193 * (193 + 10) + 4 * 7 * 5 * 10 * 192
+    exact = plan_large(model, some, seen=SEEN, n_joined=2, layer_images=9, solver=Solver())
+    assert (exact.solver, exact.layer_images) == ("lbfgs", 9)
+    assert exact.fitting_bytes == 2 * 4 * (some.n("train") + some.n("valid")) * (2 * 192 + 1)
+    assert exact.disk_bytes == 2 * n * 4 * 192  # three layers, and the one beside the best
+    alone = plan_large(model, some, seen=SEEN, n_joined=0, layer_images=9, solver=Solver())
+    assert alone.disk_bytes == 2 * n * 3 * 192
+    assert 0 < alone.forward_s < plan.forward_s
 
 
 def test_where_the_optimum_does_not_fit_sgd_does(

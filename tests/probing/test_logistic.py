@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -74,8 +75,6 @@ def both_rows(model: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_gradient_is_the_slope_of_the_value() -> None:
-    import torch
-
     features, labels = problem(50, 5, 3)
     axes = logistic._principal_axes(features, True, torch.device("cpu"))
     made = logistic._Problem(features, labels, axes, n_classes=3, strengths=[0.1, 10.0])
@@ -89,6 +88,65 @@ def test_gradient_is_the_slope_of_the_value() -> None:
     behind, _ = made.value_and_gradient(point - step * way, which)
     slope = (ahead - behind) / (2 * step)
     assert np.allclose(slope, (gradient * way).sum(dim=(1, 2)), rtol=2e-3)
+
+
+def test_direction_is_that_of_bfgs_with_its_matrix_written_out() -> None:
+    rng = np.random.default_rng(0)
+    roots = rng.normal(size=(2, 6, 6))
+    hessians = roots @ roots.transpose(0, 2, 1) + np.eye(6)
+    memory, pairs = logistic._Memory(), []
+    gradient = rng.normal(size=(2, 2, 3))
+    assert np.array_equal(memory.direction(torch.tensor(gradient)), -gradient)
+    for _ in range(logistic.HISTORY + 2):
+        step = rng.normal(size=(2, 6))
+        change = np.einsum("aij,aj->ai", hessians, step)
+        pairs.append((step, change))
+        memory.add(torch.tensor(step).view(2, 2, 3), torch.tensor(change).view(2, 2, 3))
+    found = memory.direction(torch.tensor(gradient))
+    for a in range(2):
+        step, change = (part[a] for part in pairs[-1])
+        inverse = np.eye(6) * (step @ change) / (change @ change)
+        for step, change in ((s[a], y[a]) for s, y in pairs[-logistic.HISTORY :]):
+            turn = np.eye(6) - np.outer(step, change) / (step @ change)
+            inverse = turn @ inverse @ turn.T + np.outer(step, step) / (step @ change)
+        assert np.allclose(found[a].reshape(-1), -inverse @ gradient[a].reshape(-1), rtol=1e-4)
+
+
+def test_a_step_is_halved_until_it_falls_for_each_problem_alone() -> None:
+    class Bowl:
+        """x^2, of several problems."""
+
+        def value_and_gradient(
+            self, points: torch.Tensor, which: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            assert len(points) == len(which)
+            return points.double().square().sum((1, 2)), 2 * points
+
+    points = torch.tensor([1.0, 1.0, 1.0]).view(3, 1, 1)
+    values, gradients = Bowl().value_and_gradient(points, torch.arange(3))
+    direction = torch.tensor([-1.5, -3.0, 1.0]).view(3, 1, 1)  # the last leads uphill
+    slope = (direction * gradients).double().sum((1, 2))
+    slope[2] = -1.0
+    moved, new_values, new_gradients, stuck = logistic._line_search(
+        Bowl(),  # type: ignore[arg-type]
+        torch.arange(3),
+        points,
+        values,
+        direction,
+        slope,
+    )
+    assert moved.reshape(-1)[:2].tolist() == [-0.5, -0.5]
+    assert new_values[:2].tolist() == [0.25, 0.25]
+    assert torch.equal(new_gradients, 2 * moved)
+    assert stuck.tolist() == [False, False, False]
+    assert moved[2] - 1 < 1e-6  # no longer than rounding
+
+
+def test_few_steps_are_enough() -> None:
+    features, labels = problem(300, 12, 3)
+    fit = fit_logistic(features, labels, n_classes=3, strengths=STRENGTHS, standardise=True)
+    assert fit.converged.all()
+    assert fit.n_steps.max() < 20
 
 
 def test_result_does_not_depend_on_the_other_strengths() -> None:

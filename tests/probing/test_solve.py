@@ -1,5 +1,7 @@
 """What fits a probe: sgd and knn against plain computations, one way in for all features."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from igpt.errors import UserError
 from igpt.model.head import voted_accuracy
 from igpt.probing import solve
 from igpt.probing.protocol import Labelled, Lazy, probe_layers
-from igpt.probing.solve import RATES, Solver, descend, fit, neighbours
+from igpt.probing.solve import RATES, Solver, SolverName, descend, fit, neighbours
 
 
 def split(n: int, seed: int) -> Labelled:
@@ -103,6 +105,30 @@ def test_rates_that_all_explode_are_refused() -> None:
     huge = Labelled(split(50, 1).features * 1e30, split(50, 1).labels)
     with pytest.raises(UserError, match="no rate"):
         fit(huge, huge, huge, layers=[0], solver=sgd(5))
+
+
+def test_a_rate_that_explodes_in_the_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    splits, plain = (split(200, 1), split(60, 2), split(50, 3)), solve.descend
+
+    def exploding(parts: list[np.ndarray], *rest: Any) -> tuple[np.ndarray, np.ndarray]:
+        weights, biases = plain(parts, *rest)
+        return weights * (np.nan if len(parts) == 2 else 1), biases
+
+    monkeypatch.setattr(solve, "descend", exploding)
+    with pytest.raises(UserError, match="chosen on validation, exploded on train and validation"):
+        fit(*splits, layers=[0], solver=sgd(5))
+
+
+@pytest.mark.parametrize("name", ["sgd", "knn"])
+def test_labels_are_checked_and_layers_told_whatever_fits(name: SolverName) -> None:
+    splits, told = [split(100, 1), split(60, 2), split(50, 3)], list[int]()
+    fit(*splits, layers=[0], solver=Solver(name=name, sgd_steps=5), progress=told.append)
+    assert told == [1]
+    for place, said in enumerate(("train", "valid", "test")):
+        broken = splits.copy()
+        broken[place] = Labelled(splits[place].features, splits[place].labels[1:])
+        with pytest.raises(UserError, match=f"{said} has"):
+            fit(*broken, layers=[0], solver=Solver(name=name, sgd_steps=5))
 
 
 def test_neighbours_vote_as_counted_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:

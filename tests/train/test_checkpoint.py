@@ -8,7 +8,7 @@ import torch
 from igpt.errors import UserError
 from igpt.manifest import fault_of
 from igpt.train import checkpoint
-from igpt.train.saving import prune, set_aside
+from igpt.train.saving import check_room, clear_parts, prune, set_aside
 from igpt.train.tensors import load_weights
 from tests.strategies import lively_gpt
 
@@ -35,6 +35,50 @@ def test_newest_intact_one_is_used(tmp_path):
     path, rejected = checkpoint.newest(tmp_path)
     assert path == checkpoint.folder_of(tmp_path, 30)
     assert rejected == []
+
+
+def test_steps_up_to_one_may_be_asked_for(tmp_path):
+    for step in (1, 2, 30):
+        write(tmp_path, step)
+    found = {before: checkpoint.newest(tmp_path, before=before)[0] for before in (0, 1, 29, 30)}
+    steps = {0: None, 1: 1, 29: 2, 30: 30}
+    for before, step in steps.items():
+        assert found[before] == (step and checkpoint.folder_of(tmp_path, step)), before
+
+
+def test_steps_are_read_from_names_of_any_length(tmp_path):
+    path = write(tmp_path, 12_345_678)
+    (tmp_path / "checkpoints" / "step-123").mkdir()
+    (tmp_path / "checkpoints" / "step-0000009.damaged").mkdir()
+    assert checkpoint.all_steps(tmp_path) == [(12_345_678, path)]
+    assert checkpoint.step_of(path) == 12_345_678
+
+
+def test_hashes_that_were_compared_are_not_compared_again(tmp_path):
+    path = write(tmp_path, 1)
+    (path / "manifest.json").write_text("{}")
+    assert checkpoint.load(path, checked=True).step == 1
+    (path / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(UserError, match="cannot be used"):
+        checkpoint.load(path, checked=True)
+
+
+def test_parts_of_killed_saves_are_removed_and_nothing_else(tmp_path):
+    write(tmp_path, 1)
+    for name in (".step-0000002.x.part", ".other.part"):
+        (tmp_path / "checkpoints" / name).mkdir()
+        (tmp_path / "checkpoints" / name / "file").touch()
+    clear_parts(tmp_path)
+    left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert left == [".other.part", "step-0000001"]
+
+
+def test_room_is_asked_for_one_checkpoint_more_than_is_kept(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("igpt.files.check_room", lambda *rest: asked.append(rest))
+    check_room(tmp_path, 1000, n_kept=2)
+    # float32: three checkpoints of weights and two moments, and the exported weights.
+    assert asked == [(tmp_path, 4000 * (3 * 3 + 1), "3 checkpoints and the model")]
 
 
 def damage(path, kind, rng):

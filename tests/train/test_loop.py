@@ -9,7 +9,7 @@ import torch
 
 from igpt.errors import Interrupted, UserError
 from igpt.jobs import pretrain as run
-from igpt.train import checkpoint, loop, settings
+from igpt.train import checkpoint, loop, saving, settings
 from igpt.train.feeding import Ingredient
 from igpt.train.folder import read_metrics, read_run
 from igpt.train.optim import lr_factor_at
@@ -47,6 +47,64 @@ def test_a_run_resumed_at_any_step_ends_with_the_same_bits(
     assert again.step == stop_at
     take_steps(again)
     assert_same(weights(whole), weights(again))
+
+
+def test_a_checkpoint_holds_the_moment_that_it_was_asked_for(digits, tmp_path, monkeypatch):
+    trainer, go_on = start(tiny(), digits, tmp_path / "run"), threading.Event()
+    write = checkpoint.save
+
+    def slow(*args, **kwargs):
+        go_on.wait(10)
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    monkeypatch.setattr(saving, "SMALL_BYTES", 0)  # nothing is waited for
+    trainer.owes_validation, trainer.memory = True, {"best": 1.5}
+    before, saver = weights(trainer), Saver(trainer)
+    saver.save()
+    trainer.owes_validation, trainer.memory = False, {}
+    with torch.no_grad():
+        for parameter in trainer.network.parameters():
+            parameter.add_(1)
+    assert checkpoint.newest(tmp_path / "run")[0] is None
+    go_on.set()
+    saver.wait()
+    again = resumed(digits, tmp_path / "run")
+    assert_same(before, weights(again))
+    assert (again.owes_validation, again.memory) == (True, {"best": 1.5})
+
+
+def test_a_save_that_failed_is_told_once_where_it_is_waited_for(digits, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    saver = Saver(start(tiny(), digits, tmp_path / "run"))
+    saver.save()
+    with pytest.raises(UserError, match="the disk is full"):
+        saver.save()
+    saver.wait()
+
+
+def test_weights_that_are_not_finite_are_not_saved(digits, tmp_path):
+    trainer = start(tiny(), digits, tmp_path / "run")
+    with torch.no_grad():
+        trainer.network.head.weight[0, 0] = float("inf")
+    with pytest.raises(UserError, match=r"not finite after step 0: .* lower --train\.lr"):
+        save(trainer)
+    assert checkpoint.newest(tmp_path / "run")[0] is None
+
+
+def test_what_differs_from_a_checkpoint_is_named(digits, tmp_path, capsys):
+    trainer = start(tiny(), digits, tmp_path / "run")
+    capsys.readouterr()
+    saving.say_what_differs(trainer, dict(trainer.facts))
+    assert capsys.readouterr().err == ""
+    key = next(iter(trainer.facts))
+    saving.say_what_differs(trainer, {key: "other"})
+    said = capsys.readouterr().err
+    assert f"warning: {key} other -> {trainer.facts[key]}: the weights will not be bit" in said
+    assert said.count("warning") == 1
 
 
 @pytest.mark.parametrize("objective", ["ar", "bert"])

@@ -11,7 +11,7 @@ import igpt
 from igpt.errors import UserError
 from igpt.jobs.pretrain import _check_start, overlaid
 from igpt.tokens.palette import Palette
-from igpt.train import checkpoint, loop
+from igpt.train import checkpoint, loop, standing
 from igpt.train.folder import check_new, read_metrics, read_run
 from igpt.train.settings import last_common_step
 from igpt.train.trainer import Trainer
@@ -149,6 +149,25 @@ def test_a_finished_run_without_its_checkpoints_is_finished(finished, tmp_path, 
     assert (run.valid_nats is None) is bool(also)
     assert "is finished: all 8 steps are done" in capsys.readouterr().err
     assert igpt.load(folder).facts.trained["step"] == 8
+
+
+@pytest.mark.parametrize(
+    ("done", "logged", "step"),
+    [(0, [], 0), (0, [2, 6], 0), (0, [7], None), (1, [], None), (8, [], 8)],
+)
+def test_a_run_that_lost_its_checkpoints_starts_only_if_it_had_none(
+    tmp_path, monkeypatch, done, logged, step
+):
+    config = tiny(checkpoint_every=3)  # the first checkpoint is there after 6 steps at the latest
+    monkeypatch.setattr(standing, "exported_step", lambda folder: done)
+    monkeypatch.setattr(standing, "read_metrics", lambda folder: [{"step": n} for n in logged])
+    if step is None:
+        said = f"was trained for {max(done, *logged, 0)} steps, but its checkpoints are gone"
+        with pytest.raises(UserError, match=said):
+            standing.standing(tmp_path, config)
+    else:
+        found = standing.standing(tmp_path, config)
+        assert (found.step, found.checkpoint, found.damaged) == (step, None, [])
 
 
 def test_another_palette_is_refused_wherever_the_run_is_opened(finished, tmp_path):
