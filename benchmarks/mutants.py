@@ -15,7 +15,6 @@ import contextlib
 import functools
 import gc
 import importlib
-import math
 import os
 import random
 import shutil
@@ -27,17 +26,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import CodeType
 
 import pytest
 
-SWAPS: dict[type[ast.AST], type[ast.AST]] = {
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
-    ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr,
-    ast.BitOr: ast.BitAnd, ast.And: ast.Or, ast.Or: ast.And,
-}  # fmt: skip
+OPERATORS = (
+    "Lt LtE, LtE Lt, Gt GtE, GtE Gt, Eq NotEq, NotEq Eq, Is IsNot, IsNot Is, In NotIn, NotIn In, "
+    "Add Sub, Sub Add, Mult Div, Div Mult, FloorDiv Mult, Mod FloorDiv, Pow Mult, "
+    "BitAnd BitOr, BitOr BitAnd, And Or, Or And"
+)
+SWAPS = {getattr(ast, a): getattr(ast, b) for a, b in map(str.split, OPERATORS.split(", "))}
 PAIRS = ("min max", "any all", "amin amax", "argmin argmax", "floor ceil")
 NAMES = {a: b for pair in PAIRS for a, b in (pair.split(), pair.split()[::-1])}
 # Fields whose contents are no behaviour, or only a message.
@@ -109,9 +107,9 @@ def _instead_of(node: ast.AST) -> Iterator[ast.AST]:
         case ast.Break() | ast.Continue():
             yield ast.Break() if isinstance(node, ast.Continue) else ast.Continue()
         case ast.Name(id=name) if name in NAMES:
-            yield _with(node, id=NAMES[name])
+            yield ast.Name(NAMES[name], node.ctx)
         case ast.Attribute(attr=name) if name in NAMES:
-            yield _with(node, attr=NAMES[name])
+            yield ast.Attribute(node.value, NAMES[name], node.ctx)
     match node:
         case ast.Raise() | ast.AugAssign() | ast.Expr(value=ast.Call() | ast.Yield()):
             yield ast.Pass()
@@ -148,18 +146,16 @@ class Bench:
 
     def status_of(self, mutant: Mutant | None, *, at_most_s: float) -> int:
         """pytest's exit status with a mutant, or the module as it is; below 0: killed."""
-        cache = self._folder / "cache"
         if mutant is not None:
-            shutil.rmtree(cache, ignore_errors=True)
-            shutil.copytree(self._folder / "code", cache)
+            shutil.rmtree(self._folder / "cache", ignore_errors=True)
+            shutil.copytree(self._folder / "code", self._folder / "cache")
         if not (child := os.fork()):
             os.setsid()
-            signal.alarm(math.ceil(at_most_s))
-            result = 3
-            try:
-                result = self._become(mutant)
-            finally:
-                os._exit(result)
+            signal.alarm(int(at_most_s))
+            status = 3
+            with contextlib.suppress(BaseException):
+                status = self._become(mutant)
+            os._exit(status)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)  # what its tests have started
@@ -180,7 +176,8 @@ class Bench:
             if loader.path != own:
                 return get_code(loader, name)
             # What is whole by now does not import the module, and serves all mutants.
-            whole = [n for n, m in sys.modules.items() if n.startswith("igpt") and _is_whole(m)]
+            ours = [(name, m) for name, m in sys.modules.items() if name.startswith("igpt")]
+            whole = [n for n, m in ours if not getattr(m.__spec__, "_initializing", False)]
             (self._folder / "modules").write_text(" ".join(whole))
             return code
 
@@ -190,17 +187,13 @@ class Bench:
         return int(pytest.main([*RUN, temporary, *self._tests]))
 
 
-def _is_whole(module: ModuleType) -> bool:
-    return not getattr(module.__spec__, "_initializing", False)
-
-
 def main() -> None:
     """Try the mutants of one module."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("module", type=Path)
     parser.add_argument("tests", nargs="+", help="files, or single tests")
     parser.add_argument("--n", type=int, default=60, help="mutants drawn; fewer: all")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of mutants, instead of a draw")
     options = parser.parse_args()
     sys.path.insert(0, str(Path.cwd()))

@@ -10,6 +10,7 @@ from igpt.generate.sample import (
     default_batch_size,
     draw,
     kept_probabilities,
+    last,
     sample,
     sampling,
     uniforms,
@@ -104,6 +105,12 @@ def test_nothing_stands_where_nothing_is_drawn_yet():
     progress = next(sampling(network(), 2))
     assert progress.tokens.shape == (2, 16)
     assert not progress.tokens[:, 1:].any()
+
+
+def test_seed_0_is_drawn_from_its_first_image_on_unless_told_otherwise():
+    expected = sample(network(), 2, seed=0, first=0)
+    np.testing.assert_array_equal(sample(network(), 2), expected)
+    np.testing.assert_array_equal(last(sampling(network(), 2)).tokens, expected)
 
 
 def test_progress_shows_one_more_token_of_every_image_at_each_step():

@@ -192,7 +192,7 @@ def test_joined_layers_are_adjacent_and_centred(around: int, taken: int) -> None
     assert layers == range(taken, taken + 5)
     joined = join_layers(features, layers)
     assert joined.shape == (1, 4, 10)
-    assert len(list(joined)) == 1
+    assert (len(list(joined)), len(joined[0])) == (1, 4)
     assert (
         joined[0][np.array([2])][0].tolist() == np.repeat(np.arange(taken, taken + 5), 2).tolist()
     )
