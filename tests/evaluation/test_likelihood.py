@@ -81,6 +81,9 @@ def test_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     pieces = token_surprise(network(), tokens(), precision="fp32", progress=seen.append)
     assert np.abs(whole - pieces).max() < 1e-5
     assert seen == [2, 2, 2, 2, 1]
+    monkeypatch.setitem(likelihood_module.BATCH_LOGITS, "cpu", 1)  # one is always judged
+    token_surprise(network(), tokens(), precision="fp32", progress=seen.append)
+    assert seen[5:] == [1] * N
 
 
 def test_image_without_a_predicted_token_is_nan() -> None:
@@ -112,6 +115,8 @@ def test_the_mean_and_its_standard_error_are_over_images() -> None:
     alone = likelihood(model, tokens(), tokens(0), tokens_per_pixel=1, precision="fp32")
     assert (alone.unigram_nats_per_token, alone.bigram_nats_per_token) == (None, None)
     assert alone.nats_per_token == result.nats_per_token
+    rounded = likelihood(model, tokens(), tokens(0), tokens_per_pixel=1, precision="bf16")
+    assert 0 < abs(rounded.nats_per_token - result.nats_per_token) < 0.1
 
 
 def test_bert_images_without_a_masked_token_are_left_out_of_the_mean() -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from igpt.errors import UserError
+from igpt.evaluation import likelihood
 from igpt.evaluation.likelihood import _passes, token_surprise, whole_surprise
 from tests.networks import network
 
@@ -47,6 +48,17 @@ def test_an_images_surprise_does_not_depend_on_its_place(objective):
     alone = whole_surprise(model, TOKENS[3:4], precision="fp32", progress=seen.append)
     np.testing.assert_allclose(alone[0], together[3], atol=1e-5)
     assert seen == [1]
+
+
+def test_batches_change_nothing(monkeypatch):
+    model = network(objective="bert")
+    whole = whole_surprise(model, TOKENS, precision="fp32")
+    for n_logits, sizes in ((2 * 16 * 7, [2, 2, 1]), (1, [1] * 5)):
+        monkeypatch.setitem(likelihood.BATCH_LOGITS, "cpu", n_logits)
+        seen = []
+        pieces = whole_surprise(model, TOKENS, precision="fp32", progress=seen.append)
+        np.testing.assert_allclose(pieces, whole, atol=1e-5)
+        assert seen == sizes
 
 
 def test_tokens_of_another_length_are_refused():

@@ -3,13 +3,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from igpt.errors import UserError
 from igpt.images.splits import (
     TEST,
     TRAIN,
     UNUSED,
     VALID,
+    codes_of_cells,
+    codes_of_images,
     draw_splits,
     file_codes,
+    image_code,
+    said_alone,
     split_codes,
     stratified,
 )
@@ -66,6 +71,7 @@ def test_the_seed_moves_validation_but_never_test() -> None:
 
 def test_unlabelled_images_give_no_test_split() -> None:
     assert set(drawn(np.full(100, -1))) == {TRAIN, VALID}
+    assert set(drawn(np.zeros(100, np.int64))) == {TRAIN, VALID, TEST}  # one class is labelled
 
 
 def test_a_sources_own_splits_stand() -> None:
@@ -109,6 +115,48 @@ def test_with_a_test_split_validation_is_validation() -> None:
 )
 def test_names_that_divide_nothing_are_not_believed(names: list[str]) -> None:
     assert file_codes(names) == {}
+
+
+def test_cells_of_a_column_are_all_splits_or_none_and_empty_ones_train() -> None:
+    assert codes_of_cells(["Train", "test", ""], "set") == {"Train": TRAIN, "test": TEST}
+    assert codes_of_cells(["cat", "dog", ""], "set") == {}
+    assert codes_of_cells(["train", ""], "set") == {}
+    with pytest.raises(UserError, match="set: unknown split 'odd': write train"):
+        codes_of_cells(["train", "test", "odd"], "set")
+
+
+def test_names_that_are_not_believed_are_told_where_they_name_more_than_training() -> None:
+    for names in (["train", "test"], ["train"], ["train", "dogs"], ["dogs", "cats"]):
+        assert said_alone(names) == ()
+    (line,) = said_alone(["test", "val_2", "cats"])
+    assert line.startswith("splits: drawn, as test, val in the names divides nothing: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        *(("train_7.png", TRAIN), ("dog-test.jpg", TEST), ("0001.val.png", VALID)),
+        *(("my_train_dog.png", None), ("train_test.png", None), ("dog.test", None)),
+    ],
+)
+def test_an_images_name_says_a_split_at_its_ends(name: str, code: int | None) -> None:
+    assert image_code(name) == code
+
+
+@pytest.mark.parametrize(
+    ("said", "codes"),
+    [
+        ({TRAIN: 5, TEST: 1, None: 0}, {TRAIN: TRAIN, TEST: TEST}),
+        ({TRAIN: 5, VALID: 1}, {TRAIN: TRAIN, VALID: TEST}),
+        ({TRAIN: 5, TEST: 1, None: 1}, {}),
+        ({TRAIN: 5, TEST: 0}, {}),
+        ({VALID: 5, TEST: 1}, {}),
+    ],
+)
+def test_images_names_are_believed_where_all_say_a_split(
+    said: dict[int | None, int], codes: dict[int, int]
+) -> None:
+    assert codes_of_images(said) == codes
 
 
 @pytest.mark.parametrize(
