@@ -391,16 +391,26 @@ def _usable(place: str | None, _home: str | None) -> Path:
     return stand_in
 
 
+def as_text(place: str | os.PathLike[str]) -> str:
+    """What a user named, a path or else, as text.
+
+    Raises:
+        UserError: it is no name, or an empty one, which would be the working folder.
+    """
+    if not isinstance(place, str | os.PathLike):
+        raise UserError(f"{type(place).__name__} is no path: name a file or a folder")
+    if not str(place):
+        raise UserError("an empty name is no path: name a file or a folder")
+    return str(place)
+
+
 def at_home(place: str | os.PathLike[str]) -> Path:
     """The path that a user names: `~` is home, and stays where nobody knows whose it is.
 
     Raises:
         UserError: no name is given, which would be the working folder, or nothing can be there.
     """
-    if not isinstance(place, str | os.PathLike):
-        raise UserError(f"{type(place).__name__} is no path: name a file or a folder")
-    if not str(place):
-        raise UserError("an empty name is no path: name a file or a folder")
+    as_text(place)
     path = Path(os.path.expanduser(place))  # noqa: PTH111 - pathlib fails where nobody knows it
     try:
         path.exists()

@@ -152,9 +152,9 @@ def test_images_unlike_those_of_training_get_a_warning_line_once(capsys, monkeyp
     assert capsys.readouterr().err == ""
     model.encode([large, good, small])  # what it was trained on is not known: only 7 is too small
     assert capsys.readouterr().err == (
-        "warning: 1 of 3 images are unlike those that this model was trained on (7 to 7 pixels on "
-        "the shorter side; there at least 8 pixels): detail is lost or made up, and features and "
-        "likelihoods mean less\n"
+        "warning: of 3 images 1 differ much in size from those that this model was trained on (7 "
+        "pixels on the shorter side; there at least 8 pixels): detail is lost or made up, and "
+        "features and likelihoods mean less\n"
     )
     model.encode([small])
     assert capsys.readouterr().err == ""

@@ -154,7 +154,7 @@ def _completions(model: "PixelModel", data: "PackedSet", folder: Path) -> None:
     from igpt.report.record import write_record
 
     shown = data.images("test")[:N_COMPLETED]
-    picture = completions(model, shown, n=N_COMPLETIONS, seed=0, enlarge=SHOWN_ENLARGED)
+    picture = completions(model, shown, n=N_COMPLETIONS, seed=0)
     write_bytes(folder / "pictures" / "completions.png", to_png_bytes(picture))
     about = {"n": N_COMPLETIONS, "keep_rows": 0.5}
     write_record(
@@ -212,7 +212,6 @@ if TYPE_CHECKING:
 N_DRAWN = 32
 N_COMPLETED = 8
 N_COMPLETIONS = 5
-SHOWN_ENLARGED = 6
 FEW_LABELS = (4, 25)
 N_SUBSETS = 3
 # Images of a split that are looked at: features of these take seconds on two cores.
@@ -304,18 +303,17 @@ def photograph_pieces(side: int) -> "np.ndarray":
 
 def _draw(model: "PixelModel", originals: "np.ndarray", folder: Path) -> None:
     from igpt.files import write_bytes
-    from igpt.images.grid import tile, to_png_bytes
+    from igpt.images.grid import enlargement, tile, to_png_bytes
     from igpt.report.grids import completions
 
     folder.mkdir(parents=True, exist_ok=True)
     say(f"completing {len(originals)} images from their upper half, {N_COMPLETIONS} times each")
-    picture = completions(model, originals, n=N_COMPLETIONS, seed=0, enlarge=SHOWN_ENLARGED)
+    picture = completions(model, originals, n=N_COMPLETIONS, seed=0)
     write_bytes(folder / "completions.png", to_png_bytes(picture))
     say(f"drawing {N_DRAWN} images from nothing")
     samples = model.sample(N_DRAWN, seed=0)
-    write_bytes(
-        folder / "samples.png", to_png_bytes(tile(samples, columns=8, enlarge=SHOWN_ENLARGED))
-    )
+    picture = tile(samples, columns=8, enlarge=enlargement(model.image_size))
+    write_bytes(folder / "samples.png", to_png_bytes(picture))
 
 
 def few_label_lines(

@@ -78,7 +78,8 @@ def embed(
         print_json(said)
     else:
         kind = f"layer {chosen.layer}, pooled by {chosen.pooling}"
-        print(f"{path}: {written} vectors of {chosen.width} numbers, {kind}")
+        plural = "" if written == 1 else "s"
+        print(f"{path}: {written} vector{plural} of {chosen.width} numbers, {kind}")
 
 
 def _write(

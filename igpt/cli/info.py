@@ -1,6 +1,7 @@
 """`igpt info`."""
 
 import platform
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,7 +33,18 @@ def info(
         return
     width = max(map(len, facts))
     for key, value in facts.items():
-        print(f"{key:<{width}}  {value}")
+        lines = _in_words(value).split("\n")
+        for name, line in zip_longest([key], lines, fillvalue=""):
+            print(f"{name:<{width}}  {line}")
+
+
+def _in_words(value: Any) -> str:
+    """A fact for a person: nothing of Python's own forms; of a list a line each."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_in_words(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return "\n".join(map(_in_words, value))
+    return "none" if value is None else str(value)
 
 
 def _machine(*, build: bool) -> dict[str, Any]:
@@ -140,7 +152,7 @@ def _model(name: str) -> dict[str, Any]:
         "objective": model.facts.objective,
         "image size": model.image_size,
         "layers, heads, width": f"{config.n_layer}, {config.n_head}, {config.n_embd}",
-        "tokens": f"{network.seq_len} of {network.n_colors} ({model.facts.tokens})",
+        "tokens": f"{network.seq_len} an image, of {network.n_colors} ({model.facts.tokens})",
         "parameters": f"{sum(p.numel() for p in network.parameters()):,}",
         **{f"trained: {key}": value for key, value in model.facts.trained.items()},
     }

@@ -105,7 +105,7 @@ def evaluate_lowdata(
     checked = checked_labels(data)
     images = {split: LabelledImages(data.images(split), checked[split]) for split in TRAIN_TEST}
     for count in labels:  # before the long work starts
-        subset_rows(images["train"].labels, count, seed=seed, subset=0)
+        subset_rows(images["train"].labels, count, seed=seed, subset=0, classes=data.classes)
     linear = {
         "features": [
             labelled_features(model, data, split, pooling=pooling) for split in TRAIN_TEST

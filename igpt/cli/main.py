@@ -15,6 +15,7 @@ import re
 import shutil
 import signal
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -334,18 +335,47 @@ def _parsed(
     """
     import tyro
 
-    complaint = io.StringIO()
+    complaint, shown = io.StringIO(), _Held()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(shown):
             call, unknown = tyro.cli(
                 bound, args=args, prog=prog, return_unknown_args=True, config=markers
             )
     except SystemExit as stop:
         if stop.code:
             raise UserError(f"{_in_one_line(complaint.getvalue())}: see {prog} --help") from None
-        sys.stdout.flush()  # help was shown, unless it cannot be written
+        print(_wrapped_help(shown.getvalue()), end="", flush=True)
         raise
     return call, unknown
+
+
+class _Held(io.StringIO):
+    """Help on its way to standard output, in the colours that are for it."""
+
+    def isatty(self) -> bool:
+        """Whether standard output is a terminal."""
+        return bool(sys.__stdout__ and sys.__stdout__.isatty())
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Of standard output: frames are drawn in what it has."""
+        return (sys.__stdout__ and sys.__stdout__.encoding) or "utf-8"
+
+
+def _wrapped_help(text: str) -> str:
+    """Help whose lines outside of the frames fit the terminal too: tyro breaks the others."""
+    width = shutil.get_terminal_size().columns
+    return "\n".join(
+        textwrap.fill(
+            line,
+            width,
+            break_on_hyphens=False,
+            subsequent_indent="    " if line.startswith("usage:") else "",
+        )
+        if line[:1].isalpha()
+        else line
+        for line in text.split("\n")
+    )
 
 
 def _deferred(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:
@@ -362,6 +392,11 @@ def _deferred(function: Callable[..., None]) -> Callable[..., Callable[[], None]
 
 def _in_one_line(box: str) -> str:
     """The message in tyro's framed error, without frame, title, and help below the rule."""
+    if "Missing from" in box:  # below, each with its help, indented once more
+        asked = re.split(r"^[│| ] [─-]{8,}", box, flags=re.M)[0]
+        found = re.findall(r"(?:^[│| ] {5}\S.*\n)+", asked, re.M)  # long ones take several lines
+        names = ["".join(line.strip("│| ") for line in name.splitlines()) for name in found]
+        return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing"
     message: list[str] = []
     for line in box.splitlines()[1:]:
         text = line.strip("│|╭╮╰╯+ ")

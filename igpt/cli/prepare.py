@@ -194,7 +194,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
     width = max(map(len, facts))
     for key, value in facts.items():
         if key != "rejects":
-            print(f"{key:<{width}}  {value}")
+            print(f"{key:<{width}}  {'none' if value is None else value}")
 
 
 def _print_rejects(packed: PackedSet) -> None:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 PICTURES = ("samples.png", "completions.png")
 N_DRAWN = 16
-ENLARGE = 4
 
 
 def push(
@@ -82,9 +81,10 @@ def write_published(
 
 
 def _draw(model: "PixelModel", folder: Path) -> str:
-    from igpt.images.grid import tile, to_png_bytes
+    from igpt.images.grid import enlargement, tile, to_png_bytes
 
-    picture = tile(model.sample(N_DRAWN, seed=0), columns=8, enlarge=ENLARGE)
+    drawn = model.sample(N_DRAWN, seed=0)
+    picture = tile(drawn, columns=8, enlarge=enlargement(model.image_size))
     (folder / PICTURES[0]).write_bytes(to_png_bytes(picture))
     return PICTURES[0]
 

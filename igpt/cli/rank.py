@@ -117,6 +117,6 @@ def write_maps(model: "PixelModel", files: ImageFiles, chosen: Sequence[int], pl
     highest = float(np.percentile(nats, 99))
     seen = model.decode(model.encode(inputs))  # in the colours that it knows
     cells = np.stack([seen, heat_map(nats, highest=highest)], 1)  # (n, 2, S, S, 3)
-    titles = ["original", "as the model sees it", f"surprise, white: {highest:.1f} nats"]
+    titles = ["original", "as the model sees it", f"surprise, brightest: {highest:.1f} nats"]
     write_bytes(place, to_png_bytes(beside(originals, cells, titles=titles)))
     return highest

@@ -23,7 +23,7 @@ def sample(
     out: str = "samples.png",
     gif: str | None = None,
     tokens: str | None = None,
-    enlarge: int = 4,
+    enlarge: int | None = None,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     force: bool = False,
     json: bool = False,
@@ -40,7 +40,7 @@ def sample(
         out: picture to write, .png.
         gif: animation of the drawing to write, .gif or .webp.
         tokens: tokens to write, .npz.
-        enlarge: every pixel becomes this many a side.
+        enlarge: every pixel becomes this many a side; none: as many as make an image about 96.
         precision: type of the matrix products; auto: bf16 where the processor has it.
         force: replace files that exist.
         json: print the result as one JSON document.
@@ -49,18 +49,19 @@ def sample(
     config = SampleConfig(temperature=temperature, top_k=top_k, top_p=top_p)
     if n > MAX_IMAGES:
         raise UserError(f"--n is {n}: at most {MAX_IMAGES} fit into one picture")
-    if not 1 <= enlarge <= 64:
+    if enlarge is not None and not 1 <= enlarge <= 64:
         raise UserError(f"--enlarge is {enlarge}: choose from 1 to 64")
 
     from igpt import compute
     from igpt.generate.sample import sampling
-    from igpt.images.grid import tile
+    from igpt.images.grid import enlargement, tile
     from igpt.loading import load
     from igpt.train.distributed import gathered, joined
 
     compute.set_threads()
     with joined() as world:
         loaded = load(model)
+        enlarge = enlarge or enlargement(loaded.image_size)
         outputs.check_size(n * (loaded.image_size * enlarge) ** 2)
         if 1 < world.size > n:
             raise UserError(f"--n is {n}: {world.size} processes need at least an image each")

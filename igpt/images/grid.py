@@ -9,12 +9,19 @@ from PIL.PngImagePlugin import PngInfo
 
 GAP_PX = 2
 BACKGROUND = (255, 255, 255)
+# About as wide as one image should be shown, whatever it was drawn at.
+SEEN_PX = 96
 OWN_MARK = ("Software", "igpt")
 """Stands in the pictures that igpt draws, so that they are not taken for data later."""
 _EXIF = Image.Exif()
 _EXIF[305] = OWN_MARK[1]  # 305: Software
 OWN_MARKS = {"GIF": {"comment": OWN_MARK[1].encode()}, "WEBP": {"exif": _EXIF.tobytes()}}
 """What says the same in animations, by format: what Pillow writes, and reads back."""
+
+
+def enlargement(side: int) -> int:
+    """How many pixels a side each of an image of S pixels becomes, for it to be seen well."""
+    return max(1, round(SEEN_PX / side))
 
 
 def tile(

@@ -263,6 +263,8 @@ def _fill(
             if now_s - committed_s > COMMIT_EVERY_S:
                 writer.commit()
                 committed_s = now_s
+    # Where an earlier process was refused at its end, no block is left that would ask.
+    _check_rejects(writer, max_bad, n_images=done.n_read)
 
 
 def _packed(

@@ -197,10 +197,11 @@ def warn_of_sizes(shorter_px: Sequence[int], side: int, *, source_px: int) -> No
         return
     _said.add(key)
     seen = f"at most {source_px} pixels" if source_px else f"at least {side} pixels"
+    sizes = f"{min(far)} to {max(far)}" if min(far) < max(far) else f"{min(far)}"
     say(
-        f"warning: {len(far)} of {len(shorter_px)} images are unlike those that this model was "
-        f"trained on ({min(far)} to {max(far)} pixels on the shorter side; there {seen}): detail "
-        "is lost or made up, and features and likelihoods mean less"
+        f"warning: of {len(shorter_px)} images {len(far)} differ much in size from those that this "
+        f"model was trained on ({sizes} pixels on the shorter side; there {seen}): detail is lost "
+        "or made up, and features and likelihoods mean less"
     )
 
 

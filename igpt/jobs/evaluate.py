@@ -12,6 +12,7 @@ from igpt.jobs.opening import check_max_images, open_for, opened, recorded
 from igpt.pixelmodel import PixelModel
 from igpt.probing.features import EncodedImages
 from igpt.progress import Counter, quietly, ticking
+from igpt.system import as_text
 from igpt.train.distributed import ALONE, World, joined
 
 
@@ -47,7 +48,7 @@ def evaluate(
     with quietly(not verbose), joined() as world:
         place, loaded = opened(model)
         with world.first_alone():
-            packed = open_for(loaded, str(data))
+            packed = open_for(loaded, as_text(data))
         figures = likelihood_of(
             loaded, packed, split=split, max_images=max_images, precision=precision, world=world
         )
@@ -79,6 +80,7 @@ def likelihood_of(
     Returns:
         The fields of `Likelihood`; on every process but the first nothing.
     """
+    data.check_has(split)
     encode = model.tokenizer.encode
     images = data.at_most(max_images).images(split)
     with ticking(f"likelihood, {split}") as ticker:

@@ -47,7 +47,7 @@ from igpt.probing.protocol import LabelledImages
 from igpt.progress import quietly, say
 from igpt.published import name_of
 from igpt.recipes import RECIPES
-from igpt.system import at_home
+from igpt.system import as_text, at_home
 from igpt.train.distributed import World, default_world, joined
 from igpt.train.folder import check_new, is_run
 from igpt.train.log import Told, Tracker
@@ -156,7 +156,9 @@ def finetune(
     place, loaded = opened(model, device="cpu")
     with quietly(not verbose), joined() as world:
         with world.first_alone():
-            packed = open_labelled(loaded, str(data), image_size=image_size, max_images=max_images)
+            packed = open_labelled(
+                loaded, as_text(data), image_size=image_size, max_images=max_images
+            )
         return finetune_model(
             loaded,
             packed,
@@ -200,7 +202,6 @@ def finetune_model(
         Interrupted: a signal stopped it after a checkpoint.
     """
     world = default_world()
-    checked_labels(data)
     facts = {
         "model": place,
         "model_digest": model.digest(),

@@ -31,7 +31,7 @@ from igpt.model.sizes import Shape, parameter_count
 from igpt.pixelmodel import PixelModel
 from igpt.progress import quietly, say, ticking
 from igpt.published import name_of
-from igpt.system import at_home
+from igpt.system import as_text, at_home
 from igpt.tokens.palette import Palette
 from igpt.tokens.tokenizer import RawTokens, Tokenizer
 from igpt.train import checkpoint
@@ -137,7 +137,7 @@ def pretrain(
     words = "".join(f", {name}={value!r}" for name, value in asked.items())
     with quietly(not verbose), joined():
         return train_run(
-            str(data),
+            as_text(data),
             place,
             overlaid(base, settings),
             command=f"igpt.pretrain({str(data)!r}, {str(folder)!r}{words})",

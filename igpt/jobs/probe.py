@@ -17,6 +17,7 @@ from igpt.probing.solve import Solver
 from igpt.progress import quietly, say
 from igpt.report.record import write_record
 from igpt.shipped import is_shipped
+from igpt.system import as_text
 from igpt.train.checkpoint import all_steps
 from igpt.train.distributed import World, joined
 
@@ -54,7 +55,7 @@ def probe(
     with quietly(not verbose), joined() as world:
         place, loaded = opened(model)
         with world.first_alone():
-            packed = open_labelled(loaded, str(data), max_images=max_images)
+            packed = open_labelled(loaded, as_text(data), max_images=max_images)
         figures = _probed(loaded, packed, config, world)
         if config.attentive:
             layer = world.from_first(figures.get("layer", 0))
@@ -81,7 +82,7 @@ def plan_probe(
 ) -> LargePlan:
     """What `probe` with `large` would take: memory, disk and time; nothing is computed."""
     loaded = opened(model)[1]
-    packed = open_labelled(loaded, str(data), max_images=max_images)
+    packed = open_labelled(loaded, as_text(data), max_images=max_images)
     return plan_large(
         loaded,
         packed,
@@ -100,7 +101,7 @@ def probe_checkpoints(
     Raises:
         UserError: the run keeps none that is intact.
     """
-    packed = open_labelled(opened(run)[1], str(data), max_images=max_images)
+    packed = open_labelled(opened(run)[1], as_text(data), max_images=max_images)
     found = {}
     for step, path in sorted(all_steps(run)):
         if fault := fault_of(path):

@@ -67,7 +67,14 @@ class FewLabelResult:
         )
 
 
-def subset_rows(labels: np.ndarray, labels_per_class: int, *, seed: int, subset: int) -> np.ndarray:
+def subset_rows(
+    labels: np.ndarray,
+    labels_per_class: int,
+    *,
+    seed: int,
+    subset: int,
+    classes: Sequence[str] | None = None,
+) -> np.ndarray:
     """Random images, equally many a class: (C * labels_per_class,) int64 rows, class by class.
 
     Args:
@@ -75,6 +82,7 @@ def subset_rows(labels: np.ndarray, labels_per_class: int, *, seed: int, subset:
         labels_per_class: images a class.
         seed: of all subsets.
         subset: which one.
+        classes: their names; none: they are called by number.
 
     Raises:
         UserError: a class has fewer images, or there is one class only.
@@ -89,8 +97,9 @@ def subset_rows(labels: np.ndarray, labels_per_class: int, *, seed: int, subset:
     for label in present.tolist():
         rows = np.flatnonzero(labels == label)
         if len(rows) < labels_per_class:
+            name = label if classes is None else classes[label]
             raise UserError(
-                f"class {label} has {len(rows)} images, fewer than the {labels_per_class} "
+                f"class {name} has {len(rows)} training images, fewer than the {labels_per_class} "
                 "labels per class asked for: ask for fewer"
             )
         chosen.append(rng.permutation(rows)[:labels_per_class])

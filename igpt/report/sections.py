@@ -23,13 +23,22 @@ POOLED = {
 
 
 def samples_section(run_folder: Path, record: dict[str, Any]) -> str:
+    path, when = _kept(run_folder / "pictures", "samples")
     return _pictures(
-        run_folder / "pictures" / "samples.png",
+        path,
         title="Pictures it makes up",
         alt="A grid of pictures drawn by the model",
         caption="Drawn pixel by pixel, left to right and top to bottom, each from the model's own "
-        f"prediction; the first ones drawn, none picked out{_how_drawn(record)}.",
+        f"prediction; the first ones drawn, none picked out{when or _how_drawn(record)}.",
     )
+
+
+def _kept(pictures: Path, name: str) -> tuple[Path, str]:
+    """A picture of the model, else the last that training drew; of that one, when it was."""
+    drawn = sorted((pictures / "training").glob(f"{name}-*.png"))
+    if (path := pictures / f"{name}.png").is_file() or not drawn:
+        return path, ""
+    return drawn[-1], f" (while it trained, at step {int(drawn[-1].stem.split('-')[1]):,})"
 
 
 def _how_drawn(record: dict[str, Any]) -> str:
@@ -43,12 +52,15 @@ def _how_drawn(record: dict[str, Any]) -> str:
 
 
 def completions_section(run_folder: Path, record: dict[str, Any]) -> str:
+    path, when = _kept(run_folder / "pictures", "completions")
+    # Where no image is left for validation, training draws some that it trains on.
+    told = when or f", from images that it never trained on{_how_drawn(record)}"
     return _pictures(
-        run_folder / "pictures" / "completions.png",
+        path,
         title="Halves it completes",
         alt="Rows of pictures: what was given, completions, the original",
         caption="In each row: the upper half that was given, completions drawn by the model, and "
-        f"last the original, from images that it never trained on{_how_drawn(record)}.",
+        f"last the original{told}.",
     )
 
 

@@ -195,7 +195,8 @@ TOO_SMALL = "is packed at 8 pixels, 16 are needed here: prepare it again with --
     [
         (
             ["lowdata", "{model}", "digits", "--labels", "500"],
-            "class 0 has 136 images, fewer than the 500 labels per class asked for: ask for fewer",
+            "class 0 has 136 training images, fewer than the 500 labels per class asked for: ask "
+            "for fewer",
         ),
         (
             ["lowdata", "{model}", "digits", "--labels"],
@@ -260,6 +261,13 @@ def test_what_cannot_be_done_is_one_line_before_any_work(places, no_work, capsys
     status, out, error = run([arg.format(**places) for arg in args], capsys)
     assert (status, out) == (2, "")
     assert error.splitlines()[-1] == "igpt: error: " + line.format(**places)
+
+
+def test_a_split_without_images_is_named_with_those_that_have_some(model, tmp_path, capsys):
+    np.save(tmp_path / "few.npy", np.zeros((4, 9, 9, 3), np.uint8))
+    status, _, err = run(["evaluate", str(model), str(tmp_path / "few.npy")], capsys)
+    assert status == 2
+    assert "few.npy has no test images (train 4): give data that has some" in err
 
 
 def test_images_without_a_label_are_left_out_of_probes_and_classes_unseen_are_named(

@@ -166,3 +166,11 @@ def test_labels_of_one_class_are_refused(tmp_path, own_cache):
     config = RunConfig(train=TrainConfig(probe_every=5))
     with pytest.raises(UserError, match="class"):
         check_looks(config, open_data(str(tmp_path / "photos"), image_size=8))
+
+
+@pytest.mark.parametrize("take", [igpt.evaluate, igpt.probe])
+def test_data_that_is_no_name_is_refused_by_its_type(take):
+    model = pixel_model()
+    for data, kind in ((np.zeros((2, 8, 8, 3)), "ndarray"), (None, "NoneType")):
+        with pytest.raises(UserError, match=f"^{kind} is no path: name a file or a folder$"):
+            take(model, data)

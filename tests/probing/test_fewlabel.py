@@ -151,7 +151,11 @@ def test_result_of_one_subset_has_no_spread() -> None:
 @pytest.mark.parametrize(
     ("labels", "asked", "message"),
     [
-        (np.array([0, 0, 1]), 2, "class 1 has 1 images, fewer than the 2 labels per class"),
+        (
+            np.array([0, 0, 1]),
+            2,
+            "class 1 has 1 training images, fewer than the 2 labels per class",
+        ),
         (np.array([3, 3, 3]), 1, "one class"),
         (np.array([0, 1]), 0, "must be at least 1"),
     ],

@@ -254,3 +254,14 @@ def test_table_escapes_all_but_code() -> None:
     assert "<td><code>x&lt;y</code></td>" in made
     assert '<td class="number">&amp;</td>' in made
     assert '<tr class="best">' in made
+
+
+def test_grids_that_training_drew_stand_in_for_those_of_the_model(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    drawn = run / "pictures" / "training"
+    drawn.mkdir(parents=True)
+    for step in (50, 100):
+        Image.new("RGB", (4, 4)).save(drawn / f"samples-{step:07d}.png")
+    assert "while it trained, at step 100)" in write_report(run).read_text()
+    Image.new("RGB", (4, 4)).save(run / "pictures" / "samples.png")
+    assert "while it trained" not in write_report(run).read_text()

@@ -30,8 +30,8 @@ def test_grids_are_drawn_when_due_and_do_not_change_the_run(digits, tmp_path):
         "completions-0000008.png",
     }
     with Image.open(tmp_path / "drawn" / "pictures" / "training" / "samples-0000008.png") as image:
-        # 4 x 4 images of 8 x 8 pixels, enlarged by 4, with gaps of 2 pixels.
-        assert image.size == (4 * 34 + 2, 4 * 34 + 2)
+        # 4 x 4 images of 8 x 8 pixels, enlarged by 12, with gaps of 2 pixels.
+        assert image.size == (4 * 98 + 2, 4 * 98 + 2)
 
 
 def test_bert_draws_completions_only(digits, tmp_path):
