@@ -1,6 +1,7 @@
 """The files and folders that commands write, at places that their user names; shared options."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -63,6 +64,13 @@ class Outputs:
             if tokens is not None
             else None,
         )
+
+    def enlargement(self, n: int, side: int) -> int:
+        """What each pixel of n images becomes where nobody says it: seen well, and still held."""
+        from igpt.images.grid import enlargement
+
+        most = MAX_FRAME_PIXELS if self.animation else MAX_PICTURE_PIXELS
+        return max(1, min(enlargement(side), math.isqrt(most // max(1, n)) // side))
 
     def check_size(self, n_pixels: int) -> None:
         """Refuse, before anything is drawn, a picture that is too large to be held.

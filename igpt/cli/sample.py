@@ -54,14 +54,14 @@ def sample(
 
     from igpt import compute
     from igpt.generate.sample import sampling
-    from igpt.images.grid import enlargement, tile
+    from igpt.images.grid import tile
     from igpt.loading import load
     from igpt.train.distributed import gathered, joined
 
     compute.set_threads()
     with joined() as world:
         loaded = load(model)
-        enlarge = enlarge or enlargement(loaded.image_size)
+        enlarge = enlarge or outputs.enlargement(n, loaded.image_size)
         outputs.check_size(n * (loaded.image_size * enlarge) ** 2)
         if 1 < world.size > n:
             raise UserError(f"--n is {n}: {world.size} processes need at least an image each")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from igpt.cli.outputs import Outputs
 from igpt.generate.pictures import TITLE_PX
 from tests.cli.test_main import run
 from tests.images.pictures import png_claiming
@@ -39,7 +40,7 @@ def test_sample_writes_picture_animation_and_tokens(folder, place, capsys):
     tokens = arrays()["tokens"]
     assert tokens.shape == (5, 64)
     with Image.open("samples.png") as picture, Image.open("a.gif") as movie:
-        assert picture.size == movie.size == (3 * 34 + 2, 2 * 34 + 2)
+        assert picture.size == movie.size == (3 * 98 + 2, 2 * 98 + 2)
         assert movie.n_frames > 30
 
 
@@ -190,3 +191,11 @@ def test_force_replaces_a_file(folder, place, capsys):
     run(["sample", str(folder), "--n", "1"], capsys)
     status, _, _ = run(["sample", str(folder), "--n", "2", "--force"], capsys)
     assert status == 0
+
+
+@pytest.mark.parametrize(
+    ("n", "gif", "expected"), [(0, None, 12), (64, None, 12), (2000, "a.gif", 5), (9**9, None, 1)]
+)
+def test_images_are_shown_as_large_as_can_be_held(place, n, gif, expected):
+    outputs = Outputs.checked(out="new.png", gif=gif, tokens=None, force=True)
+    assert outputs.enlargement(n, 8) == expected
