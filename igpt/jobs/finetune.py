@@ -368,8 +368,8 @@ def _task(
     model: PixelModel, data: PackedSet, asked: Asked, held: ExitStack, *, workers: int
 ) -> Task:
     """What every rate and seed starts from; originals stay open as long as `held`."""
-    assert data.classes is not None
     labels = checked_labels(data)
+    assert data.classes is not None  # else there were no labels
     train, valid, test = (LabelledImages(data.images(split), labels[split]) for split in SPLITS)
     rows = {False: data.rows("train")}
     folded = None
