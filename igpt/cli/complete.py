@@ -65,6 +65,9 @@ def complete(
     config = SampleConfig(temperature=temperature, top_k=top_k, top_p=top_p)
     files = ImageFiles(images, max_bad=max_bad, at_most=MAX_IMAGES)
 
+    from igpt.model import native
+
+    native.build_ahead("decode")
     from igpt import compute
     from igpt.generate.complete import completing
     from igpt.generate.pictures import cell_px, sheet

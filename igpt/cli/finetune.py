@@ -49,6 +49,9 @@ def finetune(
             `igpt classify` and `igpt convert --to transformers-classifier`.
         json: print the result as one JSON document.
     """
+    from igpt.model import native
+
+    native.build_ahead("attention")
     from igpt import compute
     from igpt.cli.outputs import empty_folder
     from igpt.jobs.finetune import Asked, finetune_model

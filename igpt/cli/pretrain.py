@@ -44,6 +44,10 @@ def pretrain(
         plan: only say what the run would cost: parameters, operations, memory and time.
         json: print the result as one JSON document.
     """
+    from igpt.model import native
+
+    if not plan:
+        native.build_ahead("attention")
     from igpt import compute
 
     compute.set_threads()

@@ -109,6 +109,13 @@ struct Step {
             return;
         }
 #endif
+#if defined(__AVX2__) && !defined(__AVX512F__)
+        if (end - first == PANEL && n > 1)
+            return multiply_panel<Type>(weights, words(x), n, n_words, with_bias);
+        if (end - first == PANEL)
+            return multiply_rows<Type, PANEL / LANES, 1>(
+                weights, PANEL, 0, words(x), n, n_words, with_bias);
+#endif
         multiply_columns<Type, 1>(
             weights, PANEL, column, end - panel, words(x), n, n_words, with_bias);
     }

@@ -236,6 +236,69 @@ void multiply_columns(
         multiply_rows<Type, 1, STRANDS>(matrix, stride, column, x, n_rows, n_words, emit);
 }
 
+// sums[r][c] += columns c times row r of x over n words k, held in registers meanwhile. Every so many k one
+// of the panel's rows at `ahead` is fetched, so that memory is asked for evenly.
+template <class Type, int C, int R>
+inline __attribute__((always_inline)) void add_block(
+    Lanes *sums, const uint32_t *matrix, const uint32_t *x, int64_t n_words, int64_t n,
+    const uint32_t *ahead, int64_t every
+) {
+    constexpr int64_t STRIDE = PANEL / LANES;
+    Lanes own[R][C];
+    each<R * C>([&](auto i) { own[i / C][i % C] = sums[i / C * STRIDE + i % C]; });
+    for (int64_t k = 0, left = every; k < n; k++) {
+        if (--left == 0) {
+            __builtin_prefetch(ahead);
+            ahead += PANEL;
+            left = every;
+        }
+        Words columns[C];
+        each<C>([&](auto c) {
+            columns[c] = *reinterpret_cast<const Words *>(matrix + k * PANEL + c * LANES);
+        });
+        each<R>([&](auto r) {
+            uint32_t number = x[r * n_words + k];
+            each<C>([&](auto c) { own[r][c] = Type::add_product(own[r][c], columns[c], number); });
+        });
+    }
+    each<R * C>([&](auto i) { sums[i / C * STRIDE + i % C] = own[i / C][i % C]; });
+}
+
+// multiply_columns for a whole panel and several rows, where registers are few: 6 rows of 2 registers fill
+// the 16 of AVX2. BLOCK words k of the panel stay in the nearest cache for all rows while later ones are on
+// their way. Each sum grows in the order of k, as in multiply_columns: the bits are the same.
+template <class Type, class Emit>
+void multiply_panel(
+    const uint32_t *panel, const uint32_t *x, int64_t n_rows, int64_t n_words, Emit emit
+) {
+    constexpr int64_t BLOCK = 32, AHEAD = 2 * BLOCK, ROWS = 24, C = 2, COLUMNS = PANEL / LANES;
+    for (int64_t first = 0; first < n_rows; first += ROWS) {
+        int64_t rows = std::min(ROWS, n_rows - first), every = up(rows, 6);
+        Lanes sums[ROWS * COLUMNS] = {};
+        for (int64_t k = 0; k < n_words; k += BLOCK) {
+            int64_t n = std::min(BLOCK, n_words - k);
+            for (int64_t c = 0; c < COLUMNS; c += C) {
+                const uint32_t *matrix = panel + k * PANEL + c * LANES;
+                const uint32_t *ahead = matrix + AHEAD * PANEL;
+                int64_t row = 0;
+                auto add = [&](auto size) {
+                    constexpr int R = size;
+                    for (; row + R <= rows; row += R, ahead += n / every * PANEL)
+                        add_block<Type, C, R>(
+                            sums + row * COLUMNS + c, matrix, x + (first + row) * n_words + k,
+                            n_words, n, ahead, every);
+                };
+                add(std::integral_constant<int, 6>());
+                add(std::integral_constant<int, 4>());
+                add(std::integral_constant<int, 2>());
+                add(std::integral_constant<int, 1>());
+            }
+        }
+        for (int64_t i = 0; i < rows * COLUMNS; i++)
+            emit(first + i / COLUMNS, i % COLUMNS * LANES, sums[i]);
+    }
+}
+
 // Rows of x in memory are a multiple of this, filled up with any numbers: tiles read all of them.
 constexpr int64_t TILE_ROWS = 16;
 constexpr int64_t TILE_WORDS = 16;

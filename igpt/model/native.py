@@ -4,6 +4,9 @@ Two libraries: the sampler's needs no OpenMP, so that it is there where a compil
 """
 
 import ctypes
+import subprocess
+import sys
+import threading
 from ctypes import POINTER, Structure, c_int64, c_void_p
 from functools import lru_cache
 from pathlib import Path
@@ -99,6 +102,24 @@ def library(name: Name = "decode") -> ctypes.CDLL | None:
 def missing(name: Name) -> str | None:
     """Why a part is not there and what to do, in one line; none: it is there."""
     return cpp.built(PARTS[name]).reason or None
+
+
+def build_ahead(name: Name) -> None:
+    """Let another process build a part that was never tried, while this one still imports torch.
+
+    Whoever asks for the part meanwhile waits for it. It is built to its end whatever becomes of
+    this process, so it takes no signals from its terminal.
+    """
+    if cpp.status(PARTS[name]).state != "untried":
+        return
+    code = f"__import__('igpt.model.native', fromlist=['']).missing({name!r})"
+    building = threading.Thread(
+        target=subprocess.run,
+        args=([sys.executable, "-c", code],),
+        kwargs={"check": False, "start_new_session": True, "stdin": subprocess.DEVNULL},
+        daemon=True,
+    )
+    building.start()
 
 
 def typed(name: Name, loaded: ctypes.CDLL) -> ctypes.CDLL:

@@ -1,5 +1,6 @@
 """The network and its loss, compiled; apart from the trainer, as benchmarks have no images."""
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -22,6 +23,7 @@ def compile_network(network: GPT) -> LossSum:
     torch.compiler.assume_constant_result(attention.is_built)  # type: ignore[no-untyped-call]
     if compute.default_device().type == "cpu":
         _spare_trials()
+        _keep_headers()
     for block in network.h:
         block.compile(dynamic=False)
     compiled: LossSum = torch.compile(loss_sum, dynamic=False)
@@ -39,3 +41,16 @@ def _spare_trials() -> None:
         from torch._inductor import config  # takes a second to import
 
         config.cpp.vec_isa_ok = True
+
+
+def _keep_headers() -> None:
+    """Keep what PyTorch makes of its C++ headers beside the code that is compiled with them.
+
+    They take more than the code of a size does (`docs/performance.md`). PyTorch's own place is a
+    temporary one, and its name one that others on this machine can foresee.
+    """
+    from torch._inductor import codecache
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    codecache._HEADER_DIR = os.path.join(cache_dir(), "headers")
+    codecache._HEADER_LOCK_DIR = os.path.join(codecache._HEADER_DIR, "locks")

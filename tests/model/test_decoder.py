@@ -2,6 +2,8 @@ import ctypes
 import os
 import shutil
 import subprocess
+import threading
+import time
 
 import pytest
 import torch
@@ -61,6 +63,17 @@ def test_the_native_decoder_gives_the_same_bits_at_any_batch_size(dtype, given, 
     for rows in (slice(0, 1), slice(22, 23), slice(3, 9), slice(4, 21)):
         alone = logits_of(NativeDecoder(model, dtype=dtype), tokens[rows], given)
         assert torch.equal(alone, together[rows])
+
+
+@needs_compiler
+@torch.no_grad()
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 7, 16, 25, 32])  # rows in every part of a panel
+def test_products_of_any_number_of_rows_equal_those_in_float64(n):
+    model, tokens = case({"n_head": 2, "n_embd": 128, "seq_len": 10, "n_colors": 128}, n=n)
+    expected = model.double()(tokens)
+    assert expected.std() >= 1
+    found = logits_of(NativeDecoder(model.float()), tokens, 3)
+    torch.testing.assert_close(found.double(), expected[:, 3:], atol=1e-4, rtol=0)
 
 
 @needs_compiler
@@ -202,3 +215,20 @@ def test_recorded_steps_equal_plain_ones_on_a_gpu(dtype):
     expected = logits_of(PlainDecoder(model, dtype=dtype), tokens, 5)
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+
+
+def test_a_part_that_was_never_tried_is_built_ahead_by_another_process(tmp_path, monkeypatch):
+    shim = tmp_path / "g++"
+    shim.write_text("#!/bin/sh\necho error: none today; exit 1\n")
+    shim.chmod(0o755)
+    monkeypatch.setenv("CXX", str(shim))
+    monkeypatch.setenv("IGPT_CACHE", str(tmp_path / "cache"))
+    part = native.PARTS["decode"]
+    native.build_ahead("decode")
+    end_s = time.monotonic() + 60
+    while cpp.status(part).state == "untried" and time.monotonic() < end_s:
+        time.sleep(0.05)
+    assert cpp.status(part).state == "failed" and "none today" in cpp.status(part).reason
+    threads = threading.active_count()
+    native.build_ahead("decode")  # it was tried
+    assert threading.active_count() <= threads

@@ -1,5 +1,5 @@
 import pytest
-from torch._inductor import config
+from torch._inductor import codecache, config
 
 from igpt import system
 from igpt.model import attention
@@ -23,3 +23,14 @@ def test_pytorchs_trials_are_spared_where_ours_said_the_same(monkeypatch, flags,
     with config.patch({"cpp.vec_isa_ok": None}):
         compile_network(lively_gpt(seq_len=9))
         assert config.cpp.vec_isa_ok is spared
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns of itself
+def test_compiled_headers_are_kept_with_the_compiled_code(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    for name in ("_HEADER_DIR", "_HEADER_LOCK_DIR"):
+        monkeypatch.setattr(codecache, name, getattr(codecache, name))  # put back afterwards
+    with config.patch({"cpp.vec_isa_ok": None}):
+        compile_network(lively_gpt(seq_len=9))
+    assert str(tmp_path / "headers") == codecache._HEADER_DIR
+    assert str(tmp_path / "headers" / "locks") == codecache._HEADER_LOCK_DIR
