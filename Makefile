@@ -59,7 +59,7 @@ setup: $(READY)
 base: $(BASE)
 
 # torch's build for CPUs where the package index has one, else its own: on Linux some gigabytes for
-# NVIDIA's cards (README, "Install").
+# NVIDIA's cards (docs/howto/machines.md).
 $(BASE): requirements-base.lock requirements-torch.lock requirements-torch-cpu.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("igpt needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": run `make PYTHON=python3.12`" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(dir $(BASE))
