@@ -1,13 +1,12 @@
 """`igpt info`."""
 
 import platform
-from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from igpt.cli.outputs import print_json
+from igpt.cli.outputs import print_facts, print_json
 from igpt.errors import UserError
 from igpt.system import at_home
 
@@ -31,20 +30,7 @@ def info(
     if json:
         print_json(facts)
         return
-    width = max(map(len, facts))
-    for key, value in facts.items():
-        lines = _in_words(value).split("\n")
-        for name, line in zip_longest([key], lines, fillvalue=""):
-            print(f"{name:<{width}}  {line}")
-
-
-def _in_words(value: Any) -> str:
-    """A fact for a person: nothing of Python's own forms; of a list a line each."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_in_words(inner)}" for name, inner in value.items())
-    if isinstance(value, list):
-        return "\n".join(map(_in_words, value))
-    return "none" if value is None else str(value)
+    print_facts(facts)
 
 
 def _machine(*, build: bool) -> dict[str, Any]:

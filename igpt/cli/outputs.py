@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -29,6 +30,24 @@ MAX_FRAME_PIXELS = 2**22
 def print_json(document: "Mapping[str, Any]") -> None:
     """What `--json` prints: one line, always JSON; what is no number is null."""
     print(json.dumps(plain(document), allow_nan=False))
+
+
+def print_facts(facts: "Mapping[str, Any]") -> None:
+    """A line a fact, named at its beginning; of a list a line each."""
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        lines = _in_words(value).split("\n")
+        for name, line in zip_longest([key], lines, fillvalue=""):
+            print(f"{name:<{width}}  {line}")
+
+
+def _in_words(value: Any) -> str:
+    """A fact for a person: nothing of Python's own forms; of a list a line each."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_in_words(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return "\n".join(map(_in_words, value))
+    return "none" if value is None else str(value)
 
 
 def show(document: "Mapping[str, Any]", lines: "Iterable[str]", *, json: bool) -> None:

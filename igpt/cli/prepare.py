@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igpt.cli.outputs import Out, Source, print_json
+from igpt.cli.outputs import Out, Source, print_facts, print_json
 from igpt.errors import UserError
 from igpt.images.packed.read import PackedSet
 from igpt.images.rejects import MAX_BAD
@@ -104,7 +104,7 @@ def prepare(
     if json:
         print_json(facts)
         return
-    _print_facts(facts)
+    print_facts({name: fact for name, fact in facts.items() if name != "rejects"})
     _print_rejects(whole)
 
 
@@ -188,13 +188,6 @@ def _facts(packed: PackedSet, seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "images_per_s": round(manifest["n_read"] / max(seconds, 1e-9), 1),
     }
-
-
-def _print_facts(facts: dict[str, Any]) -> None:
-    width = max(map(len, facts))
-    for key, value in facts.items():
-        if key != "rejects":
-            print(f"{key:<{width}}  {'none' if value is None else value}")
 
 
 def _print_rejects(packed: PackedSet) -> None:
