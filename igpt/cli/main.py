@@ -137,12 +137,17 @@ def _show_warning(message: Warning | str, *_args: Any, **_kwargs: Any) -> None:
 
 
 def _failed(error: UserError) -> int:
-    from igpt.progress import own_rank
+    from igpt.progress import n_ranks, own_rank
 
     if own_rank() > 0:
         if isinstance(error, Diverged | Elsewhere):
             return EXIT_USER_ERROR  # where it began says it
         if _ended_within(FIRST_SPEAKS_S):  # what the first one met too ends the job until then
+            return EXIT_USER_ERROR
+    if n_ranks() > 1:
+        from igpt.train.distributed import is_first_to_fail
+
+        if not is_first_to_fail():
             return EXIT_USER_ERROR
     rank = f"rank {own_rank()}: " if own_rank() > 0 else ""
     print(f"igpt: error: {rank}{' '.join(str(error).split())}", file=sys.stderr)

@@ -109,7 +109,7 @@ struct Step {
             return;
         }
 #endif
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX2__)
         if (end - first == PANEL && n > 1)
             return multiply_panel<Type>(weights, words(x), n, n_words, with_bias);
         if (end - first == PANEL)

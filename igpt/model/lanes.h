@@ -264,14 +264,15 @@ inline __attribute__((always_inline)) void add_block(
     each<R * C>([&](auto i) { sums[i / C * STRIDE + i % C] = own[i / C][i % C]; });
 }
 
-// multiply_columns for a whole panel and several rows, where registers are few: 6 rows of 2 registers fill
+// multiply_columns for a whole panel and several rows: 6 rows of 4 registers fill the 32 of AVX-512, 6 of 2
 // the 16 of AVX2. BLOCK words k of the panel stay in the nearest cache for all rows while later ones are on
 // their way. Each sum grows in the order of k, as in multiply_columns: the bits are the same.
 template <class Type, class Emit>
 void multiply_panel(
     const uint32_t *panel, const uint32_t *x, int64_t n_rows, int64_t n_words, Emit emit
 ) {
-    constexpr int64_t BLOCK = 32, AHEAD = 2 * BLOCK, ROWS = 24, C = 2, COLUMNS = PANEL / LANES;
+    constexpr int64_t BLOCK = 32, AHEAD = 2 * BLOCK, ROWS = 24, COLUMNS = PANEL / LANES;
+    constexpr int C = LANES == 16 ? 4 : 2;
     for (int64_t first = 0; first < n_rows; first += ROWS) {
         int64_t rows = std::min(ROWS, n_rows - first), every = up(rows, 6);
         Lanes sums[ROWS * COLUMNS] = {};

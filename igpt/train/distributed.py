@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,9 +20,13 @@ from torch import Tensor
 from igpt import compute
 from igpt.errors import Elsewhere, UserError
 
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import TCPStore
+
 T = TypeVar("T")
 # `Watch` ends a job that stalls; the collectives themselves wait as long as rank 0 prepares data.
 COLLECTIVE_TIMEOUT = timedelta(days=2)
+STORE_ANSWERS = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,35 @@ def is_launched() -> bool:
             "set: start with torchrun, or unset WORLD_SIZE for a single process"
         )
     return True
+
+
+def attempt() -> str:
+    """How often torchrun has started this job again, for the names of what its ranks tell."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
+def torchruns_store(timeout: timedelta) -> "TCPStore":
+    """Another connection to torchrun's store, as each one serves one thread at a time.
+
+    A torchrun that is suspended answers when it goes on; one that is gone, by an error in the end.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    made: TCPStore = dist.TCPStore(  # type: ignore[attr-defined]  # not in every build
+        host, port, is_master=False, timeout=timeout
+    )
+    return made
+
+
+def is_first_to_fail() -> bool:
+    """Whether no other rank has said yet why this job ends; true where nobody can be asked.
+
+    For a process whose rank `is_launched`. However late the ranks meet the same fault, one says it.
+    """
+    try:
+        said = torchruns_store(STORE_ANSWERS).add(f"igpt/failed/{attempt()}", 1)
+        return int(said) == 1
+    except (dist.DistError, KeyError, ValueError):
+        return True
 
 
 def default_world() -> World:

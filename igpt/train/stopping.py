@@ -19,12 +19,11 @@ from types import FrameType, TracebackType
 from typing import Self
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import TCPStore
 
 from igpt.errors import Diverged, Interrupted, UserError
 from igpt.progress import say
 from igpt.train import checkpoint
-from igpt.train.distributed import COLLECTIVE_TIMEOUT
+from igpt.train.distributed import COLLECTIVE_TIMEOUT, attempt, torchruns_store
 from igpt.train.saving import Saver
 from igpt.train.trainer import Trainer
 
@@ -144,7 +143,7 @@ class Watch:
 
     def __enter__(self) -> Self:
         if self._world.size > 1:
-            self._store = _store()
+            self._store = torchruns_store(COLLECTIVE_TIMEOUT)
             self._store.set(self._key(self._world.rank), "0 0 0")
             self._await_others()
             self._thread.start()
@@ -183,8 +182,7 @@ class Watch:
         self._thread.join()
 
     def _key(self, rank: int) -> str:
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return f"igpt/watch/{attempt}/{self._trainer.folder.name}/{rank}"
+        return f"igpt/watch/{attempt()}/{self._trainer.folder.name}/{rank}"
 
     def _run(self) -> None:
         number, woke_s = 0, time.monotonic()
@@ -257,13 +255,6 @@ class Watch:
             f"{where} after beginning step {least}, for {self._timeout_s:g} s "
             "(train.timeout_s): the job ends; go on with --resume"
         )
-
-
-def _store() -> TCPStore:
-    """Another connection to torchrun's store, as each one serves one thread at a time."""
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    # A torchrun that is suspended answers when it goes on; one that is gone, at once by an error.
-    return TCPStore(host, port, is_master=False, timeout=COLLECTIVE_TIMEOUT)
 
 
 def _named(ranks: list[int]) -> str:

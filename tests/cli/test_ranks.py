@@ -140,6 +140,36 @@ def test_what_every_process_meets_is_said_once(trained):
     assert "nowhere" in err
 
 
+FAILING = """
+import os, sys, time
+from igpt.cli import main
+from igpt.errors import UserError
+def fail(args):
+    time.sleep(SECONDS[int(os.environ["RANK"])])
+    raise UserError(WORDS[int(os.environ["RANK"])])
+main._run = fail
+main.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words", "said"),
+    [
+        ("(5, 0, 1)", "['no room'] * 3", "rank 1: no room"),
+        ("(0, 0, 0)", "['no room; step 3 is saved', 'no room', 'lost']", "no room; step 3 is sav"),
+    ],
+)
+def test_one_line_says_why_a_job_ends_however_late_its_ranks_meet_the_fault(
+    tmp_path, seconds, words, said
+):
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING.replace("SECONDS", seconds).replace("WORDS", words))
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=3", str(script)]
+    found = subprocess.run([sys.executable, "-m", *launcher], capture_output=True, text=True)
+    lines = [line for line in found.stderr.splitlines() if line.startswith("igpt: error: ")]
+    assert len(lines) == 1 and said in lines[0], found.stderr
+
+
 THREE = ["--train.batch-size", "3", "--train.micro-batch", "1"]
 
 
