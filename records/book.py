@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import card
+from keeping import SHIPPED
+
+from igpt import shipped
 
 HERE = Path(__file__).parent
 
@@ -71,10 +74,12 @@ def scaling_rows() -> list[str]:
     return rows
 
 
-def curve_rows() -> list[str]:
-    """Validation loss of the run by images seen."""
-    lines = [json.loads(line) for line in (HERE / "run-metrics.jsonl").read_text().splitlines()]
-    rows = ["| images seen | nats per token, 1,000 validation images |", "|---|---|"]
+def curve_rows(name: str) -> list[str]:
+    """Validation loss of a shipped model's run by images seen."""
+    lines = [
+        json.loads(line) for line in (SHIPPED / name / "metrics.jsonl").read_text().splitlines()
+    ]
+    rows = ["| images seen | nats per token, validation images |", "|---|---|"]
     points = [line for line in lines if "valid_nats" in line]
     return rows + [f"| {line['images']:,} | {line['valid_nats']:.4f} |" for line in points]
 
@@ -92,10 +97,12 @@ def documents() -> dict[Path, dict[str, str]]:
     return {
         HERE / "README.md": {
             "ablations": "\n".join(ablation_rows()),
-            "curve": "\n".join(curve_rows()),
             "scaling": "\n".join(scaling_rows()),
+            **{f"curve {name}": "\n".join(curve_rows(name)) for name in shipped.names()},
         },
-        HERE.parent / "RESULTS.md": {"shipped": card.table()},
+        HERE.parent / "RESULTS.md": {
+            f"shipped {name}": card.Book.of(name).table() for name in shipped.names()
+        },
     }
 
 

@@ -1,6 +1,6 @@
 """An independent check of the shipped probe: transformers and scikit-learn alone, no igpt.
 
-    python records/check.py cifar-10-batches-bin [--refit]
+    python records/check.py cifar-10-batches-bin [--refit] [NAME]
 
 CIFAR-10 comes from the official binary files (data_batch_1.bin to test_batch.bin, compared with
 their published md5), the model and its palette from the files that ship, as transformers opens
@@ -11,6 +11,7 @@ at the same strength, fitted on all 50,000 training images (some 30 more).
 
 import hashlib
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from transformers import ImageGPTModel
 
 HERE = Path(__file__).parent
-SHIPPED = HERE.parent / "igpt" / "models" / "cifar10-small"
+MODELS = HERE.parent / "igpt" / "models"
 MD5 = {
     "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
     "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
@@ -47,10 +48,11 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records[:, 0].astype(int)
 
 
-def tokens_of(images: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """Means of 2 x 2 pixels, each the number of its nearest colour: (n, 256)."""
-    halved = images.reshape(-1, 16, 2, 16, 2, 3).mean(axis=(2, 4))
-    pixels = np.rint(halved).reshape(len(images), 256, 3) / 127.5 - 1
+def tokens_of(images: np.ndarray, clusters: np.ndarray, side: int) -> np.ndarray:
+    """Means of squares of pixels, each the number of its nearest colour: (n, side²)."""
+    scale = 32 // side
+    reduced = images.reshape(-1, side, scale, side, scale, 3).mean(axis=(2, 4))
+    pixels = np.rint(reduced).reshape(len(images), side**2, 3) / 127.5 - 1
     gaps = -2 * pixels @ clusters.T + (clusters**2).sum(axis=1)
     return np.asarray(gaps.argmin(axis=2))
 
@@ -58,9 +60,9 @@ def tokens_of(images: np.ndarray, clusters: np.ndarray) -> np.ndarray:
 @torch.inference_mode()
 def features_of(images: np.ndarray, model: ImageGPTModel, clusters: np.ndarray, layer: int):
     """Means over four bands of rows and the spread of the normalised input of a block: (n, 5 D)."""
-    found = []
+    found, side = [], math.isqrt(model.config.n_positions)
     for start in range(0, len(images), BATCH):
-        tokens = torch.from_numpy(tokens_of(images[start : start + BATCH], clusters))
+        tokens = torch.from_numpy(tokens_of(images[start : start + BATCH], clusters, side))
         first = torch.full((len(tokens), 1), len(clusters))  # the token that starts an image
         given = torch.cat([first, tokens[:, :-1]], dim=1)
         hidden = model(given, output_hidden_states=True).hidden_states[layer]
@@ -72,9 +74,10 @@ def features_of(images: np.ndarray, model: ImageGPTModel, clusters: np.ndarray, 
     return np.concatenate(found)
 
 
-def main(data: str, refit: str = "") -> None:
+def main(data: str, *rest: str) -> None:
     """Compute the figures and compare them with the book's."""
-    place = SHIPPED
+    name = next((word for word in rest if word != "--refit"), "cifar10-small")
+    place = MODELS / name
     probe = json.loads((place / "probe.json").read_text())
     held = load_file(place / "probe.safetensors")
     clusters = np.array(json.loads((place / "preprocessor_config.json").read_text())["clusters"])
@@ -88,7 +91,7 @@ def main(data: str, refit: str = "") -> None:
     saved = float(((test @ held["weights"].T + held["biases"]).argmax(1) == test_labels).mean())
     print(f"the saved classifier: {saved:.4f}", flush=True)
     found = [saved]
-    if refit == "--refit":
+    if "--refit" in rest:
         train = features_of(images, model, clusters, probe["layer"])
         fitted = make_pipeline(
             StandardScaler(), LogisticRegression(C=probe["strength"], max_iter=1000)
@@ -96,7 +99,8 @@ def main(data: str, refit: str = "") -> None:
         own = float(fitted.score(test, test_labels))
         print(f"scikit-learn's, fitted here: {own:.4f}")
         found.append(own)
-    book = json.loads((HERE / "shipped.json").read_text())["probe, bands"]["test_accuracy"]
+    figures = json.loads((HERE / "shipped" / name / "figures.json").read_text())
+    book = figures["probe, bands"]["test_accuracy"]
     print(f"in the record book: {book:.4f}")
     if max(abs(value - book) for value in found) > TOLERANCE:
         raise SystemExit(f"they differ by more than {100 * TOLERANCE:.1f} points")

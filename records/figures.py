@@ -1,17 +1,19 @@
-"""The README's figures of the model that ships, from the record book and the model itself.
+"""The documents' figures of a model that ships, from the record book and the model itself.
 
     python records/figures.py FOLDER
 
-FOLDER is the staged or shipped model. Writes `docs/images/shipped-*.png`.
+FOLDER is the staged or shipped model, named as it. Writes `docs/images/NAME-*.png`.
 """
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from card import COUNTS, RIVALS, SHIPPED
+from card import COUNTS, Book
+from keeping import SHIPPED
 
 from igpt import compute
 from igpt.images.grid import tile, to_png_bytes
@@ -20,60 +22,107 @@ from igpt.loading import load
 from igpt.report.charts import Chart, Level, Series
 from igpt.report.grids import N_COMPLETED, completions
 
-HERE = Path(__file__).parent
-IMAGES = HERE.parent / "docs" / "images"
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
 # Points of the training curve: single batches are noise.
 N_MEANS = 150
 
 
-def write(name: str, data: bytes) -> None:
-    """One picture."""
-    (IMAGES / f"shipped-{name}.png").write_bytes(data)
-    print(name)
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Draws the figures of one model.
 
+    Args:
+        name: of the model and its book.
+        book: what was measured of it.
+    """
 
-def pictures(folder: Path) -> None:
-    """Samples and completions."""
-    model = load(folder)
-    originals = open_for(model, "cifar10").images("valid")[:N_COMPLETED]
-    drawn = completions(model, originals, n=5, seed=0, enlarge=6)
-    write("completions", to_png_bytes(drawn))
-    write("samples", to_png_bytes(tile(model.sample(48, seed=0), columns=12, enlarge=5)))
+    name: str
+    book: Book
 
+    def write(self, what: str, data: bytes) -> None:
+        """One picture."""
+        path = IMAGES / f"{self.name}-{what}.png"
+        path.write_bytes(data)
+        print(path.name)
 
-def probe_curve() -> Chart:
-    """Validation accuracy by layer."""
-    series = []
-    for pooling, label in (("mean", "mean, the paper's"), ("bands", "bands and spread")):
-        scores = SHIPPED[f"probe, {pooling}"]["by_layer"]
-        layers = [score["layer"] for score in scores]
-        series.append(Series(label, layers, [s["valid_accuracy"] for s in scores], "both"))
-    pixels = SHIPPED["probe, raw pixels"]["valid_accuracy"]
-    return Chart(
-        series=tuple(series),
-        levels=(Level("raw pixels", pixels),),
-        x_label="layer",
-        y_label="validation accuracy",
-        percent=True,
-        whole_x=True,
-    )
+    def pictures(self, folder: Path) -> None:
+        """Samples and completions."""
+        model = load(folder)
+        originals = open_for(model, "cifar10").images("valid")[:N_COMPLETED]
+        drawn = completions(model, originals, n=5, seed=0, enlarge=96 // model.image_size)
+        self.write("completions", to_png_bytes(drawn))
+        samples = tile(model.sample(48, seed=0), columns=12, enlarge=80 // model.image_size)
+        self.write("samples", to_png_bytes(samples))
 
+    def probe_curve(self) -> Chart:
+        """Validation accuracy by layer."""
+        series = []
+        for pooling, label in (("mean", "mean, the paper's"), ("bands", "bands and spread")):
+            scores = self.book.figures[f"probe, {pooling}"]["by_layer"]
+            layers = [score["layer"] for score in scores]
+            series.append(Series(label, layers, [s["valid_accuracy"] for s in scores], "both"))
+        pixels = self.book.figures.get("probe, raw pixels")
+        levels = () if pixels is None else (Level("raw pixels", pixels["valid_accuracy"]),)
+        return Chart(
+            series=tuple(series),
+            levels=levels,
+            x_label="layer",
+            y_label="validation accuracy",
+            percent=True,
+            whole_x=True,
+        )
 
-def few_labels() -> Chart:
-    """Test accuracy by labels a class, with the spread over subsets."""
-    series = []
-    for pooling in ("mean", "bands", "raw pixels"):
-        found = [SHIPPED[f"few labels, {count}, {pooling}"] for count in COUNTS]
-        series.append(_accuracies(pooling, found))
-    rivals = [RIVALS[name] for count in COUNTS if (name := f"wide-resnet-{count}") in RIVALS]
-    series.append(_accuracies("Wide ResNet 28-2 from scratch", rivals))
-    return Chart(
-        series=tuple(series),
-        x_label="labels a class",
-        y_label="test accuracy",
-        percent=True,
-        x_names=tuple(map(str, COUNTS)),
-    )
+    def few_labels(self) -> Chart:
+        """Test accuracy by labels a class, with the spread over subsets."""
+        series = []
+        for pooling in ("mean", "bands", "raw pixels"):
+            found = [self.book.figures[f"few labels, {count}, {pooling}"] for count in COUNTS]
+            series.append(_accuracies(pooling, found))
+        names = [f"wide-resnet-{count}" for count in COUNTS]
+        if rivals := [self.book.rivals[name] for name in names if name in self.book.rivals]:
+            series.append(_accuracies("Wide ResNet 28-2 from scratch", rivals))
+        return Chart(
+            series=tuple(series),
+            x_label="labels a class",
+            y_label="test accuracy",
+            percent=True,
+            x_names=tuple(map(str, COUNTS)),
+        )
+
+    def loss_and_probe(self) -> Chart:
+        """The paper's Figure 3: a quick probe of checkpoints against their loss."""
+        points = sorted(self.book.checkpoints(), key=lambda point: -point["valid_nats"])
+        nats = [point["valid_nats"] for point in points]
+        series = [
+            Series(label, nats, [point[pooling] for point in points], "both")
+            for pooling, label in (("mean", "mean, the paper's"), ("bands", "bands and spread"))
+        ]
+        return Chart(
+            series=tuple(series),
+            x_label="nats per token on validation",
+            y_label="quick probe, validation",
+            percent=True,
+        )
+
+    def loss_curve(self) -> Chart:
+        """Training and validation loss by images seen."""
+        lines = (SHIPPED / self.name / "metrics.jsonl").read_text().splitlines()
+        held = [json.loads(line) for line in lines]
+        batches, valid = (
+            np.array([(line["images"], line[key]) for line in held if key in line])
+            for key in ("loss_nats", "valid_nats")
+        )
+        groups = np.array_split(batches, min(len(batches), N_MEANS))
+        means = np.stack([group.mean(axis=0) for group in groups])
+        return Chart(
+            series=(
+                Series("training batches, means", *means.T),
+                Series("validation", *valid.T, "both"),
+            ),
+            x_label="images seen",
+            y_label="nats per token",
+            y_top=min(3.8, float(means[0, 1])),
+        )
 
 
 def _accuracies(label: str, found: list[dict[str, Any]]) -> Series:
@@ -82,52 +131,19 @@ def _accuracies(label: str, found: list[dict[str, Any]]) -> Series:
     return Series(label, places, means, "both", error=spreads)
 
 
-def loss_and_probe() -> Chart:
-    """The paper's Figure 3: a quick probe of checkpoints against their loss."""
-    points = [value for name, value in SHIPPED.items() if name.startswith("checkpoint, ")]
-    points.sort(key=lambda point: -point["valid_nats"])
-    nats = [point["valid_nats"] for point in points]
-    series = [
-        Series(label, nats, [point[pooling] for point in points], "both")
-        for pooling, label in (("mean", "mean, the paper's"), ("bands", "bands and spread"))
-    ]
-    return Chart(
-        series=tuple(series),
-        x_label="nats per token on validation",
-        y_label="quick probe, validation",
-        percent=True,
-    )
-
-
-def loss_curve() -> Chart:
-    """Training and validation loss by images seen."""
-    lines = [json.loads(line) for line in (HERE / "run-metrics.jsonl").read_text().splitlines()]
-    batches, valid = (
-        np.array([(line["images"], line[key]) for line in lines if key in line])
-        for key in ("loss_nats", "valid_nats")
-    )
-    groups = np.array_split(batches, min(len(batches), N_MEANS))
-    means = np.stack([group.mean(axis=0) for group in groups])
-    return Chart(
-        series=(
-            Series("training batches, means", *means.T),
-            Series("validation", *valid.T, "both"),
-        ),
-        x_label="images seen",
-        y_label="nats per token",
-        y_top=3.8,
-    )
-
-
-def main(folder: str) -> None:
+def main(place: str) -> None:
     """Every figure that the results allow."""
     compute.set_threads()
-    write("loss", loss_curve().png())
-    write("probe", probe_curve().png())
-    write("few-labels", few_labels().png())
-    if any(name.startswith("checkpoint, ") for name in SHIPPED):
-        write("loss-against-probe", loss_and_probe().png())
-    pictures(Path(folder))
+    folder = Path(place)
+    drawn = Drawn(folder.name, Book.of(folder.name))
+    drawn.write("loss", drawn.loss_curve().png())
+    drawn.pictures(folder)
+    if "probe, bands" in drawn.book.figures:
+        drawn.write("probe", drawn.probe_curve().png())
+    if f"few labels, {COUNTS[0]}, mean" in drawn.book.figures:
+        drawn.write("few-labels", drawn.few_labels().png())
+    if drawn.book.checkpoints():
+        drawn.write("loss-against-probe", drawn.loss_and_probe().png())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Figures in a JSON file: each has a name, says what it was measured on, and is measured once."""
+"""Figures in a JSON file: each has a name, says what it was measured on, and is measured once.
+
+What was measured of a model that ships lies in `shipped/NAME/`, NAME being its folder's.
+"""
 
 import json
 import time
@@ -7,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from igpt.files import write_json
+
+SHIPPED = Path(__file__).parent / "shipped"
 
 
 def read_figures(path: Path) -> dict[str, Any]:

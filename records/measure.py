@@ -1,4 +1,4 @@
-"""The figures of the model that ships, by the protocol of TARGETS.md, and the model's folder.
+"""The figures of a model that ships, by the protocol of TARGETS.md, and the model's folder.
 
     python records/measure.py stage RUN FOLDER       float16 weights, and the run's metrics
     python records/measure.py probe FOLDER           linear probes, few labels; keeps the best probe
@@ -6,10 +6,11 @@
     python records/measure.py transfer FOLDER NAME DATA [MAX_IMAGES]
     python records/measure.py checkpoints FOLDER RUN loss and a quick probe of what the run keeps
     python records/measure.py repalette FOLDER PALETTE.npy OUT STEPS    the loss under other colours
-    python records/measure.py ship FOLDER NAME       into the package, with its card
+    python records/measure.py ship FOLDER            into the package, with its card
 
-Every choice is made on validation. Figures go to `shipped.json` beside this file; a command that
-was stopped goes on where it was, and what is there of the same model is not measured again.
+FOLDER is named as the model. Every choice is made on validation. Figures go to
+`shipped/NAME/figures.json` beside this file; a command that was stopped goes on where it was, and
+what is there of the same model is not measured again.
 """
 
 import copy
@@ -22,7 +23,7 @@ from typing import Any
 import card
 import numpy as np
 import torch
-from keeping import measured, read_figures
+from keeping import SHIPPED, measured, read_figures
 
 from igpt import compute, shipped
 from igpt.config import RunConfig
@@ -47,8 +48,6 @@ from igpt.train.checkpoint import all_steps
 from igpt.train.folder import read_run
 from igpt.trained import Trained
 
-RESULTS = Path(__file__).with_name("shipped.json")
-METRICS = Path(__file__).with_name("run-metrics.jsonl")
 LABELS_A_CLASS = (4, 25, 400)
 N_SUBSETS = 5
 N_JOINED = 3
@@ -62,8 +61,10 @@ REPALETTE_RATE = 0.25
 
 
 def keep(model: PixelModel, name: str, measure: Callable[[], dict[str, Any]], **how: Any) -> None:
-    """Add figures of a model to `shipped.json`."""
-    measured(RESULTS, name, measure, of=model.digest(), **how)
+    """Add figures of a model to its book."""
+    assert model.folder is not None
+    book = SHIPPED / model.folder.name / "figures.json"
+    measured(book, name, measure, of=model.digest(), **how)
 
 
 def stage(run: Path, folder: Path) -> None:
@@ -72,10 +73,15 @@ def stage(run: Path, folder: Path) -> None:
     Its metrics go into the record book; the figures of another model leave it.
     """
     write_shipped(folder, read_newest(run), {})
-    METRICS.write_bytes((run / "metrics.jsonl").read_bytes())
+    book = SHIPPED / folder.name
+    book.mkdir(parents=True, exist_ok=True)
+    (book / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes())
     digest = load(folder).digest()
-    figures = read_figures(RESULTS)
-    write_json(RESULTS, {name: held for name, held in figures.items() if held["of"] == digest})
+    figures = read_figures(book / "figures.json")
+    write_json(
+        book / "figures.json",
+        {name: held for name, held in figures.items() if held["of"] == digest},
+    )
 
 
 def banded_features(model: PixelModel, images: Any) -> np.ndarray:
@@ -264,9 +270,9 @@ def going_on(model: PixelModel, steps: int) -> RunConfig:
     return dataclasses.replace(config, model=model.network.config, train=train)
 
 
-def ship(folder: Path, name: str) -> None:
+def ship(folder: Path) -> None:
     """Write the package's own folder of the model from a staged one, with its card."""
-    model = load(folder)
+    model, name = load(folder), folder.name
     files = {file: (folder / file).read_bytes() for file in ("probe.json", "probe.safetensors")}
     files["README.md"] = card.card(model, name).encode()
     target = shipped.MODELS / name
@@ -291,8 +297,8 @@ def main(command: str, place: str, *rest: str) -> None:
             checkpoints(folder, Path(run))
         case "repalette", (palette, out, steps):
             repalette(folder, Palette.load(palette), Path(out), int(steps))
-        case "ship", (name,):
-            ship(folder, name)
+        case "ship", ():
+            ship(folder)
         case _:
             raise SystemExit(f"{command}: see the head of this file")
 

@@ -1,20 +1,20 @@
 """What needs no trained Transformer: simple models of the same tokens, and label-free rivals.
 
-    python records/rivals.py PALETTE.npy [AUTHORS.npy]
+    python records/rivals.py MODEL [--simple | AUTHORS.npy]
 
-Writes `rivals.json`, a part at a time; what is there is not measured again. The probes look at
-CIFAR-10's test split once, with layer and strength chosen on validation, as for the model itself.
+At the size and under the palette of a shipped model, into `shipped/MODEL/rivals.json`, a part at a
+time; what is there is not measured again. --simple: what only counts, and k-means. The probes look
+at CIFAR-10's test split once, with layer and strength chosen on validation, as for the model.
 """
 
 import dataclasses
 import math
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from keeping import measured
+from keeping import SHIPPED, measured
 from pixelcnn import PixelCNNConfig, pixelcnn_nats
 
 from igpt import compute
@@ -22,6 +22,7 @@ from igpt.evaluation.likelihood import Counts, gzip_nats_per_token
 from igpt.evaluation.wideresnet import WideResNetConfig, train_wide_resnet
 from igpt.images.grid import to_png_bytes
 from igpt.images.prepare import open_data
+from igpt.loading import load
 from igpt.probing.exact import labels_of, probe_kmeans
 from igpt.probing.features import EncodedImages
 from igpt.probing.fewlabel import evaluate_supervised
@@ -29,8 +30,6 @@ from igpt.probing.kmeans import KMeansConfig
 from igpt.probing.protocol import LabelledImages
 from igpt.tokens.palette import Palette
 
-RESULTS = Path(__file__).with_name("rivals.json")
-IMAGE_SIZE = 16
 N_PNG = 2000
 N_CENTERS = (100, 400)
 FEW_LABELS = (4, 25)
@@ -56,7 +55,7 @@ def png_nats(data: Any, palette: Palette) -> float:
     images = palette.decode(palette.encode(data.images("test")[:N_PNG]))
     empty = len(to_png_bytes(np.zeros((1, 1, 3), np.uint8)))
     n_bytes = sum(len(to_png_bytes(image)) - empty for image in images)
-    return 8 * n_bytes * math.log(2) / (N_PNG * IMAGE_SIZE**2)
+    return 8 * n_bytes * math.log(2) / (N_PNG * data.image_size**2)
 
 
 def pixelcnn(data: Any, palette: Palette) -> dict[str, Any]:
@@ -81,22 +80,27 @@ def wide_resnet(data: Any, count: int) -> dict[str, Any]:
     return {**dataclasses.asdict(result), "steps": N_RESNET_STEPS, "image_size": data.image_size}
 
 
-def main(own: str, authors: str | None = None) -> None:
+def main(name: str, authors: str | None = None) -> None:
     """Measure everything, writing after each part."""
     compute.set_threads()
-    data = open_data("cifar10", image_size=IMAGE_SIZE, seed=0, valid_fraction=0.1)
+    model = load(name)
+    results = SHIPPED / name / "rivals.json"
+    data = open_data("cifar10", image_size=model.image_size, seed=0, valid_fraction=0.1)
 
     def keep(name: str, of: str, measure: Callable[[], dict[str, Any]]) -> None:
-        measured(RESULTS, name, measure, of=of)
+        measured(results, name, measure, of=of)
 
-    palettes = {"ours": Palette.load(own)}
-    if authors is not None:
+    palettes = {"ours": model.tokenizer}
+    is_simple = authors == "--simple"
+    if authors is not None and not is_simple:
         palettes["authors"] = Palette.load(authors)
     for name, palette in palettes.items():
         keep(f"nats-{name}", palette.digest, lambda palette=palette: simple_nats(data, palette))
     for n_centers in N_CENTERS:
         config = KMeansConfig(n_centers=n_centers)
         keep(f"kmeans-{n_centers}", data.digest, lambda config=config: probe_kmeans(data, config))
+    if is_simple:
+        return
     for count in FEW_LABELS:
         keep(f"wide-resnet-{count}", data.digest, lambda count=count: wide_resnet(data, count))
     keep("pixelcnn", palettes["ours"].digest, lambda: pixelcnn(data, palettes["ours"]))
