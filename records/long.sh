@@ -1,14 +1,14 @@
 #!/bin/bash
 # The long runs of entry 6, each begun or gone on with where it was stopped.
 #   LONG=folder IGPT=igpt PYTHON=python bash records/long.sh run32|ablate
-# LONG holds what must outlast a session (caches, the run, its log). Each runs with one thread at the
-# lowest priority and in a process group of its own, whose number is printed: SIGSTOP and SIGCONT to
+# LONG holds what must outlast a session (caches, the run, its log). Each runs with one thread (THREADS
+# says otherwise) at the lowest priority and in a process group of its own, whose number is printed: SIGSTOP and SIGCONT to
 # the group while something is measured, SIGTERM to end it after a checkpoint.
 set -e
 : "${LONG:?the folder that holds the runs}" "${IGPT:=igpt}" "${PYTHON:=python}"
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$LONG"
-export IGPT_CACHE=$LONG/cache OMP_NUM_THREADS=1 TORCHINDUCTOR_CACHE_DIR=$LONG/inductor
+export IGPT_CACHE=$LONG/cache OMP_NUM_THREADS=${THREADS:-1} TORCHINDUCTOR_CACHE_DIR=$LONG/inductor
 run=$LONG/runs/r32
 case "$1" in
   run32)

@@ -16,6 +16,7 @@ from igpt.bench import measure
 from igpt.bench.peers import Peer, open_peer
 from igpt.config import ModelConfig, TrainConfig
 from igpt.errors import UserError
+from igpt.model.attention import faster_kernel
 from igpt.model.gpt import GPT
 from igpt.model.sizes import Shape, train_flops
 from igpt.train.compiling import compile_network
@@ -72,6 +73,11 @@ def our_step(
 ) -> Callable[[], float]:
     """One training step by our own parts, as `train.loop` makes it; returns the loss."""
     device = tokens.device
+    if device.type == "cpu":
+        shape = (*tokens.shape, network.config.n_embd)
+        causal = network.objective == "ar"
+        kernel = faster_kernel(shape, network.config.n_head, causal=causal, dtype=dtype)
+        network.attend_by(kernel)
     summed = compile_network(network) if can_compile(device) else loss_sum
     precision: Literal["fp32", "bf16"] = "fp32" if dtype == torch.float32 else "bf16"
     settings = TrainConfig(optimizer=optimizer, precision=precision, warmup_steps=1)
