@@ -34,6 +34,10 @@ struct Block {
 
 struct Network {
     int64_t n_layer, n_head, width, n_colors, seq_len, batch_size, n_threads;
+    // Sequences that begin alike hold their first positions, `shared` of them (a multiple of 64), once:
+    // in the cache of their owner.
+    int64_t shared;
+    const int64_t *owners;  // (batch_size,)
     const float *token_table, *position_table, *sos, *norm_f;
     Matrix head;
     const Block *blocks;
@@ -161,24 +165,23 @@ struct Step {
         return own.narrow.data();
     }
 
-    Number *keys_of(const Block &block, int64_t row, int64_t head) const {
+    Number *keys_of(const Block &block, int64_t sequence, int64_t head) const {
         int64_t time = up(net.seq_len, PANEL) * PANEL;
-        return reinterpret_cast<Number *>(block.keys) +
-               (sequence_of(row) * net.n_head + head) * time * E;
+        return reinterpret_cast<Number *>(block.keys) + (sequence * net.n_head + head) * time * E;
     }
 
     int64_t channels() const { return up(E, CHANNELS) * CHANNELS; }
 
-    Number *values_of(const Block &block, int64_t row, int64_t head) const {
+    Number *values_of(const Block &block, int64_t sequence, int64_t head) const {
         int64_t time = up(net.seq_len, PANEL) * PANEL;
         return reinterpret_cast<Number *>(block.values) +
-               (sequence_of(row) * net.n_head + head) * time * channels();
+               (sequence * net.n_head + head) * time * channels();
     }
 
     // Put one head's key and value of one row into the cache.
     void keep(const Block &block, int64_t row, int64_t head) {
-        int64_t at = position_of(row);
-        Number *keys = keys_of(block, row, head), *values = values_of(block, row, head);
+        int64_t at = position_of(row), sequence = sequence_of(row);
+        Number *keys = keys_of(block, sequence, head), *values = values_of(block, sequence, head);
         const Number *k = &qkv[row * 3 * D + D + head * E], *v = k + D;
         // Where number k of a column stands among columns of which `width` lie side by side.
         auto place = [](int64_t k, int64_t column, int64_t width) {
@@ -196,15 +199,17 @@ struct Step {
 
     // One head of one row looks at every position up to its own.
     void attend(const Block &block, int64_t row, int64_t head, Own &own) {
-        int64_t length = position_of(row) + 1;
-        const Number *keys = keys_of(block, row, head), *values = values_of(block, row, head);
+        int64_t length = position_of(row) + 1, sequence = sequence_of(row);
+        int64_t shared = filled < 0 ? net.shared : 0, owner = filled < 0 ? net.owners[row] : filled;
+        const Number *keys = keys_of(block, sequence, head);
+        const Number *shared_keys = keys_of(block, owner, head);
         const Number *q = &qkv[row * 3 * D + head * E];
         own.scores.resize(std::max<int64_t>(own.scores.size(), up(length, LANES)));
         Lanes *scores = own.scores.data();
         Lanes largest = Lanes{} - INFINITY;
         for (int64_t panel = 0; panel < length; panel += PANEL)
             multiply_columns<Type, 4>(
-                words(keys + panel * E), PANEL, 0, up(std::min(PANEL, length - panel), LANES) * LANES,
+                words((panel < shared ? shared_keys : keys) + panel * E), PANEL, 0, up(std::min(PANEL, length - panel), LANES) * LANES,
                 words(q), 1, E / PER_WORD, [&](int64_t, int64_t column, Lanes sums) {
                     Lanes score = sums * (1.0f / std::sqrt(float(E)));
                     int64_t left = length - panel - column;
@@ -224,20 +229,23 @@ struct Step {
         }
         float divisor = sum_of(total);
         multiply_columns<Type, 4>(
-            words(values), channels(), 0, channels(), words(weights), 1, up(length, PER_WORD),
+            words(values_of(block, sequence, head)), channels(), 0, channels(), words(weights), 1,
+            up(length, PER_WORD),
             [&](int64_t, int64_t e, Lanes sums) {
                 if (e < E)
                     store<Type>(
                         sums / divisor, std::min(LANES, E - e), &seen[row * D + head * E + e]);
-            });
+            },
+            {words(values_of(block, owner, head)), shared / PER_WORD});
     }
 
     void attention(Own &own, const Block *block) {
         int64_t H = net.n_head;
         if (filled >= 0)  // later rows look at what earlier ones keep
             share(own, rows * H, [&](int64_t part) { keep(*block, part / H, part % H); });
+        // Head by head, so that what sequences share is still near when the next one reads it.
         share(own, rows * H, [&](int64_t part) {
-            int64_t row = part / H, head = part % H;
+            int64_t row = part % rows, head = part / rows;
             if (filled < 0) keep(*block, row, head);
             attend(*block, row, head, own);
         });

@@ -191,13 +191,14 @@ class NativeDecoder:
         """Begin B sequences anew: (B, n) int64, n from 0, to logits (B, K) of the next token."""
         self._allocate(len(prefix))
         logits = torch.empty(len(prefix), self.model.n_colors, dtype=torch.float32)
-        done = torch.zeros(len(prefix), dtype=torch.bool)
+        self.owners = torch.full((len(prefix),), -1)
         for i in range(len(prefix)):
-            if not done[i]:
+            if self.owners[i] < 0:
                 same = (prefix == prefix[i]).all(1)
-                logits[same] = self._fill(prefix[i].contiguous(), i, same)
-                done |= same
-        self.position = prefix.shape[1] + 1
+                logits[same] = self._fill(prefix[i].contiguous(), i)
+                self.owners[same] = i
+        self.position = prefix.shape[1] + 1  # `sos` stands first
+        self._share(self.position)
         return logits
 
     def _allocate(self, batch_size: int) -> None:
@@ -220,16 +221,22 @@ class NativeDecoder:
             block.keys, block.values = k.data_ptr(), v.data_ptr()
         self.network.batch_size = batch_size
 
-    def _fill(self, tokens: Tensor, row: int, rows: Tensor) -> Tensor:
-        """Run (n,) tokens into sequence `row` and copy it to `rows`, (B,) bool: logits (K,)."""
+    def _fill(self, tokens: Tensor, row: int) -> Tensor:
+        """Run (n,) tokens into sequence `row`: logits (K,) of the next one."""
         logits = torch.empty(self.model.n_colors, dtype=torch.float32)
         self.fill(self.network, row, len(tokens), tokens.data_ptr(), logits.data_ptr())
-        filled = len(tokens) + 1  # `sos` stands first
-        panels, words = -(-filled // PANEL), -(-filled // (4 // self.dtype.itemsize))
-        for keys, values in zip(self.keys, self.values, strict=True):
-            keys[rows, :, :panels] = keys[row, :, :panels].clone()
-            values[rows, :, :words] = values[row, :, :words].clone()
         return logits
+
+    def _share(self, filled: int) -> None:
+        """Let what begins alike read whole panels from one cache; the rest of them is copied."""
+        panels, per_word = filled // PANEL, 4 // self.dtype.itemsize
+        self.network.shared, self.network.owners = panels * PANEL, self.owners.data_ptr()
+        if filled % PANEL and (self.owners != torch.arange(len(self.owners))).any():
+            last = self.keys[:, :, :, panels]
+            last.copy_(last[:, self.owners])
+            words = slice(panels * PANEL // per_word, -(-filled // per_word))
+            last = self.values[:, :, :, words]
+            last.copy_(last[:, self.owners])
 
     def step(self, tokens: Tensor) -> Tensor:
         """One more token of every sequence: (B,) int64 to logits (B, K) of the one after."""

@@ -174,16 +174,23 @@ inline __attribute__((always_inline)) void store(Lanes x, int64_t count, typenam
     std::memcpy(out, &numbers, count * sizeof(*out));
 }
 
+// The first rows k of a matrix, where they lie elsewhere than the others; `n` is a multiple of STRANDS.
+struct Before {
+    const uint32_t *matrix = nullptr;
+    int64_t n = 0;
+};
+
 // sums[c][r]: the columns of register c times row r of x; `stride` words lie between rows k. Each sum
 // grows in STRANDS, every STRANDS-th k, so that few sums need not wait for each addition.
 template <class Type, int C, int R, int STRANDS>
 inline __attribute__((always_inline)) void multiply(
-    Lanes (&sums)[C][R], const uint32_t *matrix, int64_t stride, const uint32_t *x, int64_t n_words
+    Lanes (&sums)[C][R], const uint32_t *matrix, int64_t stride, const uint32_t *x, int64_t n_words,
+    int64_t column, Before before
 ) {
     Lanes strands[STRANDS][C][R] = {};
-    auto add = [&](int64_t k, auto strand) {
+    auto add = [&](const uint32_t *from, int64_t k, auto strand) {
         each<C>([&](auto c) {
-            Words w = *reinterpret_cast<const Words *>(matrix + k * stride + c * LANES);
+            Words w = *reinterpret_cast<const Words *>(from + k * stride + column + c * LANES);
             each<R>([&](auto r) {
                 strands[strand][c][r] =
                     Type::add_product(strands[strand][c][r], w, x[r * n_words + k]);
@@ -191,9 +198,11 @@ inline __attribute__((always_inline)) void multiply(
         });
     };
     int64_t k = 0;
+    for (; k < before.n; k += STRANDS)
+        each<STRANDS>([&](auto strand) { add(before.matrix, k + strand, strand); });
     for (; k + STRANDS <= n_words; k += STRANDS)
-        each<STRANDS>([&](auto strand) { add(k + strand, strand); });
-    for (; k < n_words; k++) add(k, std::integral_constant<int, 0>());
+        each<STRANDS>([&](auto strand) { add(matrix, k + strand, strand); });
+    for (; k < n_words; k++) add(matrix, k, std::integral_constant<int, 0>());
     each<C * R>([&](auto i) {
         constexpr int c = i / R, r = i % R;
         sums[c][r] = strands[0][c][r];
@@ -205,19 +214,21 @@ inline __attribute__((always_inline)) void multiply(
 template <class Type, int C, int STRANDS, class Emit>
 void multiply_rows(
     const uint32_t *matrix, int64_t stride, int64_t column, const uint32_t *x, int64_t n_rows,
-    int64_t n_words, Emit &emit
+    int64_t n_words, Emit &emit, Before before = {}
 ) {
     constexpr int R = std::max(1, SUMS / C / STRANDS);
     int64_t row = 0;
     for (; row + R <= n_rows; row += R) {
         Lanes sums[C][R];
-        multiply<Type, C, R, STRANDS>(sums, matrix + column, stride, x + row * n_words, n_words);
+        multiply<Type, C, R, STRANDS>(
+            sums, matrix, stride, x + row * n_words, n_words, column, before);
         for (int r = 0; r < R; r++)
             for (int c = 0; c < C; c++) emit(row + r, column + c * LANES, sums[c][r]);
     }
     for (; row < n_rows; row++) {
         Lanes sums[C][1];
-        multiply<Type, C, 1, STRANDS>(sums, matrix + column, stride, x + row * n_words, n_words);
+        multiply<Type, C, 1, STRANDS>(
+            sums, matrix, stride, x + row * n_words, n_words, column, before);
         for (int c = 0; c < C; c++) emit(row, column + c * LANES, sums[c][0]);
     }
 }
@@ -226,14 +237,17 @@ void multiply_rows(
 template <class Type, int STRANDS, class Emit>
 void multiply_columns(
     const uint32_t *matrix, int64_t stride, int64_t column, int64_t end, const uint32_t *x,
-    int64_t n_rows, int64_t n_words, Emit emit
+    int64_t n_rows, int64_t n_words, Emit emit, Before before = {}
 ) {
     for (; column + 4 * LANES <= end; column += 4 * LANES)
-        multiply_rows<Type, 4, STRANDS>(matrix, stride, column, x, n_rows, n_words, emit);
+        multiply_rows<Type, 4, STRANDS>(
+            matrix, stride, column, x, n_rows, n_words, emit, before);
     for (; column + 2 * LANES <= end; column += 2 * LANES)
-        multiply_rows<Type, 2, STRANDS>(matrix, stride, column, x, n_rows, n_words, emit);
+        multiply_rows<Type, 2, STRANDS>(
+            matrix, stride, column, x, n_rows, n_words, emit, before);
     for (; column < end; column += LANES)
-        multiply_rows<Type, 1, STRANDS>(matrix, stride, column, x, n_rows, n_words, emit);
+        multiply_rows<Type, 1, STRANDS>(
+            matrix, stride, column, x, n_rows, n_words, emit, before);
 }
 
 // sums[r][c] += columns c times row r of x over n words k, held in registers meanwhile. Every so many k one

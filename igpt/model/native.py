@@ -70,6 +70,8 @@ class Network(Structure):
         ("seq_len", c_int64),
         ("batch_size", c_int64),
         ("n_threads", c_int64),
+        ("shared", c_int64),
+        ("owners", c_void_p),
         ("token_table", c_void_p),
         ("position_table", c_void_p),
         ("sos", c_void_p),
@@ -159,7 +161,7 @@ def try_decoding(loaded: ctypes.CDLL) -> None:
     matrix = Matrix(zeros, zeros)
     block = Block(zeros, zeros, matrix, matrix, matrix, matrix, cache, cache + 4 * B * 128 * D)
     network = Network(
-        1, 2, D, K, T, B, 2, zeros, zeros, zeros, zeros, matrix, POINTER(Block)(block)
+        1, 2, D, K, T, B, 2, 0, zeros, zeros, zeros, zeros, zeros, matrix, POINTER(Block)(block)
     )
     for kind in ("float32", "bfloat16"):
         getattr(loaded, f"fill_{kind}")(network, 0, T - 1, zeros, logits)

@@ -67,6 +67,25 @@ def test_the_native_decoder_gives_the_same_bits_at_any_batch_size(dtype, given, 
 
 @needs_compiler
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("given", [62, 63, 64, 70, 127, 130])  # with `sos`: around whole panels
+def test_sequences_that_begin_alike_read_one_cache_and_give_their_own_bits(dtype, given):
+    model, tokens = case({"n_head": 2, "n_embd": 64, "n_colors": 70, "seq_len": 150}, n=6)
+    begun = torch.tensor([0, 1, 0, 0, 1, 5])
+    tokens[:, :given] = tokens[begun, :given]
+    decoder = NativeDecoder(model, dtype=dtype)
+    together = logits_of(decoder, tokens, given)
+    alone = [logits_of(NativeDecoder(model, dtype=dtype), row[None], given) for row in tokens]
+    assert torch.equal(together, torch.cat(alone))
+    assert torch.equal(decoder.owners, begun)
+    # A decoder of the same batch size begins anew: nobody reads what others left.
+    tokens[:, :given] = tokens.flip(0)[:, :given]
+    again = NativeDecoder(model, dtype=dtype)
+    assert torch.equal(logits_of(decoder, tokens, given), logits_of(again, tokens, given))
+
+
+@needs_compiler
+@torch.no_grad()
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 7, 16, 25, 32])  # rows in every part of a panel
 def test_products_of_any_number_of_rows_equal_those_in_float64(n):
     model, tokens = case({"n_head": 2, "n_embd": 128, "seq_len": 10, "n_colors": 128}, n=n)
