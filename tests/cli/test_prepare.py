@@ -1,4 +1,4 @@
-"""`igpt prepare`: what it prints, and issue 11's "Bad input": line, status, table of rejects."""
+"""`igpt prepare`: what it prints, and bad input: line, status, table of rejects."""
 
 import csv
 import errno
