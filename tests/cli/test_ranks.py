@@ -155,8 +155,8 @@ main.main()
 @pytest.mark.parametrize(
     ("seconds", "words", "said"),
     [
-        ("(5, 0, 1)", "['no room'] * 3", "rank 1: no room"),
-        ("(0, 0, 0)", "['no room; step 3 is saved', 'no room', 'lost']", "no room; step 3 is sav"),
+        ("(9, 0, 0)", "('', 'no room', 'no room')", "no room"),
+        ("(0, 0, 0)", "('no room; step 3 is saved', 'no room', 'lost')", "no room"),
     ],
 )
 def test_one_line_says_why_a_job_ends_however_late_its_ranks_meet_the_fault(
