@@ -1,7 +1,7 @@
 """The key/value cache of the sampler: slots of fixed place, filled from the left.
 
 One form for every way to draw: the network's own operators fill and read it eagerly, recorded as a
-CUDA graph (`igpt.model.graphs`) and exported (`igpt.formats.onnx`).
+CUDA graph (`igpt.model.decoder`) and exported (`igpt.formats.onnx`).
 """
 
 import torch

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from igpt.cli.main import main
 from igpt.errors import UserError
-from igpt.formats.bundle import MAGIC
+from igpt.formats.openai import MAGIC
 from igpt.formats.transformers import write_transformers
 from igpt.loading import load
 from igpt.tokens.palette import Palette

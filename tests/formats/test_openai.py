@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from igpt.cli.main import main
 from igpt.errors import UserError
-from igpt.formats.bundle import Bundle, crc32c, unmasked
-from igpt.formats.openai import find_checkpoint, read_openai
+from igpt.formats.openai import Bundle, crc32c, find_checkpoint, read_openai, unmasked
 from igpt.loading import load
 from igpt.tokens.palette import Palette
 from tests.oracles import bundle as oracle

@@ -10,8 +10,7 @@ import torch
 
 from igpt import cpp
 from igpt.model import native
-from igpt.model.decoder import NativeDecoder, PlainDecoder, open_decoder
-from igpt.model.graphs import GraphDecoder
+from igpt.model.decoder import GraphDecoder, NativeDecoder, PlainDecoder, open_decoder
 from tests.networks import network
 
 needs_compiler = pytest.mark.skipif(native.library("decode") is None, reason="no C++ compiler")

@@ -1,12 +1,15 @@
-"""Which reader a name or a path needs."""
+"""Which reader a name or a path needs; a packed set, to make a smaller one of it, is read here."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from igpt.errors import UserError
 from igpt.images.packed.format import is_packed
+from igpt.images.packed.originals import originals_of
 from igpt.images.packed.read import PackedSet
 from igpt.images.sources import (
     archive,
@@ -14,14 +17,14 @@ from igpt.images.sources import (
     columns,
     folders,
     named,
-    packed,
     remote,
     tables,
     tar,
 )
 from igpt.images.sources.names import counts, expanded, is_image_name
 from igpt.images.sources.names import suffixes as image_suffixes
-from igpt.images.sources.source import Source, without_labels
+from igpt.images.sources.source import Block, Part, Source, block_length, without_labels
+from igpt.images.splits import SPLITS, Split
 from igpt.system import at_home
 
 NAMED: dict[str, Callable[[], Source]] = {
@@ -94,7 +97,7 @@ def _open_channels(data: str, channels: tuple[int, ...], *, unlabelled: bool) ->
 def _open_path(path: Path, data: str, *, unlabelled: bool) -> Source:
     if is_packed(path):
         remote.fetch_all(path)
-        return packed.open_packed(PackedSet.open(path))
+        return open_packed(PackedSet.open(path))
     if path.is_dir():
         return _open_folder(path, unlabelled=unlabelled)
     if files := files_of(path):
@@ -190,3 +193,44 @@ def _open_files(files: list[Path], *, name: str, unlabelled: bool) -> Source:
     if suffixes <= image_suffixes():
         raise UserError(f"{name} is a single image: pass the folder that holds it")
     raise UserError(f"{name} is of a kind that is not read: pass {KINDS}")
+
+
+def open_packed(packed: PackedSet) -> Source:
+    """The images of a packed set, its splits kept as they are.
+
+    Raises:
+        UserError: it holds random crops, which have no single size.
+    """
+    if packed.manifest["views"]:
+        raise UserError(f"{packed.folder} holds random crops: prepare its source again instead")
+
+    def blocks(part: Part) -> Iterator[Block]:
+        return part.share(every_block())
+
+    def every_block() -> Iterator[Block]:
+        for code, split in enumerate(SPLITS):
+            yield from _blocks(packed, split, code)
+
+    return Source(
+        name=f"{packed.source} at {packed.image_size} pixels",
+        blocks=blocks,
+        classes=packed.classes,
+        source_px=packed.manifest.get("source_px", 0),
+        own_splits=frozenset(code for code, split in enumerate(SPLITS) if packed.n(split)),
+        n_images=sum(packed.n(split) for split in SPLITS),
+    )
+
+
+def _blocks(packed: PackedSet, split: Split, code: int) -> Iterator[Block]:
+    images, labels, places = packed.images(split), packed.labels(split), packed.rows(split)
+    originals = originals_of(packed)
+    step = block_length(3 * packed.image_size**2)
+    for start in range(0, len(images), step):
+        rows = np.arange(start, min(start + step, len(images)))
+        yield Block(
+            images=images[rows],
+            keys=[f"{split}/{row}" for row in rows],
+            labels=None if labels is None else labels[rows],
+            originals=[] if originals is None else [originals.at(int(i)) for i in places[rows]],
+            code=code,
+        )
