@@ -19,9 +19,9 @@ from igpt.errors import UserError
 from igpt.model.attention import faster_kernel
 from igpt.model.gpt import GPT
 from igpt.model.sizes import Shape, train_flops
-from igpt.train.compiling import compile_network
 from igpt.train.objectives import loss_sum
 from igpt.train.optim import Optimizer, clip_gradients
+from igpt.train.trainer import compile_network
 
 N_COLORS = 512
 # How far the losses of the same weights may lie apart, nats per token.

@@ -34,9 +34,8 @@ def serve(
     from igpt import compute
     from igpt.loading import load
     from igpt.progress import say
-    from igpt.web.app import build
+    from igpt.web.app import build, listen, serve_forever
     from igpt.web.gate import own_uploads
-    from igpt.web.server import listen, serve_forever
 
     compute.set_threads()
     with listen(host, port) as listener, own_uploads() as uploads:

@@ -31,7 +31,6 @@ from igpt.progress import say, ticking
 from igpt.tokens.batches import Batch, BatchStream, Source
 from igpt.tokens.tokenizer import CroppedImages, Tokenizer
 from igpt.train import checkpoint
-from igpt.train.compiling import compile_network
 from igpt.train.distributed import default_world
 from igpt.train.log import Tracker, drop_metrics_after, tracking
 from igpt.train.loop import run_steps, train_step
@@ -40,7 +39,7 @@ from igpt.train.objectives import loss_count, loss_sum
 from igpt.train.optim import Optimizer
 from igpt.train.parallel import copied, shard, sharing
 from igpt.train.saving import restore, say_what_differs
-from igpt.train.trainer import Trainer, exactness_facts
+from igpt.train.trainer import Trainer, compile_network, exactness_facts
 
 # Masks of an image whose answers vote where a BERT model is judged on test.
 BERT_MASKS = 5

@@ -16,9 +16,15 @@ import numpy as np
 from PIL import Image
 
 from igpt.errors import UserError
-from igpt.images.channels import as_rgb, check_memory
-from igpt.images.jpeg import decode_jpeg, plain_size
-from igpt.images.recognise import NOT_READ, bare, recognised
+from igpt.images.recognise import (
+    NOT_READ,
+    as_rgb,
+    bare,
+    check_memory,
+    decode_jpeg,
+    plain_size,
+    recognised,
+)
 from igpt.images.rejects import DAMAGED, read_bytes
 from igpt.images.sources.names import shown
 

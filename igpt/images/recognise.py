@@ -1,13 +1,23 @@
-"""What kind of image a file is, by its first bytes; and its pixels without what stands beside them.
+"""What lies between an image's file and its RGB: its kind, what is read of it, its colours.
 
-Pillow's plugins are called one by one and not through `Image.open`, whose limit is on the number of
-pixels and belongs to the whole process.
+The kind is told by the first bytes. Pillow's plugins are called one by one and not through
+`Image.open`, whose limit is on the number of pixels and belongs to the whole process.
+
+Opening a file with Pillow takes longer than decoding a thumbnail. So the size of a JPEG that has
+nothing but its pixels to say (no orientation, no second picture, no profile of its colours' number)
+is read here, and libjpeg-turbo's own interface gives the pixels that Pillow gives, in a third of
+the time; Pillow has the last word on every other file, and on all that is damaged.
+
+Of Pillow's colour modes, grey is repeated in three channels, 16 bits are scaled to 8, alpha is laid
+over white, CMYK and the like become RGB; values without a fixed range (float, 32 bits) are refused.
 """
 
+import os
 import struct
 from functools import cache
 from typing import IO, Any, Protocol, cast
 
+import numpy as np
 from PIL import Image
 
 from igpt.errors import UserError
@@ -128,3 +138,136 @@ def _bare_jpeg(data: bytes) -> bytes:
         place = stop
     parts.append(data[place:])
     return b"".join(parts)
+
+
+_START = b"\xff\xd8\xff"
+# Frames that are decoded in one pass: baseline and extended. Pillow can interrupt progressive ones.
+_FRAMES = (0xC0, 0xC1)
+_SCAN = 0xDA
+# Segments that change neither the colours nor which way is up: tables, intervals, comments, JFIF.
+_HARMLESS = (0xC4, 0xDB, 0xDD, 0xFE, 0xE0)
+_PROFILE = 0xE2
+_PROFILE_START = b"ICC_PROFILE\0"  # what else begins so is a second picture
+
+
+def plain_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG that says nothing beside its pixels; None: look with Pillow."""
+    if not data.startswith(_START):
+        return None
+    size, place = None, 2
+    try:
+        while True:
+            mark, kind, length = struct.unpack_from(">BBH", data, place)
+            if mark != 0xFF:
+                return None
+            if kind == _SCAN:
+                return size
+            if kind in _FRAMES and size is None:
+                bits, height, width, channels = struct.unpack_from(">BHHB", data, place + 4)
+                if bits != 8 or channels not in (1, 3) or not height or not width:
+                    return None
+                size = height, width
+            elif kind == _PROFILE:
+                if not data.startswith(_PROFILE_START, place + 4):
+                    return None
+            elif kind not in _HARMLESS:
+                return None
+            place += 2 + length
+    except struct.error:
+        return None
+
+
+def decode_jpeg(data: bytes, height: int, width: int, scale: int) -> np.ndarray | None:
+    """The pixels of a JPEG in RGB at a fraction of its size.
+
+    Args:
+        data: all bytes of the file.
+        height: of the full image.
+        width: of the full image.
+        scale: 1, 2, 4 or 8.
+
+    Returns:
+        (ceil(height / scale), ceil(width / scale), 3) uint8; None where libjpeg-turbo is not there,
+        refuses the file or warns of it.
+    """
+    try:
+        import simplejpeg
+
+        pixels: np.ndarray = simplejpeg.decode_jpeg(
+            data,
+            "RGB",
+            fastdct=False,
+            fastupsample=False,
+            min_height=height // scale,
+            min_width=width // scale,
+            strict=True,
+        )
+    except (ImportError, ValueError):
+        return None
+    return pixels if pixels.shape == (-(-height // scale), -(-width // scale), 3) else None
+
+
+MAX_MEMORY_BYTES = 2**30
+"""Memory that decoding one image may take: 268 million pixels of RGB."""
+
+# Pillow keeps four bytes for each pixel of more than one channel; conversion to RGB makes copies.
+_BYTES_PER_PIXEL = {"1": 5, "L": 5, "P": 5, "RGB": 4, "I;16": 8, "I;16B": 8, "I": 16}
+_OTHER_BYTES_PER_PIXEL = 16
+# Deflate gives at most 1,032 bytes for one.
+_DEFLATE_MOST = 1100
+_TO_8_BITS = ((np.arange(2**16, dtype=np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A decoded image in RGB.
+
+    Raises:
+        UserError: its values have no fixed range; the message is the reason alone.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        return _eight_bits(image).convert("RGB")
+    if image.mode == "F":
+        raise UserError("float pixels have no fixed range")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """0..65535 scaled to 0..255, not cut: Pillow's own conversion clips at 255."""
+    wide = np.asarray(image)
+    if wide.size and (wide.min() < 0 or wide.max() > 65535):
+        raise UserError("32-bit pixels have no fixed range")
+    return Image.fromarray(_TO_8_BITS[wide.astype(np.uint16, copy=False)])
+
+
+def check_memory(image: Image.Image, width: int, height: int, scale: int) -> None:
+    """Refuse an image that takes too much memory, or claims more than its file can hold.
+
+    Args:
+        image: not decoded yet, and already set to be decoded at a fraction of its size.
+        width: of the full image, in pixels.
+        height: of the full image, in pixels.
+        scale: the fraction's denominator.
+
+    Raises:
+        UserError: it is too large; the message is the reason alone.
+    """
+    per_pixel = _BYTES_PER_PIXEL.get(image.mode, _OTHER_BYTES_PER_PIXEL)
+    needed = image.width * image.height * per_pixel
+    if scale > 1 and image.info.get("progressive"):  # libjpeg holds all coefficients
+        needed += 6 * width * height
+    if needed > MAX_MEMORY_BYTES:
+        raise UserError(
+            f"{width} x {height} pixels take {needed / 2**30:.1f} GiB to decode, "
+            f"more than {MAX_MEMORY_BYTES / 2**30:g}"
+        )
+    if image.format == "PNG" and (file := getattr(image, "fp", None)) is not None:
+        here = file.tell()
+        size = file.seek(0, os.SEEK_END)
+        file.seek(here)
+        if width * height > 8 * _DEFLATE_MOST * size:  # one bit a pixel at least
+            raise UserError(f"{width} x {height} pixels cannot be in {size} bytes")

@@ -4,7 +4,6 @@ Dividing after everything is added over micro-batches and ranks makes the loss i
 batch was cut up. All values are in nats.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -54,8 +53,3 @@ def loss_count(objective: Objective, tokens: Tensor, masked: Tensor | None) -> i
         return tokens.numel()
     assert masked is not None
     return int(masked.any(1).sum())
-
-
-def mean_nats(total: Tensor, count: Tensor) -> float:
-    """Sum over count as a float; an empty count gives 0."""
-    return float(total / torch.clamp(count, min=1))

@@ -13,8 +13,8 @@ from PIL import Image
 
 from igpt.errors import UserError
 from igpt.generate.pictures import save_animation
-from igpt.images import channels, recognise
 from igpt.images import decode as decoding
+from igpt.images import recognise
 from igpt.images.decode import decode, open_image, read_image
 from igpt.images.grid import to_png_bytes
 from igpt.report.charts import Chart
@@ -175,7 +175,7 @@ def test_every_mode_is_read_at_a_fraction(mode: str, monkeypatch: pytest.MonkeyP
 
 
 def test_memory_is_what_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channels, "MAX_MEMORY_BYTES", 100_000)
+    monkeypatch.setattr(recognise, "MAX_MEMORY_BYTES", 100_000)
     assert read_image(encoded(smooth(150, 150), "PNG")).shape == (150, 150, 3)
     with pytest.raises(UserError, match=r"200 x 160 pixels take 0.0 GiB to decode"):
         read_image(encoded(smooth(160, 200), "PNG"))

@@ -12,11 +12,13 @@ from igpt.report.comparison import (
     few_labels_section,
     layers_compared,
     loss_against_probe,
+    lowdata_sheet,
     objectives_compared,
+    paper_section,
+    paper_tables,
 )
 from igpt.report.page import save_sheet
 from igpt.report.record import write_record
-from igpt.report.tables import lowdata_sheet, paper_section, paper_tables
 from tests.report.test_report import a_run
 
 ABOUT = {"model": "a", "data": "cifar10", "split": "test"}

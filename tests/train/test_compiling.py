@@ -3,7 +3,7 @@ from torch._inductor import codecache, config
 
 from igpt import system
 from igpt.model import attention
-from igpt.train.compiling import compile_network
+from igpt.train.trainer import compile_network
 from tests.strategies import lively_gpt
 
 

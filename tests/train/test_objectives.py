@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igpt.train.objectives import loss_count, loss_sum, mean_nats
+from igpt.train.objectives import loss_count, loss_sum
 from tests.strategies import lively_gpt, random_tokens
 
 
@@ -72,9 +72,3 @@ def test_bert_count_ignores_images_without_a_mask():
     logits = torch.zeros(2, 2, 4)
     total = loss_sum(logits, torch.zeros(2, 2, dtype=torch.int64), masked)
     assert total.item() == pytest.approx(math.log(4))
-
-
-def test_the_mean_of_nothing_is_nothing():
-    assert mean_nats(torch.tensor(6.0), torch.tensor(4)) == 1.5
-    assert mean_nats(torch.tensor(6.0), torch.tensor(1)) == 6
-    assert mean_nats(torch.tensor(0.0), torch.tensor(0)) == 0

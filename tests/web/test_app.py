@@ -10,7 +10,7 @@ from igpt.errors import UserError
 gradio = pytest.importorskip("gradio", reason="the page needs Gradio")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-from igpt.web.server import listen  # noqa: E402 - Gradio may not be there
+from igpt.web.app import listen  # noqa: E402 - Gradio may not be there
 
 # In a process of its own: Gradio leaves event loops unclosed, which pytest would count.
 TABS = """

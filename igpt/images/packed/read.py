@@ -228,12 +228,6 @@ class PackedSet:
         has_some = self.classes is not None and any((self._labels >= 0).tolist())
         return dataclasses.replace(self, labelled_only=has_some)
 
-    def classes_of(self, split: Split) -> list[str]:
-        """Names of the classes that a split has images of."""
-        labels, names = self.labels(split), self.classes
-        assert labels is not None and names is not None
-        return [names[label] for label in np.unique(labels[labels >= 0])]
-
     def verify(self) -> None:
         """Compare every file with its checksum: once a machine, and after any change.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from igpt.errors import UserError
 from igpt.files import cache_folder
 from igpt.images.rejects import EMPTY_CLASS
-from igpt.images.sources.layout import Layout, layout_of
+from igpt.images.sources.labels import Layout, layout_of
 from igpt.images.sources.names import Unread, is_hidden, is_image_name, shown, suffixes
 from igpt.images.sources.source import Block, BlockBuilder, Part, Source, Span
 from igpt.images.splits import image_code
@@ -32,7 +32,7 @@ _OWN_FOLDERS = (
 def open_folder(folder: Path, *, unlabelled: bool = False) -> Source:
     """The images of a folder and everything below it.
 
-    `igpt.images.sources.layout` says what the folders mean.
+    `igpt.images.sources.labels` says what the folders mean.
 
     Args:
         folder: where the images are.

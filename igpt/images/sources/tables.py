@@ -26,6 +26,8 @@ from igpt.images.rejects import NOT_LISTED, check_pointer
 from igpt.images.sources import columns
 from igpt.images.sources.archive import damage, unpacked
 from igpt.images.sources.labels import (
+    DUPLICATE,
+    Duplicates,
     Numbering,
     label_key,
     note_label,
@@ -33,7 +35,6 @@ from igpt.images.sources.labels import (
     said_of_labels,
     said_of_odd,
 )
-from igpt.images.sources.layout import DUPLICATE, Duplicates
 from igpt.images.sources.names import find_named, is_image_name, suffixes
 from igpt.images.sources.source import Block, BlockBuilder, Source, Span
 from igpt.images.splits import (

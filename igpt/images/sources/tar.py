@@ -20,15 +20,19 @@ from igpt.images.rejects import DEAD_LINK, EMPTY_CLASS, MAX_BAD
 from igpt.images.sources.archive import Archive, Entry, ZipArchive, opened
 from igpt.images.sources.download import is_offline
 from igpt.images.sources.labels import (
+    DUPLICATE,
     MAX_CLASSES,
+    Duplicates,
+    Layout,
     Numbering,
+    key_of_name,
     label_in,
     label_of,
+    layout_of,
     ordered,
     said_of_labels,
     said_of_odd,
 )
-from igpt.images.sources.layout import DUPLICATE, Duplicates, Layout, key_of_name, layout_of
 from igpt.images.sources.names import Unread, counts, is_image_name
 from igpt.images.sources.remote import UnreachableError
 from igpt.images.sources.source import Block, BlockBuilder, Part, Source, Span
