@@ -1,6 +1,8 @@
-"""Models by name: the only place that knows every form that one can have."""
+"""Models by name, and of runs that ended: the only place that knows every form one can have."""
 
 import shutil
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from igpt.formats.openai import find_checkpoint, read_openai
 from igpt.formats.transformers import read_transformers
 from igpt.pixelmodel import PixelModel
 from igpt.system import at_home
+from igpt.train.folder import read_metrics
 from igpt.trained import Trained
 
 
@@ -123,3 +126,20 @@ def pull(hub_id: str, out: Path, *, revision: str | None = None) -> Path:
             if file.is_file() and file.name != LIST:
                 shutil.copyfile(file, part / file.name)  # the Hub's cache holds links
     return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """The folder of a run that was carried to its end, and what is in it."""
+
+    folder: Path
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; of a fine-tuning those of its first seed, at one rate."""
+        return read_metrics(self.folder)
+
+    @cached_property
+    def model(self) -> PixelModel:
+        """The model of the last step; the classifying one of a fine-tuning's first seed."""
+        return load(self.folder / "model")

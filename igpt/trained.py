@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from igpt.config import N_POOLED, Objective, Pooling, TrainConfig, whole
@@ -259,3 +260,34 @@ def _layer_number(layer: int | str, network: GPT) -> int:
     if not 0 <= number <= n_layer:
         raise UserError(f"layer {layer!r} does not exist: choose 0 to {n_layer}, or 'best'")
     return number
+
+
+def resampled(network: GPT, *, image_size: int, new_image_size: int) -> GPT:
+    """The same network for images of another size: position embeddings are interpolated.
+
+    Args:
+        network: reads `image_size`.
+        image_size: side S of its images, pixels.
+        new_image_size: side wanted, pixels.
+
+    Raises:
+        UserError: the network does not read images of `image_size`.
+    """
+    per_pixel, rest = divmod(network.seq_len, image_size**2)
+    if rest:
+        raise UserError(f"the network's {network.seq_len} tokens are no {image_size} px image")
+    state = dict(network.state_dict())
+    width = network.config.n_embd
+    grid = state["wpe.weight"].view(1, image_size, image_size, per_pixel * width)
+    size = (new_image_size, new_image_size)
+    moved = F.interpolate(
+        grid.permute(0, 3, 1, 2), size, mode="bicubic", align_corners=False, antialias=True
+    )
+    seq_len = new_image_size**2 * per_pixel
+    state["wpe.weight"] = moved.permute(0, 2, 3, 1).reshape(seq_len, width)
+    made = GPT(
+        network.config, n_colors=network.n_colors, seq_len=seq_len, objective=network.objective
+    )
+    made.load_state_dict(state)
+    made.shifted, made.predicts = network.shifted, network.predicts
+    return made.to(network.wpe.weight.device)

@@ -273,8 +273,8 @@ def _images_to_show(
 
 def _some_labelled(data: "PackedSet") -> "tuple[LabelledImages, LabelledImages]":
     """Some images of the training split and some of the validation split."""
-    from igpt.probing.exact import labels_of
     from igpt.probing.protocol import LabelledImages
+    from igpt.probing.solve import labels_of
 
     some = data.at_most(N_LABELLED)
     fit, judge = (

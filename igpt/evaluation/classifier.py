@@ -1,14 +1,13 @@
 """A network with a head that names classes, and where such a network can come from (paper §2.3).
 
-The head reads the pooled features of one layer; the network is pre-trained, freshly drawn, or made
-to read images of another size.
+The head reads the pooled features of one layer; the network is pre-trained or
+freshly drawn.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from igpt import compute, streams
@@ -164,34 +163,3 @@ def from_scratch(network: GPT, *, seed: int) -> GPT:
     fresh.init_weights(generator)
     fresh.shifted, fresh.predicts = network.shifted, network.predicts
     return fresh.to(network.wpe.weight.device)
-
-
-def resampled(network: GPT, *, image_size: int, new_image_size: int) -> GPT:
-    """The same network for images of another size: position embeddings are interpolated.
-
-    Args:
-        network: reads `image_size`.
-        image_size: side S of its images, pixels.
-        new_image_size: side wanted, pixels.
-
-    Raises:
-        UserError: the network does not read images of `image_size`.
-    """
-    per_pixel, rest = divmod(network.seq_len, image_size**2)
-    if rest:
-        raise UserError(f"the network's {network.seq_len} tokens are no {image_size} px image")
-    state = dict(network.state_dict())
-    width = network.config.n_embd
-    grid = state["wpe.weight"].view(1, image_size, image_size, per_pixel * width)
-    size = (new_image_size, new_image_size)
-    moved = F.interpolate(
-        grid.permute(0, 3, 1, 2), size, mode="bicubic", align_corners=False, antialias=True
-    )
-    seq_len = new_image_size**2 * per_pixel
-    state["wpe.weight"] = moved.permute(0, 2, 3, 1).reshape(seq_len, width)
-    made = GPT(
-        network.config, n_colors=network.n_colors, seq_len=seq_len, objective=network.objective
-    )
-    made.load_state_dict(state)
-    made.shifted, made.predicts = network.shifted, network.predicts
-    return made.to(network.wpe.weight.device)

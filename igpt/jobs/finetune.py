@@ -24,7 +24,7 @@ import igpt
 from igpt import compute
 from igpt.config import FinetuneConfig, overlaid, real, whole
 from igpt.errors import Diverged, Interrupted, UserError
-from igpt.evaluation.classifier import Classifier, from_scratch, resampled
+from igpt.evaluation.classifier import Classifier, from_scratch
 from igpt.evaluation.finetune import (
     BERT_MASKS,
     FinetunePoint,
@@ -39,7 +39,8 @@ from igpt.images.live import open_live
 from igpt.images.packed.read import PackedSet
 from igpt.images.packed.seen import fingerprints, united
 from igpt.images.splits import SPLITS
-from igpt.jobs.opening import Ended, open_labelled, opened
+from igpt.jobs.opening import open_labelled, opened
+from igpt.loading import Ended
 from igpt.pixelmodel import PixelModel
 from igpt.probing.exact import checked_labels
 from igpt.probing.features import pays_to_compile
@@ -55,6 +56,7 @@ from igpt.train.parallel import is_sharded, whole_weights
 from igpt.train.saving import check_room
 from igpt.train.standing import versions
 from igpt.train.trainer import Trainer
+from igpt.trained import resampled
 
 TABLE = "search.json"
 RESULT = "result.json"

@@ -14,10 +14,9 @@ from igpt.errors import UserError
 from igpt.images.packed.read import PackedSet
 from igpt.images.splits import Split
 from igpt.pixelmodel import PixelModel
-from igpt.probing.exact import labels_of
 from igpt.probing.features import EncodedImages, extract_features
 from igpt.probing.protocol import Labelled, check_labels
-from igpt.probing.solve import Solver, SolverName, fit
+from igpt.probing.solve import Solver, SolverName, fit, labels_of
 from igpt.report.grids import N_COMPLETED, grids
 from igpt.tokens.tokenizer import Tokenizer
 from igpt.train.trainer import Look, Trainer, whole_network

@@ -1,8 +1,6 @@
 """What every look at a trained model begins and ends with: the model, its images, the record."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ from igpt.pixelmodel import PixelModel
 from igpt.progress import say
 from igpt.report.record import write_record
 from igpt.system import at_home
-from igpt.train.folder import read_metrics
 from igpt.trained import Trained
 
 
@@ -156,20 +153,3 @@ def recorded(
 def record_place(model: Path) -> Path | None:
     """The run folder that a model's name is, where its figures are kept; else none."""
     return model if (model / "metrics.jsonl").is_file() else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ended:
-    """The folder of a run that was carried to its end, and what is in it."""
-
-    folder: Path
-
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; of a fine-tuning those of its first seed, at one rate."""
-        return read_metrics(self.folder)
-
-    @cached_property
-    def model(self) -> PixelModel:
-        """The model of the last step; the classifying one of a fine-tuning's first seed."""
-        return load(self.folder / "model")

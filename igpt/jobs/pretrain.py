@@ -18,13 +18,11 @@ from torch import Tensor
 
 from igpt.config import RunConfig, check_acts, overlaid
 from igpt.errors import UserError
-from igpt.evaluation.classifier import resampled
 from igpt.files import FolderLock
 from igpt.images.packed.read import PackedSet
 from igpt.images.packed.seen import MOST, fingerprints, n_seen, united, write_seen
 from igpt.jobs.looks import check_looks, looks_of
-from igpt.jobs.opening import Ended
-from igpt.loading import export_run, load
+from igpt.loading import Ended, export_run, load
 from igpt.manifest import fault_of
 from igpt.model.gpt import weights_digest
 from igpt.model.sizes import Shape, parameter_count
@@ -63,6 +61,7 @@ from igpt.train.settings import ends_anew, last_common_step, resolve, taken_up
 from igpt.train.standing import Standing, standing, standing_at, tokenizer_of, versions
 from igpt.train.trainer import Look, Trainer, make_trainer
 from igpt.train.validate import valid_name
+from igpt.trained import resampled
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

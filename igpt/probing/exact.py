@@ -8,7 +8,6 @@ import numpy as np
 
 from igpt import compute
 from igpt.config import Pooling
-from igpt.errors import UserError
 from igpt.files import kept_if_possible
 from igpt.images.packed.read import PackedSet
 from igpt.images.splits import SPLITS, Split
@@ -23,7 +22,7 @@ from igpt.probing.protocol import (
     pixel_features,
     window,
 )
-from igpt.probing.solve import Fit, Solver, SolverName, fit
+from igpt.probing.solve import Fit, Solver, SolverName, fit, labels_of
 from igpt.progress import Counter, say, ticking
 from igpt.published import name_of
 from igpt.shipped import is_shipped
@@ -297,18 +296,6 @@ def labelled_features(
             world=world,
         )
     return Labelled(features, labels)
-
-
-def labels_of(data: PackedSet, split: Split) -> np.ndarray:
-    """The labels of a split: (n,) int64.
-
-    Raises:
-        UserError: it has none.
-    """
-    labels = data.labels(split)
-    if labels is None:
-        raise UserError(f"{data.source} has no labels: give one folder a class, or a labelled set")
-    return labels
 
 
 def checked_labels(data: PackedSet) -> dict[Split, np.ndarray]:

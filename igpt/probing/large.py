@@ -31,13 +31,12 @@ from igpt.probing.exact import (
     Seen,
     checked_labels,
     fitted,
-    labels_of,
     probe_joined,
     probe_pixels,
 )
 from igpt.probing.features import EncodedImages, stream_features
 from igpt.probing.protocol import Labelled, LayerScore, best_score, window
-from igpt.probing.solve import Solver, SolverName
+from igpt.probing.solve import Solver, SolverName, labels_of
 from igpt.progress import Counter, ticking
 from igpt.train.distributed import ALONE, World
 from igpt.trained import Trained

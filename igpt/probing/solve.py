@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from igpt.errors import UserError
+from igpt.images.packed.read import PackedSet
+from igpt.images.splits import Split
 from igpt.probing.protocol import (
     SCORED_ROWS,
     Labelled,
@@ -298,3 +300,15 @@ def _stretches(parts: Sequence[Rows]) -> Iterator[tuple[int, np.ndarray]]:
 def _unit(features: np.ndarray, device: torch.device | str) -> Tensor:
     rows = torch.from_numpy(np.array(features, np.float32)).to(device)
     return torch.nn.functional.normalize(rows, dim=1)
+
+
+def labels_of(data: PackedSet, split: Split) -> np.ndarray:
+    """The labels of a split: (n,) int64.
+
+    Raises:
+        UserError: it has none.
+    """
+    labels = data.labels(split)
+    if labels is None:
+        raise UserError(f"{data.source} has no labels: give one folder a class, or a labelled set")
+    return labels

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from igpt import files
 from igpt.errors import UserError
 from igpt.system import at_home
-from igpt.tokens.nearest import CHUNK_PX, Table, kept_table, rgb_index
+from igpt.tokens.fit import CHUNK_PX, Table, kept_table, rgb_index
 from igpt.tokens.tokenizer import ImageArray, check_images, image_chunks, image_side
 
 MAX_COLORS = 65536

@@ -16,7 +16,6 @@ from igpt.evaluation.classifier import (
     Classifier,
     from_scratch,
     predict,
-    resampled,
 )
 from igpt.evaluation.finetune import Task, accuracy, settings_of, tune, tune_in_memory
 from igpt.model.gpt import GPT
@@ -24,6 +23,7 @@ from igpt.model.head import modal_vote
 from igpt.probing.protocol import LabelledImages
 from igpt.tokens.masks import bert_masks
 from igpt.train.folder import read_metrics
+from igpt.trained import resampled
 
 SIDE, K, C = 4, 6, 3
 QUICK = FinetuneConfig(

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from igpt.tokens.nearest import nearest_table, rgb_index
+from igpt.tokens.fit import nearest_table, rgb_index
 from tests.oracles.nearest_color import nearest_color
 
 

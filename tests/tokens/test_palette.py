@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from igpt.errors import UserError
-from igpt.tokens import nearest
+from igpt.tokens import fit
 from igpt.tokens.palette import Palette
 from tests.oracles.nearest_color import nearest_color
 
@@ -216,7 +216,7 @@ def test_table_is_kept_and_read_back(table_cache, monkeypatch):
     def fail(colors):
         raise AssertionError("made again")
 
-    monkeypatch.setattr(nearest, "nearest_table", fail)
+    monkeypatch.setattr(fit, "nearest_table", fail)
     np.testing.assert_array_equal(Palette(palette.colors).encode(images), tokens)
 
 
@@ -235,7 +235,7 @@ def test_damaged_table_is_made_again(table_cache, damage):
 
 def test_oldest_tables_are_dropped_from_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("IGPT_CACHE", str(tmp_path))
-    monkeypatch.setattr(nearest, "KEPT_TABLES", 2)
+    monkeypatch.setattr(fit, "KEPT_TABLES", 2)
     palettes = [Palette([[-1, -1, -1], [1, 1, red]]) for red in (0, 0.5, 1)]
     for age, palette in enumerate(palettes):
         palette.encode(np.zeros((1, 1, 3), np.uint8))
