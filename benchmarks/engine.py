@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from igpt import compute, system
@@ -97,7 +98,7 @@ def step_bytes(image_size: int, precision: compute.Precision, *, compiled: bool)
             loss_sum(logits, tokens, None).backward()
             optimizer.step(1.0)
 
-    before = system.resident_bytes()
+    before = psutil.Process().memory_info().rss
     steps()
     return system.peak_bytes() - before
 

@@ -238,13 +238,6 @@ def _groups(controller: str) -> Iterator[Path]:
                 yield root.joinpath(*inside[:depth])
 
 
-def resident_bytes() -> int:
-    """Memory that this process holds now."""
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)
-
-
 def peak_bytes() -> int:
     """The most memory that this process has held so far."""
     # First the kernel's own count: that of `getrusage` begins with that of the parent process.
