@@ -31,6 +31,15 @@ class PixelModel(Trained):
     Its arguments are those of `igpt.trained.Trained`.
     """
 
+    def __repr__(self) -> str:
+        network, config = self.network, self.network.config
+        name = "" if self.folder is None else f" {self.folder.name}"
+        side = self.image_size
+        return (
+            f"<PixelModel{name}: {network.objective}, {side} x {side} pixels, "
+            f"{network.n_colors} colours, {config.n_layer} layers of {config.n_embd}>"
+        )
+
     @torch.inference_mode()
     def logits(self, tokens: np.ndarray | Tensor) -> Tensor:
         """(N, T) tokens -> (N, T, K) float32 logits; slot t predicts token t."""

@@ -29,6 +29,14 @@ def test_a_saved_model_comes_back_equal(model, pictures, tmp_path):
     assert again.digest() == model.digest()
 
 
+def test_a_model_says_what_it_is(model, tmp_path):
+    said = repr(igpt.load(model.save(tmp_path / "mine")))
+    network = model.network
+    size = f"{network.config.n_layer} layers of {network.config.n_embd}"
+    assert said == f"<PixelModel mine: ar, 4 x 4 pixels, {network.n_colors} colours, {size}>"
+    assert repr(model).startswith("<PixelModel: ar, ")
+
+
 def test_images_come_as_arrays_pictures_or_paths_of_any_size(model, pictures, tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(pictures[0]).save(path)

