@@ -30,9 +30,9 @@ def load(
     """A model by name: a shipped one, a run, a model folder, a foreign checkpoint or a Hub id.
 
     Args:
-        source: the name of a model that ships (`cifar10-small`); a path to a run, a model folder,
-            a transformers folder or a TensorFlow checkpoint of the authors' (folder, prefix or any
-            of its files); or `hf:owner/name[@revision]` on the Hub.
+        source: the name of a model that ships (`cifar10-32`, `cifar10-small`); a path to a run, a
+            model folder, a transformers folder or a TensorFlow checkpoint of the authors' (folder,
+            prefix or any of its files); or `hf:owner/name[@revision]` on the Hub.
         device: where its weights go; none: the first accelerator, else the CPU.
         palette: the colours of a TensorFlow checkpoint; none: the kmeans_centers.npy beside it.
 

@@ -74,7 +74,7 @@ COMPUTING = (
 PREPARING = ("palette", "pretrain", "evaluate", "probe", "finetune", "lowdata")
 EXAMPLES = (
     "igpt demo",
-    "igpt complete cifar10-small cat.jpg",
+    "igpt complete cifar10-32 cat.jpg",
     "igpt pretrain photos runs/mine --recipe demo --plan",
 )
 EXIT_USER_ERROR = 2
