@@ -15,6 +15,8 @@ POOLINGS = {
     "raw pixels": "raw pixels",
 }
 COUNTS = (4, 25, 400)
+# Labelled images of CIFAR-10 beside its test split.
+N_LABELS = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,10 @@ class Book:
 
     def probe_rows(self) -> list[str]:
         """One row a classifier: what it sees, its layer, validation, test."""
-        rows = ["| probe on | layer | validation | test (10,000) |", "|---|---|---|---|"]
+        sizes = [self.figures.get(f"probe, {key}", {}) for key in POOLINGS]
+        n = max((found["n_train"] + found["n_valid"] for found in sizes if found), default=0)
+        of = "" if n == N_LABELS else f", {n:,} of {N_LABELS:,} labels"
+        rows = [f"| probe on{of} | layer | validation | test (10,000) |", "|---|---|---|---|"]
         for key, text in POOLINGS.items():
             found = self.figures.get(f"probe, {key}")
             if found is None:

@@ -1,7 +1,7 @@
 """The figures of a model that ships, by the protocol of TARGETS.md, and the model's folder.
 
     python records/measure.py stage RUN FOLDER       float16 weights, and the run's metrics
-    python records/measure.py probe FOLDER           linear probes, few labels; keeps the best probe
+    python records/measure.py probe FOLDER [MAX_IMAGES]    linear probes, few labels; keeps the best
     python records/measure.py nats FOLDER            likelihood on validation and test
     python records/measure.py transfer FOLDER NAME DATA [MAX_IMAGES]
     python records/measure.py checkpoints FOLDER RUN loss and a quick probe of what the run keeps
@@ -143,10 +143,10 @@ def probe_each(
     keep(model, f"{prefix}, raw pixels", lambda: probe_pixels(data))
 
 
-def probe_cifar(folder: Path) -> None:
+def probe_cifar(folder: Path, max_images: int | None) -> None:
     """Probes by layer and pooling, and few labels."""
     model = load(folder)
-    data = open_for(model, "cifar10")
+    data = open_for(model, "cifar10", max_images=max_images)
     found = features_of(model, data)
     probe_each(model, data, found, "probe", n_joined=N_JOINED, save=True)
     for count in LABELS_A_CLASS:
@@ -287,8 +287,8 @@ def main(command: str, place: str, *rest: str) -> None:
     match command, rest:
         case "stage", (target,):
             stage(folder, Path(target))
-        case "probe", ():
-            probe_cifar(folder)
+        case "probe", limit:
+            probe_cifar(folder, int(limit[0]) if limit else None)
         case "nats", ():
             nats(folder)
         case "transfer", (name, data, *limit):
