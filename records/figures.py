@@ -16,7 +16,7 @@ from card import COUNTS, Book
 from keeping import SHIPPED
 
 from igpt import compute
-from igpt.images.grid import tile, to_png_bytes
+from igpt.images.grid import enlargement, tile, to_png_bytes
 from igpt.jobs.opening import open_for
 from igpt.loading import load
 from igpt.report.charts import Chart, Level, Series
@@ -49,9 +49,9 @@ class Drawn:
         """Samples and completions."""
         model = load(folder)
         originals = open_for(model, "cifar10").images("valid")[:N_COMPLETED]
-        drawn = completions(model, originals, n=5, seed=0, enlarge=96 // model.image_size)
+        drawn = completions(model, originals, n=5, seed=0)
         self.write("completions", to_png_bytes(drawn))
-        samples = tile(model.sample(48, seed=0), columns=12, enlarge=80 // model.image_size)
+        samples = tile(model.sample(48, seed=0), columns=12, enlarge=enlargement(model.image_size))
         self.write("samples", to_png_bytes(samples))
 
     def probe_curve(self) -> Chart:

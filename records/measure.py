@@ -28,7 +28,7 @@ from keeping import SHIPPED, measured, read_figures
 from igpt import compute, shipped
 from igpt.config import RunConfig
 from igpt.evaluation.likelihood import token_surprise
-from igpt.files import write_json, writing_folder
+from igpt.files import LIST, write_json, writing_folder
 from igpt.formats.folder import read_newest, write_folder
 from igpt.images.packed.read import PackedSet
 from igpt.images.splits import SPLITS, Split
@@ -277,6 +277,7 @@ def ship(folder: Path) -> None:
     files["README.md"] = card.card(model, name).encode()
     target = shipped.MODELS / name
     write_shipped(target, Trained(model.network, model.tokenizer, model.facts), files)
+    (target / LIST).unlink()  # nobody replaces what is installed
     print(f"{target}: {load(name).best_layer()=}")
 
 
