@@ -4,6 +4,7 @@ import torch
 
 from igpt.config import SampleConfig
 from igpt.errors import UserError
+from igpt.generate import sample
 from igpt.generate.complete import (
     ROUNDS,
     any_in_cell,
@@ -12,6 +13,7 @@ from igpt.generate.complete import (
     rows_kept,
 )
 from igpt.generate.sample import uniforms
+from igpt.model.gpt import GPT
 from tests.networks import drawn_without_cache, network
 
 RNG = np.random.default_rng(0)
@@ -56,6 +58,12 @@ def test_forced_pixels_are_seen_by_those_that_follow():
             logits = model(torch.from_numpy(found))[0, t].double()
         cumulated = torch.softmax(logits, -1).cumsum(-1)
         assert int((cumulated <= uniform[0, t]).sum()) == found[0, t]
+
+
+def test_completing_ends_where_complete_does():
+    model = network()
+    *_, end = completing(model, PICTURES, HOLES)
+    np.testing.assert_array_equal(end.tokens.reshape(3, 1, 16), complete(model, PICTURES, HOLES))
 
 
 def test_nothing_is_computed_after_the_last_hidden_pixel():
@@ -136,3 +144,33 @@ def test_a_cell_is_drawn_anew_if_any_of_it_is_marked(side, size):
                 and j * side < (column + 1) * size and column * size < (j + 1) * side
             )  # fmt: skip
             assert cells[i, j] == holds
+
+
+def batches_seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pictures stand side by side each time a BERT network is asked."""
+    seen: list[int] = []
+    forward = GPT.forward
+
+    def counted(self, tokens, *rest, **options):
+        seen.append(len(tokens))
+        return forward(self, tokens, *rest, **options)
+
+    monkeypatch.setattr(GPT, "forward", counted)
+    return seen
+
+
+def test_no_more_pictures_stand_side_by_side_than_asked_for(monkeypatch):
+    seen = batches_seen(monkeypatch)
+    complete(network(objective="bert"), PICTURES, HOLES, n=3, batch_size=4)
+    assert set(seen) == {4, 1}  # 9 completions
+
+
+@pytest.mark.parametrize("n_colors", [7, 600])
+def test_side_by_side_stand_as_many_as_memory_holds(n_colors, monkeypatch):
+    model = network(objective="bert", n_colors=n_colors)
+    # What must be there at once, of one picture: float32 logits and the hidden layer of an MLP.
+    each = 4 * model.seq_len * (n_colors + 4 * model.config.n_embd)
+    monkeypatch.setattr(sample, "free_memory_bytes", lambda _: 60 * each)
+    seen = batches_seen(monkeypatch)
+    complete(model, PICTURES[:1], HOLES, n=60)
+    assert 3 <= max(seen) <= 30  # no more than half of it, nor needlessly few
