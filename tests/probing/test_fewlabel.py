@@ -88,8 +88,10 @@ def test_each_fold_leaves_out_as_many_of_every_class(
         assert sorted(np.concatenate(out).tolist()) == list(range(len(few.labels)))
 
 
-def test_the_choice_is_the_one_with_the_least_loss_on_what_is_left_out() -> None:
+@pytest.mark.parametrize("mean", [0.0, 5.0])
+def test_the_choice_is_the_one_with_the_least_loss_on_what_is_left_out(mean: float) -> None:
     few = split(N_CLASSES * 3, 4, signal=(0.6, 0.9))
+    few = Labelled(few.features + np.float32(mean), few.labels)
     strengths = (1e-3, 1e-2, 1e-1)
     losses = np.zeros((2, 3))
     for fold in range(3):  # labels go round, so each third of the rows has one of each class

@@ -90,6 +90,22 @@ def test_gradient_is_the_slope_of_the_value() -> None:
     assert np.allclose(slope, (gradient * way).sum(dim=(1, 2)), rtol=2e-3)
 
 
+def test_without_weights_every_image_loses_ln_c_however_many_there_are() -> None:
+    features, labels = problem(5000, 4, 3)
+    axes = logistic._principal_axes(features, False, torch.device("cpu"))
+    made = logistic._Problem(features, labels, axes, n_classes=3, strengths=[1.0])
+    value, _ = made.value_and_gradient(made.start, torch.arange(1))
+    # Of one image ln 3 in float32; sums are exact to float64.
+    assert float(value[0]) == pytest.approx(float(np.log(np.float32(3))), rel=1e-12)
+
+
+def test_a_fit_that_begins_at_its_optimum_ends_after_two_quiet_steps() -> None:
+    labels = np.arange(30) % 3  # of features that say nothing, equally many a class
+    fit = fit_logistic(np.ones((30, 4), np.float32), labels, n_classes=3, strengths=[0.1, 10.0])
+    assert (fit.n_steps.tolist(), fit.converged.tolist()) == ([2, 2], [True, True])
+    assert np.abs(fit.weights).max() == 0
+
+
 def test_direction_is_that_of_bfgs_with_its_matrix_written_out() -> None:
     rng = np.random.default_rng(0)
     roots = rng.normal(size=(2, 6, 6))
