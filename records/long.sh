@@ -4,6 +4,8 @@
 # LONG holds what must outlast a session (caches, the run, its log). Each runs with one thread (THREADS
 # says otherwise) at the lowest priority and in a process group of its own, whose number is printed: SIGSTOP and SIGCONT to
 # the group while something is measured, SIGTERM to end it after a checkpoint.
+# Linux may share the cores between sessions first: where /proc/PID/autogroup is, the lowest priority
+# holds against other sessions only once `echo 19 >/proc/PID/autogroup` says so.
 set -e
 : "${LONG:?the folder that holds the runs}" "${IGPT:=igpt}" "${PYTHON:=python}"
 here=$(cd "$(dirname "$0")" && pwd)
