@@ -74,6 +74,23 @@ def test_a_checkpoint_holds_the_moment_that_it_was_asked_for(digits, tmp_path, m
     assert (again.owes_validation, again.memory) == (True, {"best": 1.5})
 
 
+def test_a_checkpoint_without_debts_or_memory_leaves_none(digits, tmp_path):
+    trainer = start(tiny(), digits, tmp_path / "run")
+    save(trainer)
+    trainer.owes_validation, trainer.memory = True, {"best": 1.5}
+    saving.restore(trainer, checkpoint.folder_of(tmp_path / "run", 0))
+    assert (trainer.owes_validation, trainer.memory) == (False, {})
+
+
+def test_each_save_deletes_what_is_neither_new_nor_chosen(digits, tmp_path):
+    trainer = start(tiny(keep_last=2, checkpoint_at=(3,)), digits, tmp_path / "run")
+    stands = []
+    for trainer.step in (3, 4, 5, 6):
+        save(trainer)
+        stands.append(sorted(step for step, _ in checkpoint.all_steps(tmp_path / "run")))
+    assert stands == [[3], [3, 4], [3, 4, 5], [3, 5, 6]]
+
+
 def test_a_save_that_failed_is_told_once_where_it_is_waited_for(digits, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise UserError("the disk is full")

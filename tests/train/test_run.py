@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 import igpt
 from igpt.errors import UserError
@@ -153,7 +154,7 @@ def test_a_finished_run_without_its_checkpoints_is_finished(finished, tmp_path, 
 
 @pytest.mark.parametrize(
     ("done", "logged", "step"),
-    [(0, [], 0), (0, [2, 6], 0), (0, [7], None), (1, [], None), (8, [], 8)],
+    [(0, [], 0), (0, [2, 6], 0), (0, [7], None), (0, [2, 7], None), (1, [], None), (8, [], 8)],
 )
 def test_a_run_that_lost_its_checkpoints_starts_only_if_it_had_none(
     tmp_path, monkeypatch, done, logged, step
@@ -168,6 +169,27 @@ def test_a_run_that_lost_its_checkpoints_starts_only_if_it_had_none(
     else:
         found = standing.standing(tmp_path, config)
         assert (found.step, found.checkpoint, found.damaged) == (step, None, [])
+
+
+def test_where_a_run_stands_names_the_damaged_and_holds_the_state_of_the_intact(
+    tmp_path, monkeypatch
+):
+    for step in (3, 6):
+        state = {"step": step, "memory": {"best": step / 2}}
+        tensors = {"model": {"w": torch.zeros(2)}, "optimizer": {}}
+        checkpoint.save(checkpoint.folder_of(tmp_path, step), **tensors, state=state)
+    older, newer = (checkpoint.folder_of(tmp_path, step) for step in (3, 6))
+    (newer / "model.safetensors").write_bytes(b"")
+    found = standing.standing(tmp_path, tiny())
+    assert (found.step, found.checkpoint) == (3, older)
+    assert found.state["memory"] == {"best": 1.5}
+    (line,) = found.damaged
+    assert newer.name in line
+
+    (older / "model.safetensors").write_bytes(b"")
+    monkeypatch.setattr(standing, "exported_step", lambda folder: 8)  # done, by its model
+    found = standing.standing(tmp_path, tiny())
+    assert (found.step, found.checkpoint, len(found.damaged)) == (8, None, 2)
 
 
 def test_another_palette_is_refused_wherever_the_run_is_opened(finished, tmp_path):
