@@ -91,6 +91,15 @@ def test_bert_fills_about_equally_many_a_round():
     assert set(np.diff([30, *counts])) <= {2, 3}
 
 
+def test_bert_fills_pixels_of_equal_certainty_in_raster_order():
+    model = network(objective="bert", seq_len=100)
+    torch.nn.init.zeros_(model.head.weight)  # every colour is as likely everywhere
+    keep = rows_kept(10, 0.3).reshape(-1)
+    for progress in completing(model, np.zeros((1, 100), int), keep):
+        n_drawn = int(progress.drawn.sum())
+        np.testing.assert_array_equal(progress.drawn[0], np.arange(100) < n_drawn)
+
+
 def test_bert_at_temperature_0_fills_the_most_certain_pixel_with_its_likeliest_colour():
     model = network(objective="bert")
     greedy = SampleConfig(temperature=0.0)
