@@ -17,6 +17,8 @@ POOLINGS = {
 COUNTS = (4, 25, 400)
 # Labelled images of CIFAR-10 beside its test split.
 N_LABELS = 50_000
+# Lines of a table before its first row.
+N_HEAD = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +133,6 @@ class Book:
             *(self.checkpoint_rows(), self.transfer_rows()),
         )
         return "\n\n".join("\n".join(rows) for rows in parts if len(rows) > N_HEAD)
-
-
-# Lines of a table before its first row.
-N_HEAD = 2
 
 
 def share(value: float, error: float | None = None) -> str:

@@ -1,9 +1,10 @@
 #!/bin/bash
-# The long runs of entry 6, each begun or gone on with where it was stopped.
+# The long runs of entries 6 and 8, each begun or gone on with where it was stopped.
 #   LONG=folder IGPT=igpt PYTHON=python bash records/long.sh run32|ablate
-# LONG holds what must outlast a session (caches, the run, its log). Each runs with one thread (THREADS
-# says otherwise) at the lowest priority and in a process group of its own, whose number is printed: SIGSTOP and SIGCONT to
-# the group while something is measured, SIGTERM to end it after a checkpoint.
+# LONG holds what must outlast a session (caches, the run, its log). Each runs with one thread
+# (THREADS says otherwise) at the lowest priority and in a process group of its own, whose number is
+# printed: SIGSTOP and SIGCONT to the group while something is measured, SIGTERM to end it after a
+# checkpoint.
 # Linux may share the cores between sessions first: where /proc/PID/autogroup is, the lowest priority
 # holds against other sessions only once `echo 19 >/proc/PID/autogroup` says so.
 set -e

@@ -1,7 +1,6 @@
 """A network with a head that names classes, and where such a network can come from (paper §2.3).
 
-The head reads the pooled features of one layer; the network is pre-trained or
-freshly drawn.
+The head reads the pooled features of one layer; the network is pre-trained or freshly drawn.
 """
 
 from collections.abc import Callable
