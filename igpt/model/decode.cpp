@@ -178,23 +178,23 @@ struct Step {
                (sequence * net.n_head + head) * time * channels();
     }
 
-    // Put one head's key and value of one row into the cache.
+    // Put one head's key and value of one row into the cache. Where two values share a word, the first
+    // writes 0 for the second: that has weight 0 until it is there, but memory may hold what is no number.
     void keep(const Block &block, int64_t row, int64_t head) {
         int64_t at = position_of(row), sequence = sequence_of(row);
-        Number *keys = keys_of(block, sequence, head), *values = values_of(block, sequence, head);
         const Number *k = &qkv[row * 3 * D + D + head * E], *v = k + D;
-        // Where number k of a column stands among columns of which `width` lie side by side.
-        auto place = [](int64_t k, int64_t column, int64_t width) {
-            return (k / PER_WORD * width + column) * PER_WORD + k % PER_WORD;
-        };
-        for (int64_t e = 0; e < E; e++) {
-            keys[at / PANEL * PANEL * E + place(e, at % PANEL, PANEL)] = k[e];
-            values[place(at, e, channels())] = v[e];
-        }
-        // What shares the last word has weight 0, but memory may hold what is no number.
-        bool is_last = filled < 0 || row == rows - 1;
-        for (int64_t next = at + 1; is_last && next % PER_WORD != 0; next++)
-            for (int64_t e = 0; e < E; e++) values[place(next, e, channels())] = 0;
+        auto *key = reinterpret_cast<uint32_t *>(keys_of(block, sequence, head)) +
+                    at / PANEL * PANEL * E / PER_WORD + at % PANEL;
+        for (int64_t i = 0; i < E / PER_WORD; i++)
+            std::memcpy(key + i * PANEL, k + i * PER_WORD, sizeof(uint32_t));
+        auto *value = reinterpret_cast<uint32_t *>(values_of(block, sequence, head)) +
+                      at / PER_WORD * channels();
+        if constexpr (PER_WORD == 1)
+            std::memcpy(value, v, E * sizeof(uint32_t));
+        else if (at % PER_WORD == 0)
+            for (int64_t e = 0; e < E; e++) value[e] = v[e];
+        else
+            for (int64_t e = 0; e < E; e++) value[e] = (value[e] & 0xffff) | uint32_t(v[e]) << 16;
     }
 
     // One head of one row looks at every position up to its own.
@@ -207,13 +207,15 @@ struct Step {
         own.scores.resize(std::max<int64_t>(own.scores.size(), up(length, LANES)));
         Lanes *scores = own.scores.data();
         Lanes largest = Lanes{} - INFINITY;
+        const float scale = 1.0f / std::sqrt(float(E));
         for (int64_t panel = 0; panel < length; panel += PANEL)
             multiply_columns<Type, 4>(
                 words((panel < shared ? shared_keys : keys) + panel * E), PANEL, 0, up(std::min(PANEL, length - panel), LANES) * LANES,
                 words(q), 1, E / PER_WORD, [&](int64_t, int64_t column, Lanes sums) {
-                    Lanes score = sums * (1.0f / std::sqrt(float(E)));
+                    Lanes score = sums * scale;
                     int64_t left = length - panel - column;
-                    for (int64_t i = left; i < LANES; i++) score[i] = -INFINITY;
+                    if (left < LANES)
+                        for (int64_t i = left; i < LANES; i++) score[i] = -INFINITY;
                     scores[(panel + column) / LANES] = score;
                     largest = score > largest ? score : largest;
                 });
@@ -241,8 +243,12 @@ struct Step {
 
     void attention(Own &own, const Block *block) {
         int64_t H = net.n_head;
-        if (filled >= 0)  // later rows look at what earlier ones keep
-            share(own, rows * H, [&](int64_t part) { keep(*block, part / H, part % H); });
+        if (filled >= 0)  // later rows look at what earlier ones keep; what shares words is one thread's
+            share(own, up(rows, PER_WORD) * H, [&](int64_t part) {
+                int64_t first = part / H * PER_WORD;
+                for (int64_t row = first; row < std::min(first + PER_WORD, rows); row++)
+                    keep(*block, row, part % H);
+            });
         // Head by head, so that what sequences share is still near when the next one reads it.
         share(own, rows * H, [&](int64_t part) {
             int64_t row = part % rows, head = part / rows;
@@ -256,7 +262,10 @@ struct Step {
         Own own{thread, {}, {}};
         auto add = [&](int64_t row, int64_t first, Lanes sums) {
             float *x = stream + row * padded + first;
-            for (int64_t i = 0; i < std::min(LANES, D - first); i++) x[i] += sums[i];
+            if (first + LANES <= D)
+                *reinterpret_cast<Lanes *>(x) += sums;
+            else
+                for (int64_t i = 0; i < D - first; i++) x[i] += sums[i];
         };
         share(own, rows, [&](int64_t row) { embed(row); });
         for (const Block *block = net.blocks; block < net.blocks + net.n_layer; block++) {

@@ -167,11 +167,15 @@ inline float max_of(Lanes x) {
 #endif
 }
 
-// Stores the first `count` lanes, rounded.
+// Stores the first `count` lanes, rounded; all of them where there are that many, which is one instruction
+// and no call.
 template <class Type>
 inline __attribute__((always_inline)) void store(Lanes x, int64_t count, typename Type::Number *out) {
     auto numbers = Type::rounded(x);
-    std::memcpy(out, &numbers, count * sizeof(*out));
+    if (count >= LANES)
+        std::memcpy(out, &numbers, LANES * sizeof(*out));
+    else
+        std::memcpy(out, &numbers, count * sizeof(*out));
 }
 
 // The first rows k of a matrix, where they lie elsewhere than the others; `n` is a multiple of STRANDS.
@@ -188,10 +192,11 @@ inline __attribute__((always_inline)) void multiply(
     int64_t column, Before before
 ) {
     Lanes strands[STRANDS][C][R] = {};
-    auto add = [&](const uint32_t *from, int64_t k, auto strand) {
-        each<C>([&](auto c) {
+    // Not inlined, which compilers may find too long, it would keep the sums in memory.
+    auto add = [&](const uint32_t *from, int64_t k, auto strand) __attribute__((always_inline)) {
+        each<C>([&](auto c) __attribute__((always_inline)) {
             Words w = *reinterpret_cast<const Words *>(from + k * stride + column + c * LANES);
-            each<R>([&](auto r) {
+            each<R>([&](auto r) __attribute__((always_inline)) {
                 strands[strand][c][r] =
                     Type::add_product(strands[strand][c][r], w, x[r * n_words + k]);
             });
@@ -199,9 +204,13 @@ inline __attribute__((always_inline)) void multiply(
     };
     int64_t k = 0;
     for (; k < before.n; k += STRANDS)
-        each<STRANDS>([&](auto strand) { add(before.matrix, k + strand, strand); });
+        each<STRANDS>([&](auto strand) __attribute__((always_inline)) {
+            add(before.matrix, k + strand, strand);
+        });
     for (; k + STRANDS <= n_words; k += STRANDS)
-        each<STRANDS>([&](auto strand) { add(matrix, k + strand, strand); });
+        each<STRANDS>([&](auto strand) __attribute__((always_inline)) {
+            add(matrix, k + strand, strand);
+        });
     for (; k < n_words; k++) add(matrix, k, std::integral_constant<int, 0>());
     each<C * R>([&](auto i) {
         constexpr int c = i / R, r = i % R;
