@@ -218,7 +218,7 @@ struct Step {
                         for (int64_t i = left; i < LANES; i++) score[i] = -INFINITY;
                     scores[(panel + column) / LANES] = score;
                     largest = score > largest ? score : largest;
-                });
+                }, {nullptr, 0, words(values_of(block, sequence, head)) - words(keys)});
 
         // Softmax; its weights overwrite the scores, and the division waits for the end.
         float top = max_of(largest);
@@ -238,7 +238,8 @@ struct Step {
                     store<Type>(
                         sums / divisor, std::min(LANES, E - e), &seen[row * D + head * E + e]);
             },
-            {words(values_of(block, owner, head)), shared / PER_WORD});
+            {words(values_of(block, owner, head)), shared / PER_WORD,
+             words(keys_of(block, (sequence + 1) % std::max<int64_t>(rows, 1), head)) - words(values_of(block, sequence, head))});
     }
 
     void attention(Own &own, const Block *block) {

@@ -25,6 +25,9 @@
 #include <unistd.h>
 #endif
 
+#ifndef HINT
+#define HINT 2
+#endif
 namespace {
 
 #if defined(__AVX512F__)
@@ -38,6 +41,7 @@ constexpr int64_t LANES = 4;
 constexpr int SUMS = 8;
 #endif
 constexpr int64_t PANEL = 64;
+constexpr int64_t LINE = 16;  // words that memory hands over together
 constexpr int64_t CHANNELS = 16;  // cached values are padded to a multiple of this
 constexpr float NORM_EPS = 1e-5f;
 
@@ -179,9 +183,11 @@ inline __attribute__((always_inline)) void store(Lanes x, int64_t count, typenam
 }
 
 // The first rows k of a matrix, where they lie elsewhere than the others; `n` is a multiple of STRANDS.
+// What is needed next is fetched evenly meanwhile, where it lies `ahead` words behind what is read.
 struct Before {
     const uint32_t *matrix = nullptr;
     int64_t n = 0;
+    int64_t ahead = 0;
 };
 
 // sums[c][r]: the columns of register c times row r of x; `stride` words lie between rows k. Each sum
@@ -196,6 +202,7 @@ inline __attribute__((always_inline)) void multiply(
     auto add = [&](const uint32_t *from, int64_t k, auto strand) __attribute__((always_inline)) {
         each<C>([&](auto c) __attribute__((always_inline)) {
             Words w = *reinterpret_cast<const Words *>(from + k * stride + column + c * LANES);
+            if (before.ahead) __builtin_prefetch(from + k * stride + column + c * LANES + before.ahead, 0, HINT);
             each<R>([&](auto r) __attribute__((always_inline)) {
                 strands[strand][c][r] =
                     Type::add_product(strands[strand][c][r], w, x[r * n_words + k]);
@@ -271,7 +278,7 @@ inline __attribute__((always_inline)) void add_block(
     each<R * C>([&](auto i) { own[i / C][i % C] = sums[i / C * STRIDE + i % C]; });
     for (int64_t k = 0, left = every; k < n; k++) {
         if (--left == 0) {
-            __builtin_prefetch(ahead);
+            each<C * LANES / LINE>([&](auto i) { __builtin_prefetch(ahead + i * LINE); });
             ahead += PANEL;
             left = every;
         }
