@@ -197,12 +197,16 @@ struct Step {
             for (int64_t e = 0; e < E; e++) value[e] = (value[e] & 0xffff) | uint32_t(v[e]) << 16;
     }
 
-    // One head of one row looks at every position up to its own.
+    // One head of one row looks at every position up to its own. While keys are read, values are fetched, and
+    // then the keys that the next row will look at.
     void attend(const Block &block, int64_t row, int64_t head, Own &own) {
         int64_t length = position_of(row) + 1, sequence = sequence_of(row);
         int64_t shared = filled < 0 ? net.shared : 0, owner = filled < 0 ? net.owners[row] : filled;
-        const Number *keys = keys_of(block, sequence, head);
-        const Number *shared_keys = keys_of(block, owner, head);
+        const uint32_t *keys = words(keys_of(block, sequence, head));
+        const uint32_t *values = words(values_of(block, sequence, head));
+        const uint32_t *next_keys = words(keys_of(block, sequence_of((row + 1) % rows), head));
+        const uint32_t *shared_keys = words(keys_of(block, owner, head));
+        const uint32_t *shared_values = words(values_of(block, owner, head));
         const Number *q = &qkv[row * 3 * D + head * E];
         own.scores.resize(std::max<int64_t>(own.scores.size(), up(length, LANES)));
         Lanes *scores = own.scores.data();
@@ -210,15 +214,17 @@ struct Step {
         const float scale = 1.0f / std::sqrt(float(E));
         for (int64_t panel = 0; panel < length; panel += PANEL)
             multiply_columns<Type, 4>(
-                words((panel < shared ? shared_keys : keys) + panel * E), PANEL, 0, up(std::min(PANEL, length - panel), LANES) * LANES,
-                words(q), 1, E / PER_WORD, [&](int64_t, int64_t column, Lanes sums) {
+                (panel < shared ? shared_keys : keys) + panel * E / PER_WORD, PANEL, 0,
+                up(std::min(PANEL, length - panel), LANES) * LANES, words(q), 1, E / PER_WORD,
+                [&](int64_t, int64_t column, Lanes sums) {
                     Lanes score = sums * scale;
                     int64_t left = length - panel - column;
                     if (left < LANES)
                         for (int64_t i = left; i < LANES; i++) score[i] = -INFINITY;
                     scores[(panel + column) / LANES] = score;
                     largest = score > largest ? score : largest;
-                }, {nullptr, 0, words(values_of(block, sequence, head)) - words(keys)});
+                },
+                {nullptr, 0, values - keys});
 
         // Softmax; its weights overwrite the scores, and the division waits for the end.
         float top = max_of(largest);
@@ -231,15 +237,13 @@ struct Step {
         }
         float divisor = sum_of(total);
         multiply_columns<Type, 4>(
-            words(values_of(block, sequence, head)), channels(), 0, channels(), words(weights), 1,
-            up(length, PER_WORD),
+            values, channels(), 0, channels(), words(weights), 1, up(length, PER_WORD),
             [&](int64_t, int64_t e, Lanes sums) {
                 if (e < E)
                     store<Type>(
                         sums / divisor, std::min(LANES, E - e), &seen[row * D + head * E + e]);
             },
-            {words(values_of(block, owner, head)), shared / PER_WORD,
-             words(keys_of(block, (sequence + 1) % std::max<int64_t>(rows, 1), head)) - words(values_of(block, sequence, head))});
+            {shared_values, shared / PER_WORD, next_keys - values});
     }
 
     void attention(Own &own, const Block *block) {

@@ -25,9 +25,6 @@
 #include <unistd.h>
 #endif
 
-#ifndef HINT
-#define HINT 2
-#endif
 namespace {
 
 #if defined(__AVX512F__)
@@ -182,12 +179,12 @@ inline __attribute__((always_inline)) void store(Lanes x, int64_t count, typenam
         std::memcpy(out, &numbers, count * sizeof(*out));
 }
 
-// The first rows k of a matrix, where they lie elsewhere than the others; `n` is a multiple of STRANDS.
-// What is needed next is fetched evenly meanwhile, where it lies `ahead` words behind what is read.
-struct Before {
-    const uint32_t *matrix = nullptr;
-    int64_t n = 0;
-    int64_t ahead = 0;
+// Where else a product finds things: the first `n` rows k of the matrix, a multiple of STRANDS, where they do
+// not lie before the others; and `ahead` words behind each of the others one that is needed next, which is
+// fetched meanwhile (0: nothing).
+struct Elsewhere {
+    const uint32_t *first_rows = nullptr;
+    int64_t n = 0, ahead = 0;
 };
 
 // sums[c][r]: the columns of register c times row r of x; `stride` words lie between rows k. Each sum
@@ -195,14 +192,16 @@ struct Before {
 template <class Type, int C, int R, int STRANDS>
 inline __attribute__((always_inline)) void multiply(
     Lanes (&sums)[C][R], const uint32_t *matrix, int64_t stride, const uint32_t *x, int64_t n_words,
-    int64_t column, Before before
+    int64_t column, Elsewhere elsewhere
 ) {
     Lanes strands[STRANDS][C][R] = {};
     // Not inlined, which compilers may find too long, it would keep the sums in memory.
-    auto add = [&](const uint32_t *from, int64_t k, auto strand) __attribute__((always_inline)) {
+    auto add = [&](const uint32_t *from, int64_t k, int64_t ahead, auto strand)
+        __attribute__((always_inline)) {
         each<C>([&](auto c) __attribute__((always_inline)) {
-            Words w = *reinterpret_cast<const Words *>(from + k * stride + column + c * LANES);
-            if (before.ahead) __builtin_prefetch(from + k * stride + column + c * LANES + before.ahead, 0, HINT);
+            const uint32_t *at = from + k * stride + column + c * LANES;
+            Words w = *reinterpret_cast<const Words *>(at);
+            if (ahead) __builtin_prefetch(at + ahead, 0, 2);  // into the second cache
             each<R>([&](auto r) __attribute__((always_inline)) {
                 strands[strand][c][r] =
                     Type::add_product(strands[strand][c][r], w, x[r * n_words + k]);
@@ -210,15 +209,15 @@ inline __attribute__((always_inline)) void multiply(
         });
     };
     int64_t k = 0;
-    for (; k < before.n; k += STRANDS)
+    for (; k < elsewhere.n; k += STRANDS)
         each<STRANDS>([&](auto strand) __attribute__((always_inline)) {
-            add(before.matrix, k + strand, strand);
+            add(elsewhere.first_rows, k + strand, 0, strand);
         });
     for (; k + STRANDS <= n_words; k += STRANDS)
         each<STRANDS>([&](auto strand) __attribute__((always_inline)) {
-            add(matrix, k + strand, strand);
+            add(matrix, k + strand, elsewhere.ahead, strand);
         });
-    for (; k < n_words; k++) add(matrix, k, std::integral_constant<int, 0>());
+    for (; k < n_words; k++) add(matrix, k, 0, std::integral_constant<int, 0>());
     each<C * R>([&](auto i) {
         constexpr int c = i / R, r = i % R;
         sums[c][r] = strands[0][c][r];
@@ -230,21 +229,21 @@ inline __attribute__((always_inline)) void multiply(
 template <class Type, int C, int STRANDS, class Emit>
 void multiply_rows(
     const uint32_t *matrix, int64_t stride, int64_t column, const uint32_t *x, int64_t n_rows,
-    int64_t n_words, Emit &emit, Before before = {}
+    int64_t n_words, Emit &emit, Elsewhere elsewhere = {}
 ) {
     constexpr int R = std::max(1, SUMS / C / STRANDS);
     int64_t row = 0;
     for (; row + R <= n_rows; row += R) {
         Lanes sums[C][R];
         multiply<Type, C, R, STRANDS>(
-            sums, matrix, stride, x + row * n_words, n_words, column, before);
+            sums, matrix, stride, x + row * n_words, n_words, column, elsewhere);
         for (int r = 0; r < R; r++)
             for (int c = 0; c < C; c++) emit(row + r, column + c * LANES, sums[c][r]);
     }
     for (; row < n_rows; row++) {
         Lanes sums[C][1];
         multiply<Type, C, 1, STRANDS>(
-            sums, matrix, stride, x + row * n_words, n_words, column, before);
+            sums, matrix, stride, x + row * n_words, n_words, column, elsewhere);
         for (int c = 0; c < C; c++) emit(row, column + c * LANES, sums[c][0]);
     }
 }
@@ -253,17 +252,17 @@ void multiply_rows(
 template <class Type, int STRANDS, class Emit>
 void multiply_columns(
     const uint32_t *matrix, int64_t stride, int64_t column, int64_t end, const uint32_t *x,
-    int64_t n_rows, int64_t n_words, Emit emit, Before before = {}
+    int64_t n_rows, int64_t n_words, Emit emit, Elsewhere elsewhere = {}
 ) {
     for (; column + 4 * LANES <= end; column += 4 * LANES)
         multiply_rows<Type, 4, STRANDS>(
-            matrix, stride, column, x, n_rows, n_words, emit, before);
+            matrix, stride, column, x, n_rows, n_words, emit, elsewhere);
     for (; column + 2 * LANES <= end; column += 2 * LANES)
         multiply_rows<Type, 2, STRANDS>(
-            matrix, stride, column, x, n_rows, n_words, emit, before);
+            matrix, stride, column, x, n_rows, n_words, emit, elsewhere);
     for (; column < end; column += LANES)
         multiply_rows<Type, 1, STRANDS>(
-            matrix, stride, column, x, n_rows, n_words, emit, before);
+            matrix, stride, column, x, n_rows, n_words, emit, elsewhere);
 }
 
 // sums[r][c] += columns c times row r of x over n words k, held in registers meanwhile. Every so many k one
