@@ -216,8 +216,9 @@ N_COMPLETED = 8
 N_COMPLETIONS = 5
 FEW_LABELS = (4, 25)
 N_SUBSETS = 3
-# Images of a split that are looked at: features of these take seconds on two cores.
-N_LABELLED = 500
+# Features of these take a quarter of a minute on two cores.
+LABELS_A_CLASS = 30
+N_JUDGED_ON = 400
 
 
 def show_shipped(name: str, folder: Path) -> None:
@@ -274,16 +275,18 @@ def _images_to_show(
 
 
 def _some_labelled(data: "PackedSet") -> "tuple[LabelledImages, LabelledImages]":
-    """Some images of the training split and some of the validation split."""
+    """As many images of each class of the training split, and some of the validation split."""
+    import numpy as np
+
+    from igpt.probing.fewlabel import subset_rows
     from igpt.probing.protocol import LabelledImages
     from igpt.probing.solve import labels_of
 
-    some = data.at_most(N_LABELLED)
-    fit, judge = (
-        LabelledImages(some.images(split)[:], labels_of(some, split))
-        for split in ("train", "valid")
-    )
-    return fit, judge
+    labels = labels_of(data, "train")
+    rows = np.sort(subset_rows(labels, LABELS_A_CLASS, seed=0, subset=0))
+    few = data.at_most(N_JUDGED_ON)
+    judge = LabelledImages(few.images("valid")[:], labels_of(few, "valid"))
+    return LabelledImages(data.images("train")[rows], labels[rows]), judge
 
 
 def photograph_pieces(side: int) -> "np.ndarray":
