@@ -5,7 +5,7 @@ minGPT's model is written anew from its published architecture. Dropout is off e
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ class Peer:
     """So many images and tokens to (B, n) int64, drawn at temperature 1."""
     is_ours: bool
     """Whether it holds our network's weights, so that its results must be equal."""
+    streams: Callable[[Tensor], Sequence[Tensor]] | None = None
+    """(B, T) int64 tokens to the L + 1 layer outputs, (B, T, D) each; none: it hands out none."""
 
 
 def open_peer(name: str, network: GPT) -> Peer:
@@ -102,6 +104,9 @@ def _transformers(network: GPT) -> Peer:
         logits=lambda tokens: model(_after(sos, tokens), use_cache=False).logits,
         generate=generate,
         is_ours=True,
+        streams=lambda tokens: (
+            model(_after(sos, tokens), use_cache=False, output_hidden_states=True).hidden_states
+        ),
     )
 
 

@@ -19,7 +19,7 @@ PEERS: dict[Work, tuple[str, ...]] = {
     "train": ("transformers", "mingpt", "sketch"),
     "sample": ("transformers", "sketch"),
     "data": ("transformers", "pillow"),
-    "probe": ("sklearn",),
+    "probe": ("transformers", "sklearn"),
     "start": (),
     "growth": (),
 }

@@ -32,7 +32,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """Zeros at first: PyTorch's draws values that `init_weights` or a file replaces, 0.35 s in S."""
+    """Zeros at first: PyTorch's draws what `init_weights` or a file replaces, 0.35 s for S."""
 
     def reset_parameters(self) -> None:
         """Called when it is made."""

@@ -20,6 +20,7 @@ from igpt import caches, compute, files, system
 from igpt.config import N_BANDS, N_POOLED, Pooling, TrainConfig
 from igpt.errors import NOT_FINITE, UserError
 from igpt.manifest import damaged
+from igpt.model.compiling import compile_blocks
 from igpt.model.gpt import GPT, NORM_EPS, weights_digest
 from igpt.progress import say
 from igpt.tokens.masks import own_masks
@@ -181,7 +182,7 @@ def stream_features(
     if batch_size is None:
         batch_size = max(1, compute.batch_of(BATCH_TOKENS, device) // network.seq_len)
     pays = pays_to_compile(len(tokens) * network.seq_len, device)
-    model = _compiled(network) if pays else network
+    model = compiled_copy(network) if pays else network
     stretches = cut(len(tokens), batch_size)
     width = network.config.n_embd * N_POOLED[pooling]
 
@@ -258,11 +259,10 @@ def pays_to_compile(n_tokens: int, device: torch.device) -> bool:
     return many and device.type == "cpu" and compute.has_compiler()
 
 
-def _compiled(network: GPT) -> GPT:
-    """A copy with compiled blocks; the network itself must stay free to take any shape."""
+def compiled_copy(network: GPT) -> GPT:
+    """With blocks compiled for one shape; the network itself must stay free to take any."""
     copied = copy.deepcopy(network)
-    for block in copied.h:
-        block.compile()
+    compile_blocks(copied)
     return copied
 
 

@@ -1,6 +1,5 @@
 """What a step of training needs and changes, as one thing; and how it is made."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,8 @@ from igpt import compute, system
 from igpt.config import RunConfig, TrainConfig
 from igpt.errors import UserError
 from igpt.images.packed.read import PackedSet
-from igpt.model import attention, native
+from igpt.model import native
+from igpt.model.compiling import compile_blocks
 from igpt.model.gpt import GPT
 from igpt.model.sizes import train_flops
 from igpt.streams import stream, torch_seed
@@ -267,37 +267,6 @@ def compile_network(network: GPT) -> LossSum:
 
     The embeddings stay out: compiled, their gradient would differ from run to run.
     """
-    torch.compiler.assume_constant_result(attention.is_built)  # type: ignore[no-untyped-call]
-    if compute.default_device().type == "cpu":
-        _spare_trials()
-        _keep_headers()
-    for block in network.h:
-        block.compile(dynamic=False)
+    compile_blocks(network)
     compiled: LossSum = torch.compile(loss_sum, dynamic=False)
     return compiled
-
-
-def _spare_trials() -> None:
-    """Let PyTorch not try its sets of instructions first, which takes a third of a cold start.
-
-    Our own attention was built for the same processor and tried. That says nothing of AMX, whose
-    names older compilers lack while they know all others: PyTorch's trial of it stays.
-    """
-    flags = system.cpu_flags()
-    if "avx2" in flags and "amx_tile" not in flags and attention.is_built():
-        from torch._inductor import config  # takes a second to import
-
-        config.cpp.vec_isa_ok = True
-
-
-def _keep_headers() -> None:
-    """Keep what PyTorch makes of its C++ headers beside the code that is compiled with them.
-
-    They take more than the code of a size does (`docs/performance.md`). PyTorch's own place is a
-    temporary one, and its name one that others on this machine can foresee.
-    """
-    from torch._inductor import codecache
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    codecache._HEADER_DIR = os.path.join(cache_dir(), "headers")
-    codecache._HEADER_LOCK_DIR = os.path.join(codecache._HEADER_DIR, "locks")

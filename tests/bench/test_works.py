@@ -59,6 +59,22 @@ def test_probe_compares_equal_optima():
     assert "25 layers" in row.row
 
 
+def test_features_are_those_of_transformers_and_stop_at_the_last_layer():
+    size = Size(64, 32, 3, 2, 4)
+    (every,) = probe.bench_features(size, range(4), ["transformers"], n_batches=2, repeats=2)
+    (one,) = probe.bench_features(size, [1], [], n_batches=2, repeats=2)
+    assert every.peer == "transformers" and every.share_of_limit > 0 and one.peer == ""
+    # Operations that are counted: three layers, and one.
+    assert every.share_of_limit * every.ours_s > 2 * one.share_of_limit * one.ours_s
+
+
+def test_features_refuse_a_peer_of_other_means(monkeypatch):
+    means = probe._means
+    monkeypatch.setattr(probe, "_means", lambda *a: [1 + mean for mean in means(*a)])
+    with pytest.raises(UserError, match="features lie"):
+        probe.bench_features(Size(64, 32, 1, 2, 2), [1], ["transformers"], n_batches=1, repeats=2)
+
+
 def test_probe_refuses_a_worse_loss(monkeypatch):
     monkeypatch.setattr(probe, "_largest_gap", lambda *a: 0.5)
     with pytest.raises(UserError, match="above scikit-learn's"):

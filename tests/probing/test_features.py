@@ -1,5 +1,6 @@
 """Features against the plain computation, and the cache against doing it again."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,9 @@ def test_compiled_blocks_give_the_same_features(monkeypatch: pytest.MonkeyPatch)
     fast = extract_features(model, tokens(), precision="fp32", batch_size=4, keep=False)
     assert np.abs(plain - fast).max() < 1e-4
     assert not any(block._compiled_call_impl for block in model.h)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # the compiler meets our own attention
+        extract_features(model, tokens(), precision="bf16", batch_size=4, keep=False)
 
 
 def test_some_layers_are_those_of_all_and_later_blocks_are_not_run() -> None:

@@ -3,7 +3,7 @@ from torch._inductor import codecache, config
 
 from igpt import system
 from igpt.model import attention
-from igpt.train.trainer import compile_network
+from igpt.model.compiling import compile_blocks
 from tests.strategies import lively_gpt
 
 
@@ -21,7 +21,7 @@ def test_pytorchs_trials_are_spared_where_ours_said_the_same(monkeypatch, flags,
     monkeypatch.setattr(system, "cpu_flags", lambda: frozenset(flags.split()))
     monkeypatch.setattr(attention, "is_built", lambda: is_built)
     with config.patch({"cpp.vec_isa_ok": None}):
-        compile_network(lively_gpt(seq_len=9))
+        compile_blocks(lively_gpt(seq_len=9))
         assert config.cpp.vec_isa_ok is spared
 
 
@@ -31,6 +31,6 @@ def test_compiled_headers_are_kept_with_the_compiled_code(monkeypatch, tmp_path)
     for name in ("_HEADER_DIR", "_HEADER_LOCK_DIR"):
         monkeypatch.setattr(codecache, name, getattr(codecache, name))  # put back afterwards
     with config.patch({"cpp.vec_isa_ok": None}):
-        compile_network(lively_gpt(seq_len=9))
+        compile_blocks(lively_gpt(seq_len=9))
     assert str(tmp_path / "headers") == codecache._HEADER_DIR
     assert str(tmp_path / "headers" / "locks") == codecache._HEADER_LOCK_DIR
