@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from igpt import compute
 from igpt.config import Kernel, ModelConfig, Objective
 from igpt.errors import UserError
 from igpt.model import attention
@@ -118,20 +117,18 @@ class GPT(nn.Module):
         self.objective = objective
         self.checkpoint_activations = False
         # Classifiers from transformers have no output head, and their own feed no sos either.
-        self.predicts = True
-        self.shifted = objective == "ar"
+        self.predicts, self.shifted = True, objective == "ar"
         width, causal = config.n_embd, objective == "ar"
-        with compute.drawing_apart():
-            self.wte = nn.Embedding(n_colors, width)
-            self.wpe = nn.Embedding(seq_len, width)
-            if causal:
-                self.sos = nn.Parameter(torch.empty(width))
-            self.h = nn.ModuleList(
-                Block(width, config.n_head, causal=causal, bias=config.bias)
-                for _ in range(config.n_layer)
-            )
-            self.ln_f = nn.RMSNorm(width, eps=NORM_EPS)
-            self.head = Linear(width, n_colors, bias=False)
+        self.wte = nn.Embedding.from_pretrained(torch.zeros(n_colors, width), freeze=False)  # type: ignore[no-untyped-call]
+        self.wpe = nn.Embedding.from_pretrained(torch.zeros(seq_len, width), freeze=False)  # type: ignore[no-untyped-call]
+        if causal:
+            self.sos = nn.Parameter(torch.zeros(width))
+        self.h = nn.ModuleList(
+            Block(width, config.n_head, causal=causal, bias=config.bias)
+            for _ in range(config.n_layer)
+        )
+        self.ln_f = nn.RMSNorm(width, eps=NORM_EPS)
+        self.head = Linear(width, n_colors, bias=False)
         # Whatever the process's default type is: files hold float32, and so does compiled code.
         self.float()
 
