@@ -452,8 +452,8 @@ class RunConfig:
     """The whole of a training run."""
 
     recipe: str | None = None
-    """Named starting values: demo, cifar10-record, cifar10-paper, or the paper's igpt-s, igpt-m,
-    igpt-l, igpt-xl; single options override them."""
+    """Named starting values: demo, cifar10-record, record-32, cifar10-paper, or the paper's igpt-s,
+    igpt-m, igpt-l, igpt-xl; single options override them."""
     seed: int = 0
     """Seed of every random stream of the run."""
     data: DataConfig = DataConfig()

@@ -85,6 +85,18 @@ RECIPES["cifar10-record"] = dataclasses.replace(
         checkpoint_at=(250, 500, 1000, 2000, 4000, 8000),
     ),
 )
+# `cifar10-32`, which began from `cifar10-small`'s weights (--init-from) and ended at step 5,000.
+RECIPES["record-32"] = dataclasses.replace(
+    RECIPES["cifar10-record"],
+    data=dataclasses.replace(_RECORD.data, image_size=32),
+    train=dataclasses.replace(
+        RECIPES["cifar10-record"].train,
+        total_steps=25_000,
+        batch_size=8,
+        valid_every=500,
+        valid_images=200,
+    ),
+)
 # The paper's architecture, initial values and optimiser (§3.3, §3.4) on the same network, images
 # and steps: what `cifar10-record` is measured against. The paper's CIFAR-10 protocol augments only
 # when fine-tuning.

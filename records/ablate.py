@@ -223,6 +223,32 @@ FACTORS: dict[str, Factor] = {
     "batch-ramp": Factor(sizes=(8, 16, 32), probed=False),
     "batch-ramp-4": Factor(sizes=(4, 8, 16), probed=False),
     "normed-rows": Factor(steps=Steps(norm_rows=True), probed=False),
+    # What the rates apart from each other led to (entry 9): one rate for all that Muon leaves.
+    "adam-rate-x2": Factor(train={"lr": 6e-3}, probed=False),
+    "adam-rate-x3": Factor(train={"lr": 9e-3}, probed=False),
+    "adam-rate-x5": Factor(train={"lr": 15e-3}, probed=False),
+    "batch-8-short-decay-adam-x3": Factor(
+        train={
+            "lr": 9e-3,
+            "batch_size": 8,
+            "total_steps": IMAGES_SEEN // 8,
+            "decay_fraction": 0.2,
+        },
+        probed=False,
+    ),
+    "batch-8-short-decay-adam-x5": Factor(
+        train={
+            "lr": 15e-3,
+            "batch_size": 8,
+            "total_steps": IMAGES_SEEN // 8,
+            "decay_fraction": 0.2,
+        },
+        probed=False,
+    ),
+    "batch-8-short-decay": Factor(
+        train={"batch_size": 8, "total_steps": IMAGES_SEEN // 8, "decay_fraction": 0.2},
+        probed=False,
+    ),
     "pool-1000": Factor(pool=1000, probed=False),
     "pool-1000-alternate": Factor(pool=1000, alternate=True, probed=False),
     "pool-1000-cautious-decay": Factor(pool=1000, steps=Steps(cautious_decay=1.0), probed=False),

@@ -58,6 +58,39 @@ def ablation_rows() -> list[str]:
     return rows
 
 
+# What a change of entry 6 is compared with; the others with `again`.
+COMPARED_WITH = {
+    "batch-8-short-decay-adam-x3": "batch-8-short-decay",
+    "batch-8-short-decay-adam-x5": "batch-8-short-decay",
+    "short-decay-ema": "short-decay-again",
+    "pool-1000-alternate": "pool-1000",
+    "pool-1000-cautious-decay": "pool-1000",
+}
+
+
+def change_rows() -> list[str]:
+    """One row a change of entry 6: loss, and its difference seed by seed from what it changes."""
+    losses = {
+        factor: {run["seed"]: run["valid_nats"] for run in runs}
+        for factor, runs in trials_by_factor().items()
+        if not any("probe" in run for run in runs)
+    }
+    rows = ["| change | nats, seeds 0, 1, 2 | compared with | difference |", "|---|---|---|---|"]
+    differences = {}
+    for name, held in losses.items():
+        beside = losses[COMPARED_WITH.get(name, "again")]
+        differences[name] = [held[seed] - beside[seed] for seed in sorted(held)]
+    for name in sorted(losses, key=lambda name: statistics.mean(differences[name])):
+        each = ", ".join(f"{losses[name][seed]:.3f}" for seed in sorted(losses[name]))
+        beside, gaps = COMPARED_WITH.get(name, "again"), differences[name]
+        said = "- | -"
+        if len(gaps) > 1 and any(gaps):
+            error = statistics.stdev(gaps) / len(gaps) ** 0.5
+            said = f"{beside} | {statistics.mean(gaps):+.3f} ± {error:.3f}"
+        rows.append(f"| {name} | {each} | {said} |")
+    return rows
+
+
 def scaling_rows() -> list[str]:
     """One row a size and budget."""
     rows = [
@@ -97,6 +130,7 @@ def documents() -> dict[Path, dict[str, str]]:
     return {
         HERE / "README.md": {
             "ablations": "\n".join(ablation_rows()),
+            "changes": "\n".join(change_rows()),
             "scaling": "\n".join(scaling_rows()),
             **{f"curve {name}": "\n".join(curve_rows(name)) for name in shipped.names()},
         },

@@ -18,15 +18,17 @@ case "$1" in
     if [ -e "$run/config.json" ]; then
       work=("$IGPT" pretrain cifar10 "$run" --resume)
     else
-      work=("$IGPT" pretrain cifar10 "$run" --recipe cifar10-record --init-from cifar10-small
-        --data.image-size 32 --train.total-steps 25000 --train.batch-size 8 --train.micro-batch 8
+      work=("$IGPT" pretrain cifar10 "$run" --recipe record-32 --init-from cifar10-small
+        --train.micro-batch 8
         --train.compile blocks --train.valid-every 100 --train.valid-images 200
         --train.checkpoint-every 25 --train.checkpoint-at 250 500 1000 2000 4000 8000 16000)
     fi ;;
   ablate)
     names="again qkv-parts batch-8-again embed-rate-x4 head-rate-third head-rate-x3 short-decay-again
       short-decay-ema cautious-decay warm-momentum floor batch-ramp batch-ramp-4 qkv-heads normed-rows
-      pool-1000 pool-1000-alternate pool-1000-cautious-decay gains-rate-x4"
+      pool-1000 pool-1000-alternate pool-1000-cautious-decay gains-rate-x4 adam-rate-x2 adam-rate-x3
+      adam-rate-x5 batch-8-short-decay batch-8-short-decay-adam-x3
+      batch-8-short-decay-adam-x5"
     trials=()
     for seed in 0 1 2; do for name in $names; do trials+=("$name" "$seed"); done; done
     work=("$PYTHON" "$here/ablate.py" "${trials[@]}" rows-columns 2 residual-scale 2) ;;

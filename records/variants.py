@@ -103,7 +103,8 @@ class Stepper:
             square = self._squares[part]
             square.lerp_(update.square().mean(1, keepdim=True), 0.05)
             scaled = update / square.sqrt().clamp(min=1e-12)
-            update = scaled * (update.norm() / scaled.norm())
+            # The first update of what a matrix of zeros hides is zero itself.
+            update = scaled * (update.norm() / scaled.norm().clamp(min=1e-12))
             part.copy_(held + update)
         if self._steps.cautious_decay:
             # Squared: the decay itself falls with the rate that it is multiplied by.
