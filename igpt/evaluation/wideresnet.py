@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from igpt import compute, streams
 from igpt.images.augment import crop_and_flip
+from igpt.probing.features import cut
 from igpt.probing.protocol import LabelledImages
 from igpt.tokens.tokenizer import ImageArray
 
@@ -154,8 +155,10 @@ def train_wide_resnet(
 
 def _likeliest(scores_of: Callable[[np.ndarray], Tensor], images: ImageArray) -> np.ndarray:
     """(N, S, S, 3) uint8 -> (N,) int64, some images at a time."""
-    parts = (np.asarray(images[start : start + 256]) for start in range(0, len(images), 256))
-    return np.concatenate([scores_of(part).argmax(dim=1).cpu().numpy() for part in parts])
+    found = np.empty(len(images), np.int64)  # in its place: see `KMeansFeatures.features`
+    for rows in cut(len(images), 256):
+        found[rows] = scores_of(np.asarray(images[rows])).argmax(dim=1).cpu().numpy()
+    return found
 
 
 def _colour_scale(images: ImageArray) -> tuple[np.ndarray, np.ndarray]:

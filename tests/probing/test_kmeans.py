@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -72,3 +75,25 @@ def test_what_cannot_be_fitted_is_one_line(edges, config, message):
 def test_settings_below_one_are_refused():
     with pytest.raises(UserError, match=r"kmeans.n_centers is 0: it must be at least 1"):
         KMeansConfig(n_centers=0)
+
+
+def test_memory_does_not_grow_with_the_images():
+    # In a process of its own, which keeps what is freed, as every command does.
+    code = """
+import resource
+import numpy as np
+from igpt import compute
+from igpt.probing.kmeans import KMeansConfig, KMeansFeatures
+compute.set_threads()
+images = np.random.default_rng(0).integers(0, 256, (1280, 32, 32, 3)).astype(np.uint8)
+held = KMeansFeatures.fit(images[:128], KMeansConfig(n_centers=100))
+peaks = []
+for n in (256, 1280):
+    held.features(images[:n])
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print((peaks[1] - peaks[0]) / 1024)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert float(done.stdout) < 60  # MB; 150 and more where results lie between large tensors
