@@ -64,6 +64,8 @@ class Book:
             if name.startswith("kmeans"):
                 patch = f"{found['patch_px']} x {found['patch_px']}"
                 text = f"k-means, {found['n_centers']} centres of {patch}"
+                if (own := found["n_train"] + found["n_valid"]) != n:
+                    text += f", {own:,} labels"
                 rows.append(_probe_row(text, found, "-"))
         return rows
 

@@ -8,13 +8,14 @@ at CIFAR-10's test split once, with layer and strength chosen on validation, as 
 """
 
 import dataclasses
+import itertools
 import math
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from keeping import SHIPPED, measured
+from keeping import SHIPPED, measured, read_figures
 from pixelcnn import PixelCNNConfig, pixelcnn_nats
 
 from igpt import compute
@@ -80,11 +81,11 @@ def wide_resnet(data: Any, count: int) -> dict[str, Any]:
     return {**dataclasses.asdict(result), "steps": N_RESNET_STEPS, "image_size": data.image_size}
 
 
-def main(name: str, authors: str | None = None) -> None:
+def main(model_name: str, authors: str | None = None) -> None:
     """Measure everything, writing after each part."""
     compute.set_threads()
-    model = load(name)
-    results = SHIPPED / name / "rivals.json"
+    model = load(model_name)
+    results = SHIPPED / model_name / "rivals.json"
     data = open_data("cifar10", image_size=model.image_size, seed=0, valid_fraction=0.1)
 
     def keep(name: str, of: str, measure: Callable[[], dict[str, Any]]) -> None:
@@ -96,9 +97,17 @@ def main(name: str, authors: str | None = None) -> None:
         palettes["authors"] = Palette.load(authors)
     for name, palette in palettes.items():
         keep(f"nats-{name}", palette.digest, lambda palette=palette: simple_nats(data, palette))
-    for n_centers in N_CENTERS:
+    sets = {"": data}
+    probed = read_figures(SHIPPED / model_name / "figures.json").get("probe, mean")
+    if probed and (n := probed["n_train"]) < len(data.labels("train")):
+        sets[f", {n} images"] = data.at_most(n)  # those that the model's own probe had
+    for n_centers, (which, some) in itertools.product(N_CENTERS, sets.items()):
         config = KMeansConfig(n_centers=n_centers)
-        keep(f"kmeans-{n_centers}", data.digest, lambda config=config: probe_kmeans(data, config))
+        keep(
+            f"kmeans-{n_centers}{which}",
+            data.digest,
+            lambda config=config, some=some: probe_kmeans(some, config),
+        )
     if is_simple:
         return
     for count in FEW_LABELS:
