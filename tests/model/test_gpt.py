@@ -33,6 +33,16 @@ def test_first_loss_is_exactly_ln_k(objective):
     assert loss.item() == pytest.approx(math.log(512), abs=1e-6)
 
 
+@pytest.mark.parametrize("objective", ["ar", "bert"])
+def test_a_network_is_made_without_drawing(objective):
+    config, before = ModelConfig(n_layer=1, n_head=2, n_embd=16, bias=True), torch.get_rng_state()
+    network = GPT(config, n_colors=8, seq_len=9, objective=objective)
+    assert torch.equal(torch.get_rng_state(), before)
+    for name, weight in network.named_parameters():
+        assert (weight == float("ln_" in name)).all(), name
+        assert weight.requires_grad
+
+
 def test_initial_weights_have_the_released_spread():
     network = GPT(ModelConfig(n_layer=4, n_head=4, n_embd=256), n_colors=512, seq_len=1024)
     network.init_weights(torch.Generator().manual_seed(0))
