@@ -32,10 +32,13 @@ def demo(*, train: bool = False, resume: bool = False, out: str | None = None) -
     """
     from igpt import shipped
     from igpt.cli.outputs import folder_to_fill
+    from igpt.model import native
 
     place = folder_to_fill(
         ("runs/demo" if train else "runs/shipped") if out is None else out, "--out"
     )
+    for part in ("attention", "decode") if train else ("decode", "attention"):
+        native.build_ahead(part)
     if train:
         _train_and_show(place, resume=resume)
     elif known := shipped.names():

@@ -52,6 +52,9 @@ def sample(
     if enlarge is not None and not 1 <= enlarge <= 64:
         raise UserError(f"--enlarge is {enlarge}: choose from 1 to 64")
 
+    from igpt.model import native
+
+    native.build_ahead("decode")
     from igpt import compute
     from igpt.generate.sample import sampling
     from igpt.images.grid import tile
