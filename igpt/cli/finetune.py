@@ -44,7 +44,8 @@ def finetune(
             then the mean, with its standard deviation. The first seed searches the rate.
         max_images: look at so many images of each split at most, drawn at random; none: all.
         workers: processes that crop images anew under augment imagenet; 0: one a core.
-        resume: go on with RUN, by its own settings.
+        resume: go on with RUN, by its own settings; --finetune.total-steps and
+            --finetune.patience may move its end.
         out: folder, new or empty, to save the fine-tuned model to as well (the first seed's), for
             `igpt classify` and `igpt convert --to transformers-classifier`.
         json: print the result as one JSON document.

@@ -49,6 +49,7 @@ from igpt.progress import quietly, say
 from igpt.published import name_of
 from igpt.recipes import RECIPES
 from igpt.system import as_text, at_home
+from igpt.train.checkpoint import all_steps
 from igpt.train.distributed import World, default_world, joined
 from igpt.train.folder import check_new, is_run
 from igpt.train.log import Told, Tracker
@@ -59,6 +60,8 @@ from igpt.train.trainer import Trainer
 from igpt.trained import resampled
 
 TABLE = "search.json"
+# What `--resume` may change, for a fine-tuning to end sooner or later.
+ENDS = ("finetune.total_steps", "finetune.patience")
 RESULT = "result.json"
 SCHEMA_VERSION = 1
 # A recipe this long is one of the paper's own runs.
@@ -307,7 +310,7 @@ def read_finetuning(folder: Path) -> tuple[Asked, dict[str, Any]]:
 
 
 def _taken_up(folder: Path, asked: Asked, facts: dict[str, Any]) -> Asked:
-    """What the run in a folder goes on with: its own settings.
+    """What the run in a folder goes on with: its own settings, and the end that is asked for.
 
     Raises:
         UserError: it holds no fine-tuning, or one of something else, or by other settings.
@@ -321,13 +324,26 @@ def _taken_up(folder: Path, asked: Asked, facts: dict[str, Any]) -> Asked:
                 "give the same, or choose another folder"
             )
     default, old = _flat(Asked(config=FinetuneConfig())), _flat(stored)
-    for key, value in _flat(asked).items():
-        if value not in (default[key], old[key]):
+    changed = {
+        key: value for key, value in _flat(asked).items() if value not in (default[key], old[key])
+    }
+    # The rate is constant: where a run of one rate and seed ends decides nothing before.
+    may_move = ENDS if not stored.rates and stored.seeds == 1 else ()
+    for key, value in changed.items():
+        if key not in may_move:
             raise UserError(
                 f"--resume cannot change {key} {old[key]} -> {value}: drop it, or choose another "
                 "folder"
             )
-    return stored
+    if changed and _finished(folder):
+        raise UserError(f"{folder} is finished, its end cannot move: choose another folder")
+    moved = {key.removeprefix("finetune."): value for key, value in changed.items()}
+    reached = max((step for step, _ in all_steps(folder)), default=0)
+    if moved.get("total_steps", reached) < reached:
+        raise UserError(
+            f"{folder} is at step {reached} already: --finetune.total-steps {reached} ends it there"
+        )
+    return dataclasses.replace(stored, config=dataclasses.replace(stored.config, **moved))
 
 
 def _flat(asked: Asked) -> dict[str, Any]:

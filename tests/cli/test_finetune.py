@@ -64,6 +64,44 @@ def test_a_resumed_run_stays_what_it_is(model, tmp_path, capsys, options, said):
     assert said in err
 
 
+@pytest.fixture
+def stopped_after(monkeypatch):
+    """Stops a run after so many looks, as a signal would."""
+
+    def after(n):
+        look, left = steps._Looks.__call__, [n]
+
+        def looked(self, trainer):
+            left[0] -= 1
+            if left[0] == 0:
+                signal.raise_signal(signal.SIGTERM)
+            return look(self, trainer)
+
+        monkeypatch.setattr(steps._Looks, "__call__", looked)
+
+    return after
+
+
+@pytest.mark.parametrize("end", [4, 6])
+def test_the_end_of_a_run_may_move(model, tmp_path, capsys, stopped_after, end):
+    command = ["finetune", model, "digits", *FEW]
+    total = ["--finetune.total-steps", str(end)]
+    assert run([*command, str(tmp_path / "whole"), *total], capsys)[0] == 0
+    stopped_after(1)
+    moved = [*command, str(tmp_path / "moved")]
+    assert run([*moved, "--finetune.total-steps", "5"], capsys)[0] == 143
+    early = [*moved, "--resume", "--finetune.total-steps", "1"]
+    status, _, err = run(early, capsys)
+    assert status == 2 and "is at step 3 already: --finetune.total-steps 3 ends it" in err
+    assert run([*moved, "--resume", *total], capsys)[0] == 0
+    ended = [igpt.load(tmp_path / name).digest() for name in ("whole", "moved")]
+    assert ended[0] == ended[1]
+    config = json.loads((tmp_path / "moved" / "config.json").read_text())
+    assert config["finetune"]["total_steps"] == end
+    status, _, err = run([*moved, "--resume", "--finetune.patience", "7"], capsys)
+    assert status == 2 and "is finished, its end cannot move" in err
+
+
 def test_a_rate_that_diverges_takes_nothing_with_it(model, tmp_path, capsys):
     folder = tmp_path / "run"
     found, err = tuned(model, folder, capsys, "--rates", "1e30", "0.01")
