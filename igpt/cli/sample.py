@@ -7,6 +7,7 @@ from typing import Literal
 from igpt.cli.outputs import Model, Outputs, watch
 from igpt.config import SampleConfig
 from igpt.errors import UserError
+from igpt.model import native
 
 DEFAULT = SampleConfig()
 MAX_IMAGES = 4096
@@ -51,8 +52,6 @@ def sample(
         raise UserError(f"--n is {n}: at most {MAX_IMAGES} fit into one picture")
     if enlarge is not None and not 1 <= enlarge <= 64:
         raise UserError(f"--enlarge is {enlarge}: choose from 1 to 64")
-
-    from igpt.model import native
 
     native.build_ahead("decode")
     from igpt import compute
