@@ -36,8 +36,13 @@ class Peer:
     """(B, T) int64 tokens to the L + 1 layer outputs, (B, T, D) each; none: it hands out none."""
 
 
-def open_peer(name: str, network: GPT) -> Peer:
+def open_peer(name: str, network: GPT, *, dtype: torch.dtype = torch.float32) -> Peer:
     """A peer of our network's size, with its weights where the architecture is the same.
+
+    Args:
+        name: one of `NAMES`.
+        network: ours.
+        dtype: of all its weights, transformers' alone; the others hold float32.
 
     Raises:
         UserError: transformers is not installed.
@@ -45,7 +50,7 @@ def open_peer(name: str, network: GPT) -> Peer:
     shape = (network.config, network.n_colors, network.seq_len)
     device = network.wte.weight.device
     if name == "transformers":
-        return _transformers(network)
+        return _transformers(network, dtype)
     if name == "mingpt":
         mingpt = MinGPT(*shape).to(device)
         return Peer(
@@ -71,7 +76,7 @@ def _draw(logits: Tensor) -> Tensor:
     return torch.multinomial(torch.softmax(logits.float(), -1), 1)
 
 
-def _transformers(network: GPT) -> Peer:
+def _transformers(network: GPT, dtype: torch.dtype) -> Peer:
     try:
         from transformers import ImageGPTConfig, ImageGPTForCausalImageModeling
     except ImportError:
@@ -82,7 +87,7 @@ def _transformers(network: GPT) -> Peer:
     config: Any = ImageGPTConfig.from_dict(settings)
     model: Any = ImageGPTForCausalImageModeling(config)
     model.load_state_dict(to_imagegpt(network.state_dict()), strict=False)
-    model.to(network.wte.weight.device)
+    model.to(network.wte.weight.device, dtype)
     sos = network.n_colors
 
     def generate(n_images: int, n_tokens: int) -> Tensor:

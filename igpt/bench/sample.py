@@ -68,12 +68,15 @@ def bench_tokens(
     works: dict[str, Callable[[], object]] = {
         measure.OURS: lambda: draw_tokens(network, n_images, n_tokens)
     }
-    for name in peers:
-        generate = open_peer(name, network).generate
-        works[name] = lambda generate=generate: generate(n_images, n_tokens)  # type: ignore[misc]
+    dtype = open_decoder(network).dtype
+    opened = {name: open_peer(name, network) for name in peers}
+    if "transformers" in peers and dtype != torch.float32:
+        name = f"transformers in {dtype}".replace("torch.", "")
+        opened[name] = open_peer("transformers", network, dtype=dtype)
+    for name, peer in opened.items():
+        works[name] = lambda peer=peer: peer.generate(n_images, n_tokens)  # type: ignore[misc]
     spans = measure.take_turns(works, repeats=repeats, device=device, at_most_s=at_most_s)
     config = network.config
-    dtype = open_decoder(network).dtype
     return measure.rows_of(
         f"sample {n_tokens} tokens T={network.seq_len} d={config.n_embd} L={config.n_layer} "
         f"B={n_images}",
