@@ -170,6 +170,7 @@ def scale_residuals(network: GPT) -> None:
             setattr(block, name, nn.Parameter(torch.full((network.config.n_embd,), start)))
 
 
+SHORT_DECAY_OF_8 = {"batch_size": 8, "total_steps": IMAGES_SEEN // 8, "decay_fraction": 0.2}
 FACTORS: dict[str, Factor] = {
     "base": Factor(),
     "paper-optimizer": Factor(train={"optimizer": "adamw"}),
@@ -227,28 +228,9 @@ FACTORS: dict[str, Factor] = {
     "adam-rate-x2": Factor(train={"lr": 6e-3}, probed=False),
     "adam-rate-x3": Factor(train={"lr": 9e-3}, probed=False),
     "adam-rate-x5": Factor(train={"lr": 15e-3}, probed=False),
-    "batch-8-short-decay-adam-x3": Factor(
-        train={
-            "lr": 9e-3,
-            "batch_size": 8,
-            "total_steps": IMAGES_SEEN // 8,
-            "decay_fraction": 0.2,
-        },
-        probed=False,
-    ),
-    "batch-8-short-decay-adam-x5": Factor(
-        train={
-            "lr": 15e-3,
-            "batch_size": 8,
-            "total_steps": IMAGES_SEEN // 8,
-            "decay_fraction": 0.2,
-        },
-        probed=False,
-    ),
-    "batch-8-short-decay": Factor(
-        train={"batch_size": 8, "total_steps": IMAGES_SEEN // 8, "decay_fraction": 0.2},
-        probed=False,
-    ),
+    "batch-8-short-decay": Factor(train=SHORT_DECAY_OF_8, probed=False),
+    "batch-8-short-decay-adam-x3": Factor(train={"lr": 9e-3, **SHORT_DECAY_OF_8}, probed=False),
+    "batch-8-short-decay-adam-x5": Factor(train={"lr": 15e-3, **SHORT_DECAY_OF_8}, probed=False),
     "pool-1000": Factor(pool=1000, probed=False),
     "pool-1000-alternate": Factor(pool=1000, alternate=True, probed=False),
     "pool-1000-cautious-decay": Factor(pool=1000, steps=Steps(cautious_decay=1.0), probed=False),
