@@ -33,6 +33,7 @@ from igpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from igpt.images.packed.read import PackedSet
 from igpt.images.prepare import open_data
 from igpt.model import gpt
+from igpt.model.compiling import compile_blocks
 from igpt.model.gpt import GPT
 from igpt.probing.features import pooled_layers
 from igpt.probing.protocol import Labelled, probe_layers
@@ -268,8 +269,7 @@ def make_proxy(factor: Factor, config: RunConfig) -> GPT:
             network.fill_initial(name, parameter, generator)
             if config.train.zero_outputs and name.endswith("c_proj.weight"):
                 parameter.zero_()
-    for block in network.h:
-        block.compile(dynamic=False)
+    compile_blocks(network)
     return network
 
 

@@ -19,8 +19,7 @@ case "$1" in
       work=("$IGPT" pretrain cifar10 "$run" --resume)
     else
       work=("$IGPT" pretrain cifar10 "$run" --recipe record-32 --init-from cifar10-small
-        --train.micro-batch 8
-        --train.compile blocks --train.valid-every 100 --train.valid-images 200
+        --train.micro-batch 8 --train.compile blocks --train.valid-every 100
         --train.checkpoint-every 25 --train.checkpoint-at 250 500 1000 2000 4000 8000 16000)
     fi ;;
   ablate)

@@ -76,11 +76,11 @@ class KMeansFeatures:
             raise UserError(f"{len(images)} images have fewer patches than {config.n_centers}")
         chosen = np.sort(rng.choice(len(images), min(len(images), n_patches), replace=False))
         every = -(-n_patches // len(chosen))
-        patches = torch.empty(len(chosen) * min(every, a_image), 3 * px * px)
-        taken = patches.view(len(chosen), -1, 3 * px * px)
+        taken = torch.empty(len(chosen), min(every, a_image), 3 * px * px)
         for rows in cut(len(chosen), BATCH_IMAGES):
             at = torch.from_numpy(rng.permutation(a_image)[:every])
             taken[rows] = _normalised(_patches(images[chosen[rows]], px))[:, at]
+        patches = taken.flatten(0, 1)
         mean = patches.mean(0)
         values, vectors = torch.linalg.eigh(torch.cov((patches - mean).T))
         whiten = vectors @ torch.diag((values.clamp(min=0) + WHITEN_EPS).rsqrt()) @ vectors.T
