@@ -1,6 +1,6 @@
 #!/bin/bash
-# The long runs of entries 6 and 8, each begun or gone on with where it was stopped.
-#   LONG=folder IGPT=igpt PYTHON=python bash records/long.sh run32|ablate
+# The long runs of entries 6, 8 and 12, each begun or gone on with where it was stopped.
+#   LONG=folder IGPT=igpt PYTHON=python bash records/long.sh run32|ablate|sizes SEED|tune joint|scratch
 # LONG holds what must outlast a session (caches, the run, its log). Each runs with one thread
 # (THREADS says otherwise) at the lowest priority and in a process group of its own, whose number is
 # printed: SIGSTOP and SIGCONT to the group while something is measured, SIGTERM to end it after a
@@ -11,7 +11,7 @@ set -e
 : "${LONG:?the folder that holds the runs}" "${IGPT:=igpt}" "${PYTHON:=python}"
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$LONG"
-export IGPT_CACHE=$LONG/cache OMP_NUM_THREADS=${THREADS:-1} TORCHINDUCTOR_CACHE_DIR=$LONG/inductor
+export LONG IGPT PYTHON IGPT_CACHE=$LONG/cache OMP_NUM_THREADS=${THREADS:-1} TORCHINDUCTOR_CACHE_DIR=$LONG/inductor
 run=$LONG/runs/r32
 case "$1" in
   run32)
@@ -31,7 +31,19 @@ case "$1" in
     trials=()
     for seed in 0 1 2; do for name in $names; do trials+=("$name" "$seed"); done; done
     work=("$PYTHON" "$here/ablate.py" "${trials[@]}" rows-columns 2 residual-scale 2) ;;
-  *) echo "long.sh run32|ablate" >&2; exit 2 ;;
+  sizes) work=(bash "$here/sizes.sh" "${2:?0 or 1, the seed}") ;;
+  tune)
+    case "${2:-}" in
+      joint) own=() ;;
+      scratch) own=(--scratch --finetune.no-joint) ;;
+      *) echo "long.sh tune joint|scratch" >&2; exit 2 ;;
+    esac
+    work=("$IGPT" finetune cifar10-small cifar10 "$LONG/runs/tune-$2" "${own[@]}"
+      --finetune.total-steps 2450 --finetune.batch-size 32 --finetune.micro-batch 32
+      --finetune.valid-every 350 --finetune.valid-images 1000 --finetune.lr 0.0005
+      --finetune.patience 1000 --finetune.precision bf16 --finetune.compile blocks --resume) ;;
+  *) echo "long.sh run32|ablate|sizes|tune" >&2; exit 2 ;;
 esac
-setsid nice -n 19 "${work[@]}" >>"$LONG/$1.log" 2>&1 </dev/null &
+log=$LONG/$1${2:+-$2}.log
+setsid nice -n 19 "${work[@]}" >>"$log" 2>&1 </dev/null &
 echo $!

@@ -1,9 +1,10 @@
 """What needs no trained Transformer: simple models of the same tokens, and label-free rivals.
 
-    python records/rivals.py MODEL [--simple | AUTHORS.npy]
+    python records/rivals.py MODEL [--simple | --cost [NAME ...] | AUTHORS.npy]
 
 At the size and under the palette of a shipped model, into `shipped/MODEL/rivals.json`, a part at a
-time; what is there is not measured again. --simple: what only counts, and k-means. The probes look
+time; what is there is not measured again. --simple: what only counts, and k-means. --cost: what
+learns for some minutes, each in one thread: patches, contrast (SimCLR), supervised. The probes look
 at CIFAR-10's test split once, with layer and strength chosen on validation, as for the model.
 """
 
@@ -15,7 +16,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
+from contrast import ContrastConfig, train_contrast
 from keeping import SHIPPED, measured, read_figures
+from patches import PatchesConfig, patch_features
 from pixelcnn import PixelCNNConfig, pixelcnn_nats
 
 from igpt import compute
@@ -23,18 +27,22 @@ from igpt.evaluation.likelihood import Counts, gzip_nats_per_token
 from igpt.evaluation.wideresnet import WideResNetConfig, train_wide_resnet
 from igpt.images.grid import to_png_bytes
 from igpt.images.prepare import open_data
+from igpt.images.splits import SPLITS
 from igpt.loading import load
 from igpt.probing.exact import labels_of, probe_kmeans
 from igpt.probing.features import EncodedImages
 from igpt.probing.fewlabel import evaluate_supervised
 from igpt.probing.kmeans import KMeansConfig
-from igpt.probing.protocol import LabelledImages
+from igpt.probing.protocol import Labelled, LabelledImages
+from igpt.probing.solve import Solver, fit
 from igpt.tokens.palette import Palette
 
 N_PNG = 2000
 N_CENTERS = (100, 400)
 FEW_LABELS = (4, 25)
 N_SUBSETS = 5
+# Updates of the Wide ResNet with all labels: about 20 minutes of one core at 32 x 32.
+N_SUPERVISED_STEPS = 8000
 # Updates of each Wide ResNet: all ten take 5 (idle) to 7 (busy) minutes of one core together.
 N_RESNET_STEPS = 500
 
@@ -81,7 +89,44 @@ def wide_resnet(data: Any, count: int) -> dict[str, Any]:
     return {**dataclasses.asdict(result), "steps": N_RESNET_STEPS, "image_size": data.image_size}
 
 
-def main(model_name: str, authors: str | None = None) -> None:
+def probed(data: Any, features: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
+    """The protocol of the model's probes on other features of the same images."""
+    splits = (
+        Labelled(features(data.images(name)[:])[None], labels_of(data, name)) for name in SPLITS
+    )
+    return dataclasses.asdict(fit(*splits, layers=[0], solver=Solver()).result)
+
+
+def patches(data: Any) -> dict[str, Any]:
+    """The probe of a dictionary of patches."""
+    config = PatchesConfig()
+    extractor = patch_features(data.images("train")[:], config)
+    return {**dataclasses.asdict(config), **probed(data, extractor)}
+
+
+def contrast(data: Any) -> dict[str, Any]:
+    """The probe of what SimCLR learns in some minutes."""
+    config = ContrastConfig()
+    features, n_seen = train_contrast(data.images("train")[:], config)
+    return {**dataclasses.asdict(config), "images": n_seen, **probed(data, features)}
+
+
+def supervised(data: Any) -> dict[str, Any]:
+    """Accuracy of a Wide ResNet 28-2 that is trained on all labels of the training split."""
+    config = WideResNetConfig(total_steps=N_SUPERVISED_STEPS, batch_size=64, lr=0.1)
+    train = LabelledImages(data.images("train")[:], labels_of(data, "train"))
+    classify = train_wide_resnet(train, n_classes=len(data.classes), config=config)
+    found = {
+        f"{name}_accuracy": float((classify(data.images(name)[:]) == labels_of(data, name)).mean())
+        for name in ("valid", "test")
+    }
+    return {**dataclasses.asdict(config), **found, "n_test": data.n("test")}
+
+
+COSTLY = {"patches": patches, "contrast": contrast, "supervised": supervised}
+
+
+def main(model_name: str, authors: str | None = None, *names: str) -> None:
     """Measure everything, writing after each part."""
     compute.set_threads()
     model = load(model_name)
@@ -91,6 +136,11 @@ def main(model_name: str, authors: str | None = None) -> None:
     def keep(name: str, of: str, measure: Callable[[], dict[str, Any]]) -> None:
         measured(results, name, measure, of=of)
 
+    if authors == "--cost":
+        torch.set_num_threads(1)
+        for name in names or COSTLY:
+            keep(name, data.digest, lambda name=name: COSTLY[name](data))
+        return
     palettes = {"ours": model.tokenizer}
     is_simple = authors == "--simple"
     if authors is not None and not is_simple:

@@ -283,8 +283,8 @@ def _overview() -> str:
 def parse(function: Callable[..., None], args: list[str], *, prog: str) -> Callable[[], None]:
     """The command bound to its arguments, not yet run.
 
-    A command with a `config` parameter gets its starting values from `--recipe`, or from the run
-    that it resumes; single options override them.
+    A command that trains gets its starting values from `--recipe`, or from the run that it
+    resumes; single options override them.
 
     Raises:
         UserError: an argument is missing, unknown or of a wrong kind.
@@ -294,8 +294,10 @@ def parse(function: Callable[..., None], args: list[str], *, prog: str) -> Calla
     bound: Callable[..., Any] = _deferred(function)
     # Options that no recipe sets need only be turned away from their default.
     markers: tuple[Any, ...] = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
-    if "config" in inspect.signature(function).parameters:
+    if "config" in (parameters := inspect.signature(function).parameters):
         bound, markers = _with_settings(function, bound, args, prog), ()
+    elif "finetune" in parameters and "--resume" in args:
+        bound, markers = _with_those_of_run(function, bound, args, prog), ()
     call, unknown = _parsed(bound, args, prog, markers)
     if unknown:
         raise UserError(_unknown_argument(bound, unknown[0], prog, markers))
@@ -328,6 +330,25 @@ def _with_settings(
         recipe=given["config"].recipe,
     )
     return functools.partial(bound, config=config)
+
+
+def _with_those_of_run(
+    function: Callable[..., None], bound: Callable[..., Any], args: list[str], prog: str
+) -> Callable[..., Any]:
+    """`igpt finetune` with the options of the run that it goes on with."""
+    from igpt.jobs.finetune import starting
+
+    call, _ = _parsed(bound, [word for word in args if word not in ("-h", "--help")], prog, ())
+    run = inspect.signature(function).bind(*call.args, **call.keywords).arguments.get("run")
+    asked, image_size = starting(None if run is None else at_home(run), resume=True)
+    return functools.partial(
+        bound,
+        finetune=asked.config,
+        rates=asked.rates,
+        scratch=asked.scratch,
+        seeds=asked.seeds,
+        image_size=image_size,
+    )
 
 
 def _parsed(

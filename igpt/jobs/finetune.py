@@ -122,9 +122,9 @@ def finetune(
     data: str | Path,
     folder: str | Path | None = None,
     *,
-    rates: Sequence[float] = (),
-    scratch: bool = False,
-    seeds: int = 1,
+    rates: Sequence[float] | None = None,
+    scratch: bool | None = None,
+    seeds: int | None = None,
     image_size: int | None = None,
     max_images: int | None = None,
     workers: int = 0,
@@ -141,13 +141,13 @@ def finetune(
         model: what `igpt.load` takes, or a model; it is not changed.
         data: labelled images: a name, a packed set, a folder with one folder a class.
         folder: of the run; none: one in the cache, with which the same call goes on.
-        rates: learning rates to try in turn until validation accuracy falls.
-        scratch: start from fresh weights.
-        seeds: fine-tune so many times.
+        rates: learning rates to try in turn until validation accuracy falls; none: one.
+        scratch: start from fresh weights; none: do not.
+        seeds: fine-tune so many times; none: once.
         image_size: side in pixels; none: the model's.
         max_images: of each split, at random; none: all.
         workers: processes that crop images anew; 0: one a core.
-        resume: go on with the run in `folder`.
+        resume: go on with the run in `folder`, by its settings where none are given.
         progress: is called with each line of metrics.jsonl as it is written.
         verbose: say on standard error what the command says.
         settings: of `FinetuneConfig`, by name.
@@ -156,18 +156,24 @@ def finetune(
         UserError: something does not allow it, before anything is written.
         Interrupted: a signal stopped it after a checkpoint.
     """
-    config = overlaid(FinetuneConfig(), settings)
-    asked = Asked(config=config, rates=tuple(rates), scratch=scratch, seeds=seeds)
+    run = None if folder is None else at_home(folder)
+    start, size = starting(run, resume=resume)
+    given: dict[str, Any] = {"rates": rates, "scratch": scratch, "seeds": seeds}
+    asked = dataclasses.replace(
+        start,
+        config=overlaid(start.config, settings),
+        **{name: value for name, value in given.items() if value is not None},
+    )
     place, loaded = opened(model, device="cpu")
     with quietly(not verbose), joined() as world:
         with world.first_alone():
             packed = open_labelled(
-                loaded, as_text(data), image_size=image_size, max_images=max_images
+                loaded, as_text(data), image_size=image_size or size, max_images=max_images
             )
         return finetune_model(
             loaded,
             packed,
-            None if folder is None else at_home(folder),
+            run,
             asked,
             place=place,
             command="igpt.finetune",
@@ -309,8 +315,21 @@ def read_finetuning(folder: Path) -> tuple[Asked, dict[str, Any]]:
     return asked, document["facts"]
 
 
+def starting(folder: Path | None, *, resume: bool) -> tuple[Asked, int | None]:
+    """What single options are laid over: at `resume` what the run in the folder was asked, and its
+    image size; else the defaults, and the model's own size.
+
+    Raises:
+        UserError: the run cannot be read, or is none of fine-tuning.
+    """
+    if folder is None or not resume or not is_run(folder):
+        return Asked(config=FinetuneConfig()), None
+    asked, facts = read_finetuning(folder)
+    return asked, facts["image_size"]
+
+
 def _taken_up(folder: Path, asked: Asked, facts: dict[str, Any]) -> Asked:
-    """What the run in a folder goes on with: its own settings, and the end that is asked for.
+    """What the run in a folder goes on with: its settings, and the end that is asked for.
 
     Raises:
         UserError: it holds no fine-tuning, or one of something else, or by other settings.
@@ -323,10 +342,9 @@ def _taken_up(folder: Path, asked: Asked, facts: dict[str, Any]) -> Asked:
                 f"{folder} was started with another {name} ({before.get(name, before[key])}): "
                 "give the same, or choose another folder"
             )
-    default, old = _flat(Asked(config=FinetuneConfig())), _flat(stored)
-    changed = {
-        key: value for key, value in _flat(asked).items() if value not in (default[key], old[key])
-    }
+    old = _flat(stored)
+    # What was `auto` is stored as what it came to.
+    changed = {key: value for key, value in _flat(asked).items() if value not in ("auto", old[key])}
     # The rate is constant: where a run of one rate and seed ends decides nothing before.
     may_move = ENDS if not stored.rates and stored.seeds == 1 else ()
     for key, value in changed.items():

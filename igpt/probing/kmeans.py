@@ -79,7 +79,7 @@ class KMeansFeatures:
         taken = torch.empty(len(chosen), min(every, a_image), 3 * px * px)
         for rows in cut(len(chosen), BATCH_IMAGES):
             at = torch.from_numpy(rng.permutation(a_image)[:every])
-            taken[rows] = _normalised(_patches(images[chosen[rows]], px))[:, at]
+            taken[rows] = _normalised(patches_of(images[chosen[rows]], px))[:, at]
         patches = taken.flatten(0, 1)
         mean = patches.mean(0)
         values, vectors = torch.linalg.eigh(torch.cov((patches - mean).T))
@@ -103,7 +103,7 @@ class KMeansFeatures:
         return found
 
     def _of_batch(self, images: np.ndarray) -> Tensor:
-        patches = (_normalised(_patches(images, self.patch_px)) - self.mean) @ self.whiten
+        patches = (_normalised(patches_of(images, self.patch_px)) - self.mean) @ self.whiten
         B, T, _ = patches.shape
         distances = torch.cdist(patches, self.centers.expand(B, -1, -1))  # (B, T, n_centers)
         nearer = (distances.mean(2, keepdim=True) - distances).clamp(min=0)
@@ -112,7 +112,7 @@ class KMeansFeatures:
         return F.adaptive_avg_pool2d(grid, 2).flatten(1)
 
 
-def _patches(images: np.ndarray, px: int) -> Tensor:
+def patches_of(images: np.ndarray, px: int) -> Tensor:
     """Every patch of each image: (B, S, S, 3) uint8 -> (B, T, 3 * px * px) float32."""
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()
     return F.unfold(pixels, px).transpose(1, 2)

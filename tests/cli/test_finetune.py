@@ -11,6 +11,7 @@ import pytest
 import igpt
 from igpt.errors import Interrupted, UserError
 from igpt.evaluation import finetune as steps
+from igpt.jobs import finetune as finetuning
 from igpt.train.folder import read_metrics
 from tests.cli.test_main import run
 from tests.images.pictures import class_files, write_tree
@@ -51,6 +52,8 @@ def test_a_finished_run_says_so_and_gives_its_result(model, tmp_path, capsys):
     ("options", "said"),
     [
         (["--finetune.lr", "0.02"], "--resume cannot change finetune.lr 0.01 -> 0.02"),
+        # A value is given, or it is not: that it equals the default says nothing.
+        (["--finetune.lr", "0.0003"], "--resume cannot change finetune.lr 0.01 -> 0.0003"),
         (["--seeds", "2"], "--resume cannot change seeds 1 -> 2"),
         (["--max-images", "23"], "was started with another data (digits"),
     ],
@@ -100,6 +103,28 @@ def test_the_end_of_a_run_may_move(model, tmp_path, capsys, stopped_after, end):
     assert config["finetune"]["total_steps"] == end
     status, _, err = run([*moved, "--resume", "--finetune.patience", "7"], capsys)
     assert status == 2 and "is finished, its end cannot move" in err
+
+
+def test_a_run_goes_on_by_its_own_settings(model, tmp_path, capsys, stopped_after):
+    folder = str(tmp_path / "run")
+    own = ["--scratch", "--image-size", "6", "--finetune.patience", "9", "--finetune.no-joint"]
+    stopped_after(1)
+    started = ["finetune", model, "digits", folder, *FEW, *STEPS, *own]
+    assert run(started, capsys)[0] == 143
+    # The plain default of patience moves the end too; --max-images says what the data are.
+    again = ["finetune", model, "digits", folder, "--max-images", "24", "--resume"]
+    status, out, err = run([*again, "--finetune.patience", "5", "--json"], capsys)
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["scratch"] and found["image_size"] == 6 and not found["joint"]
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stored["finetune"]["patience"] == 5 and stored["finetune"]["lr"] == 0.01
+    # Repeating the first command whole says nothing new; in Python neither.
+    asked = finetuning.starting(tmp_path / "run", resume=True)[0]
+    result = igpt.finetune(model, "digits", folder, max_images=24, resume=True).result
+    assert result["test_accuracy"] == found["test_accuracy"] and asked.scratch
+    status, _, err = run([*started, "--finetune.patience", "5", "--resume"], capsys)
+    assert status == 0, err
 
 
 def test_a_rate_that_diverges_takes_nothing_with_it(model, tmp_path, capsys):
