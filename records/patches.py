@@ -71,8 +71,9 @@ class PatchFeatures:
         result = np.empty((len(images), self.config.grid**2 * len(self.entries)), np.float32)
         above = NormalDist().inv_cdf(1 - self.config.nearest)
         for rows in cut(len(images), BATCH_IMAGES):
-            patches = (patches_of(images[rows], self.config.patch_px) / 255 - self.mean) @ self.whiten
-            likeness = patches @ self.entries.T  # (B, T, n): of unit entries, so nearest is largest
+            patches = patches_of(images[rows], self.config.patch_px) / 255 - self.mean
+            # (B, T, n): of unit entries, so that the nearest are the largest
+            likeness = patches @ self.whiten @ self.entries.T
             spread, middle = torch.std_mean(likeness, dim=2, keepdim=True)
             answers = (likeness >= middle + above * spread).float()
             side = round(patches.shape[1] ** 0.5)
