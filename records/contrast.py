@@ -36,7 +36,7 @@ class ContrastConfig:
 
     depth: int = 28
     widen: int = 2
-    cpu_minutes: float = 40.0
+    cpu_minutes: float = 20.0
     """Of this process, compiling nothing; the rate falls with them as a cosine."""
     batch_size: int = 256
     """Images a step; each is seen twice."""

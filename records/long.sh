@@ -39,7 +39,7 @@ case "$1" in
       *) echo "long.sh tune joint|scratch" >&2; exit 2 ;;
     esac
     work=("$IGPT" finetune cifar10-small cifar10 "$LONG/runs/tune-$2" "${own[@]}"
-      --finetune.total-steps 2450 --finetune.batch-size 32 --finetune.micro-batch 32
+      --finetune.total-steps 1750 --finetune.batch-size 32 --finetune.micro-batch 32
       --finetune.valid-every 350 --finetune.valid-images 1000 --finetune.lr 0.0005
       --finetune.patience 1000 --finetune.precision bf16 --finetune.compile blocks --resume) ;;
   *) echo "long.sh run32|ablate|sizes|tune" >&2; exit 2 ;;

@@ -42,7 +42,7 @@ N_CENTERS = (100, 400)
 FEW_LABELS = (4, 25)
 N_SUBSETS = 5
 # Updates of the Wide ResNet with all labels: about 20 minutes of one core at 32 x 32.
-N_SUPERVISED_STEPS = 8000
+N_SUPERVISED_STEPS = 2000
 # Updates of each Wide ResNet: all ten take 5 (idle) to 7 (busy) minutes of one core together.
 N_RESNET_STEPS = 500
 
