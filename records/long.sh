@@ -5,8 +5,8 @@
 # (THREADS says otherwise) at the lowest priority and in a process group of its own, whose number is
 # printed: SIGSTOP and SIGCONT to the group while something is measured, SIGTERM to end it after a
 # checkpoint.
-# Linux may share the cores between sessions first: where /proc/PID/autogroup is, the lowest priority
-# holds against other sessions only once `echo 19 >/proc/PID/autogroup` says so.
+# Linux may share the cores between sessions first: where /proc/self/autogroup is, the lowest priority
+# holds against other sessions only once that says so too.
 set -e
 : "${LONG:?the folder that holds the runs}" "${IGPT:=igpt}" "${PYTHON:=python}"
 here=$(cd "$(dirname "$0")" && pwd)
@@ -45,5 +45,6 @@ case "$1" in
   *) echo "long.sh run32|ablate|sizes|tune" >&2; exit 2 ;;
 esac
 log=$LONG/$1${2:+-$2}.log
-setsid nice -n 19 "${work[@]}" >>"$log" 2>&1 </dev/null &
+setsid bash -c '[ ! -w /proc/self/autogroup ] || echo 19 >/proc/self/autogroup; exec nice -n 19 "$@"' \
+  long "${work[@]}" >>"$log" 2>&1 </dev/null &
 echo $!

@@ -39,6 +39,8 @@ from igpt.tokens.palette import Palette
 
 N_PNG = 2000
 N_CENTERS = (100, 400)
+# Numbers a channel (bands, spread), layers joined, numbers a centre: for features of equal width.
+N_BANDED, N_JOINED, N_QUADRANTS = 5, 3, 4
 FEW_LABELS = (4, 25)
 N_SUBSETS = 5
 # Updates of the Wide ResNet with all labels: about 20 minutes of one core at 32 x 32.
@@ -148,10 +150,12 @@ def main(model_name: str, authors: str | None = None, *names: str) -> None:
     for name, palette in palettes.items():
         keep(f"nats-{name}", palette.digest, lambda palette=palette: simple_nats(data, palette))
     sets = {"": data}
+    banded = N_BANDED * model.network.config.n_embd
+    equal = [banded // N_QUADRANTS, N_JOINED * banded // N_QUADRANTS]
     probed = read_figures(SHIPPED / model_name / "figures.json").get("probe, mean")
     if probed and (n := probed["n_train"]) < len(data.labels("train")):
         sets[f", {n} images"] = data.at_most(n)  # those that the model's own probe had
-    for n_centers, (which, some) in itertools.product(N_CENTERS, sets.items()):
+    for n_centers, (which, some) in itertools.product((*N_CENTERS, *equal), sets.items()):
         config = KMeansConfig(n_centers=n_centers)
         keep(
             f"kmeans-{n_centers}{which}",
