@@ -119,11 +119,16 @@ class Book:
 
     def transfer_rows(self) -> list[str]:
         """The same probes elsewhere."""
-        rows = ["| data | mean (the paper's) | bands | raw pixels |", "|---|---|---|---|"]
         keys = [key for key in self.figures if key.startswith("transfer")]
+        columns = [*POOLINGS, "k-means"]
+        if not any(key.endswith(", k-means") for key in keys):
+            columns.remove("k-means")
+        heads = ["data", "mean (the paper's)", *columns[1:]]
+        rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for name in dict.fromkeys(key.split(", ")[1] for key in keys):
-            found = [self.figures[f"transfer, {name}, {key}"] for key in POOLINGS]
-            cells = [share(value["test_accuracy"], value["test_accuracy_se"]) for value in found]
+            held = [self.figures.get(f"transfer, {name}, {key}") for key in columns]
+            cells = [share(v["test_accuracy"], v["test_accuracy_se"]) if v else "-" for v in held]
+            found = [value for value in held if value]
             sizes = f"{found[0]['n_train'] + found[0]['n_valid']:,} / {found[0]['n_test']:,} images"
             rows.append(f"| {name}, {sizes} | {' | '.join(cells)} |")
         return rows

@@ -37,9 +37,10 @@ from igpt.jobs.opening import open_for
 from igpt.jobs.pretrain import train_run
 from igpt.loading import load, load_run
 from igpt.pixelmodel import PixelModel
-from igpt.probing.exact import labels_of, probe_model, probe_pixels
+from igpt.probing.exact import labels_of, probe_kmeans, probe_model, probe_pixels
 from igpt.probing.features import EncodedImages, extract_features, mean_of_bands
 from igpt.probing.fewlabel import evaluate_few_labels
+from igpt.probing.kmeans import KMeansConfig
 from igpt.probing.protocol import Labelled, pixel_features, probe_layers
 from igpt.recipes import recipe
 from igpt.shipped import write_shipped
@@ -179,10 +180,11 @@ def nats(folder: Path) -> None:
 
 
 def transfer(folder: Path, name: str, source: str, max_images: int | None) -> None:
-    """The same probes on other labelled images."""
+    """The same probes on other labelled images, and that of k-means of those images."""
     model = load(folder)
     data = open_for(model, source, max_images=max_images)
     probe_each(model, data, features_of(model, data), f"transfer, {name}")
+    keep(model, f"transfer, {name}, k-means", lambda: probe_kmeans(data, KMeansConfig()))
 
 
 def checkpoints(folder: Path, run: Path) -> None:
@@ -267,7 +269,8 @@ def going_on(model: PixelModel, steps: int) -> RunConfig:
         lr=REPALETTE_RATE * config.train.lr,
         muon_lr=REPALETTE_RATE * config.train.muon_lr,
     )
-    return dataclasses.replace(config, model=model.network.config, train=train)
+    data = dataclasses.replace(config.data, image_size=model.image_size)
+    return dataclasses.replace(config, data=data, model=model.network.config, train=train)
 
 
 def ship(folder: Path) -> None:
