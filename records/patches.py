@@ -23,7 +23,6 @@ from igpt.probing.features import cut
 from igpt.probing.kmeans import patches_of
 
 BATCH_IMAGES = 16
-N_FOR_WHITENING = 20_000
 WHITEN_EPS = 1e-3
 
 
@@ -37,15 +36,17 @@ class PatchesConfig:
     """Share of the dictionary that answers with 1."""
     grid: int = 2
     """Answers are averaged over so many by so many parts of the image."""
+    n_for_whitening: int = 20_000
+    """Patches drawn, one an image, of which the dictionary is a part."""
     seed: int = 0
 
 
 def patch_features(images: np.ndarray, config: PatchesConfig) -> "PatchFeatures":
     """A dictionary of unlabelled images (N, S, S, 3) uint8."""
     rng = streams.stream(config.seed, "patches")
-    chosen = np.sort(rng.choice(len(images), N_FOR_WHITENING, replace=False))
-    taken = torch.empty(N_FOR_WHITENING, 3 * config.patch_px**2)
-    for rows in cut(N_FOR_WHITENING, 500):
+    chosen = np.sort(rng.choice(len(images), config.n_for_whitening, replace=False))
+    taken = torch.empty(len(chosen), 3 * config.patch_px**2)
+    for rows in cut(len(chosen), 500):
         found = patches_of(images[chosen[rows]], config.patch_px) / 255
         at = torch.from_numpy(rng.integers(found.shape[1], size=len(found)))
         taken[rows] = found[torch.arange(len(found)), at]
