@@ -307,23 +307,15 @@ def parse(function: Callable[..., None], args: list[str], *, prog: str) -> Calla
 def _with_settings(
     function: Callable[..., None], bound: Callable[..., Any], args: list[str], prog: str
 ) -> Callable[..., Any]:
-    """The command with the settings that its options are laid over.
-
-    They are read once to know which RUN and recipe they are of, then anew over its settings.
-    """
+    """The command with the settings that its options are laid over."""
     from igpt.config import RunConfig, unchecked
     from igpt.train.folder import starting_config
 
-    words = [word for word in args if word not in ("-h", "--help")]
-    try:
-        with unchecked():
-            first = functools.partial(bound, config=RunConfig())
-            call, _ = _parsed(first, words, prog, ())
-    except UserError:
-        if len(words) == len(args):
-            raise
-        return functools.partial(bound, config=RunConfig())  # only help is wanted
-    given = inspect.signature(function).bind(*call.args, **call.keywords).arguments
+    plain = functools.partial(bound, config=RunConfig())
+    with unchecked():
+        given = _read_once(function, plain, args, prog)
+    if given is None:
+        return plain
     config = starting_config(
         Path(given["run"]),
         resume=given["resume"],
@@ -338,9 +330,10 @@ def _with_those_of_run(
     """`igpt finetune` with the options of the run that it goes on with."""
     from igpt.jobs.finetune import starting
 
-    call, _ = _parsed(bound, [word for word in args if word not in ("-h", "--help")], prog, ())
-    run = inspect.signature(function).bind(*call.args, **call.keywords).arguments.get("run")
-    asked, image_size = starting(None if run is None else at_home(run), resume=True)
+    given = _read_once(function, bound, args, prog)
+    if given is None or given.get("run") is None:
+        return bound
+    asked, image_size = starting(at_home(given["run"]), resume=True)
     return functools.partial(
         bound,
         finetune=asked.config,
@@ -349,6 +342,22 @@ def _with_those_of_run(
         seeds=asked.seeds,
         image_size=image_size,
     )
+
+
+def _read_once(
+    function: Callable[..., None], bound: Callable[..., Any], args: list[str], prog: str
+) -> dict[str, Any] | None:
+    """The arguments over the plain defaults, to know which RUN and recipe they are of; None where
+    only help is wanted.
+    """
+    words = [word for word in args if word not in ("-h", "--help")]
+    try:
+        call, _ = _parsed(bound, words, prog, ())
+    except UserError:
+        if len(words) == len(args):
+            raise
+        return None
+    return inspect.signature(function).bind(*call.args, **call.keywords).arguments
 
 
 def _parsed(

@@ -125,6 +125,9 @@ def test_a_run_goes_on_by_its_own_settings(model, tmp_path, capsys, stopped_afte
     assert result["test_accuracy"] == found["test_accuracy"] and asked.scratch
     status, _, err = run([*started, "--finetune.patience", "5", "--resume"], capsys)
     assert status == 0, err
+    for few in (["--resume", "--help"], ["--help", *again[1:]]):  # help comes in any case
+        status, out, err = run(["finetune", *few], capsys)
+        assert status == 0 and "--finetune.patience INT" in out, err
 
 
 def test_a_rate_that_diverges_takes_nothing_with_it(model, tmp_path, capsys):
