@@ -238,7 +238,7 @@ def repalette(folder: Path, palette: Palette, out: Path, steps: int) -> None:
     trained = load_run(out)
     data = open_for(model, "cifar10")
     extra = {"palette": palette.digest, "steps": steps, "images": steps * config.train.batch_size}
-    for split in ("valid", "test"):
+    for split in ("test", "valid"):
         keep(
             model,
             f"nats after repalette, {split}",
