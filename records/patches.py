@@ -30,7 +30,7 @@ WHITEN_EPS = 1e-3
 class PatchesConfig:
     """What the features are made of."""
 
-    n_patches: int = 2048
+    n_patches: int = 512
     patch_px: int = 6
     nearest: float = 0.4
     """Share of the dictionary that answers with 1."""
