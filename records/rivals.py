@@ -1,6 +1,6 @@
 """What needs no trained Transformer: simple models of the same tokens, and label-free rivals.
 
-    python records/rivals.py MODEL [--simple | --cost [NAME ...] | AUTHORS.npy]
+    python records/rivals.py MODEL [--simple [AUTHORS.npy] | --cost [NAME ...] | AUTHORS.npy]
 
 At the size and under the palette of a shipped model, into `shipped/MODEL/rivals.json`, a part at a
 time; what is there is not measured again. --simple: what only counts, and k-means. --cost: what
@@ -144,8 +144,9 @@ def main(model_name: str, authors: str | None = None, *names: str) -> None:
             keep(name, data.digest, lambda name=name: COSTLY[name](data))
         return
     palettes = {"ours": model.tokenizer}
-    is_simple = authors == "--simple"
-    if authors is not None and not is_simple:
+    if is_simple := authors == "--simple":
+        authors = names[0] if names else None
+    if authors is not None:
         palettes["authors"] = Palette.load(authors)
     for name, palette in palettes.items():
         keep(f"nats-{name}", palette.digest, lambda palette=palette: simple_nats(data, palette))
