@@ -12,6 +12,8 @@ from typing import Any
 from igpt.files import write_json
 
 SHIPPED = Path(__file__).parent / "shipped"
+# Layers that are probed side by side.
+N_JOINED = 3
 
 
 def read_figures(path: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import Any
 import card
 import numpy as np
 import torch
-from keeping import SHIPPED, measured, read_figures
+from keeping import N_JOINED, SHIPPED, measured, read_figures
 
 from igpt import compute, shipped
 from igpt.config import RunConfig
@@ -51,7 +51,6 @@ from igpt.trained import Trained
 
 LABELS_A_CLASS = (4, 25, 400)
 N_SUBSETS = 5
-N_JOINED = 3
 # Images whose features are made and kept at a time: what a stopped command loses at most.
 STRETCH = 9000
 # A quick probe of a checkpoint: as of the proxies, see `ablate.py`.

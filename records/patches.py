@@ -20,7 +20,7 @@ from torch import Tensor
 
 from igpt import streams
 from igpt.probing.features import cut
-from igpt.probing.kmeans import patches_of
+from igpt.probing.kmeans import patches_of, whitening
 
 BATCH_IMAGES = 16
 WHITEN_EPS = 1e-3
@@ -50,9 +50,7 @@ def patch_features(images: np.ndarray, config: PatchesConfig) -> "PatchFeatures"
         found = patches_of(images[chosen[rows]], config.patch_px) / 255
         at = torch.from_numpy(rng.integers(found.shape[1], size=len(found)))
         taken[rows] = found[torch.arange(len(found)), at]
-    mean = taken.mean(0)
-    values, vectors = torch.linalg.eigh(torch.cov((taken - mean).T))
-    whiten = vectors @ torch.diag((values.clamp(min=0) + WHITEN_EPS).rsqrt()) @ vectors.T
+    mean, whiten = whitening(taken, WHITEN_EPS)
     entries = ((taken - mean) @ whiten)[torch.from_numpy(rng.permutation(len(taken)))]
     return PatchFeatures(mean, whiten, F.normalize(entries[: config.n_patches], dim=1), config)
 

@@ -18,29 +18,28 @@ from typing import Any
 import numpy as np
 import torch
 from contrast import ContrastConfig, train_contrast
-from keeping import SHIPPED, measured, read_figures
+from keeping import N_JOINED, SHIPPED, measured, read_figures
 from patches import PatchesConfig, patch_features
 from pixelcnn import PixelCNNConfig, pixelcnn_nats
 
 from igpt import compute
+from igpt.config import N_POOLED
 from igpt.evaluation.likelihood import Counts, gzip_nats_per_token
 from igpt.evaluation.wideresnet import WideResNetConfig, train_wide_resnet
 from igpt.images.grid import to_png_bytes
 from igpt.images.prepare import open_data
-from igpt.images.splits import SPLITS
 from igpt.loading import load
-from igpt.probing.exact import labels_of, probe_kmeans
+from igpt.probing.exact import labels_of, probe_kmeans, probe_others
 from igpt.probing.features import EncodedImages
 from igpt.probing.fewlabel import evaluate_supervised
 from igpt.probing.kmeans import KMeansConfig
-from igpt.probing.protocol import Labelled, LabelledImages
-from igpt.probing.solve import Solver, fit
+from igpt.probing.protocol import LabelledImages
 from igpt.tokens.palette import Palette
 
 N_PNG = 2000
 N_CENTERS = (100, 400)
-# Numbers a channel (bands, spread), layers joined, numbers a centre: for features of equal width.
-N_BANDED, N_JOINED, N_QUADRANTS = 5, 3, 4
+# Numbers that k-means gives a centre.
+N_QUADRANTS = 4
 FEW_LABELS = (4, 25)
 N_SUBSETS = 5
 # Updates of the Wide ResNet with all labels: about 20 minutes of one core at 32 x 32.
@@ -91,26 +90,18 @@ def wide_resnet(data: Any, count: int) -> dict[str, Any]:
     return {**dataclasses.asdict(result), "steps": N_RESNET_STEPS, "image_size": data.image_size}
 
 
-def probed(data: Any, features: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
-    """The protocol of the model's probes on other features of the same images."""
-    splits = (
-        Labelled(features(data.images(name)[:])[None], labels_of(data, name)) for name in SPLITS
-    )
-    return dataclasses.asdict(fit(*splits, layers=[0], solver=Solver()).result)
-
-
 def patches(data: Any) -> dict[str, Any]:
     """The probe of a dictionary of patches."""
     config = PatchesConfig()
     extractor = patch_features(data.images("train")[:], config)
-    return {**dataclasses.asdict(config), **probed(data, extractor)}
+    return {**dataclasses.asdict(config), **probe_others(data, extractor)}
 
 
 def contrast(data: Any) -> dict[str, Any]:
     """The probe of what SimCLR learns in some minutes."""
     config = ContrastConfig()
     features, n_seen = train_contrast(data.images("train")[:], config)
-    return {**dataclasses.asdict(config), "images": n_seen, **probed(data, features)}
+    return {**dataclasses.asdict(config), "images": n_seen, **probe_others(data, features)}
 
 
 def supervised(data: Any) -> dict[str, Any]:
@@ -151,7 +142,7 @@ def main(model_name: str, authors: str | None = None, *names: str) -> None:
     for name, palette in palettes.items():
         keep(f"nats-{name}", palette.digest, lambda palette=palette: simple_nats(data, palette))
     sets = {"": data}
-    banded = N_BANDED * model.network.config.n_embd
+    banded = N_POOLED["bands"] * model.network.config.n_embd
     equal = [banded // N_QUADRANTS, N_JOINED * banded // N_QUADRANTS]
     probed = read_figures(SHIPPED / model_name / "figures.json").get("probe, mean")
     if probed and (n := probed["n_train"]) < len(data.labels("train")):

@@ -26,6 +26,7 @@ from igpt.probing.solve import Fit, Solver, SolverName, fit, labels_of
 from igpt.progress import Counter, say, ticking
 from igpt.published import name_of
 from igpt.shipped import is_shipped
+from igpt.tokens.tokenizer import ImageArray
 from igpt.train.distributed import ALONE, World
 from igpt.trained import Trained
 
@@ -176,12 +177,21 @@ def probe_kmeans(
 ) -> dict[str, Any]:
     """The same protocol on k-means features of the same images, fitted on the training split."""
     extractor = KMeansFeatures.fit(data.images("train"), config)
-    splits = (
-        Labelled(extractor.features(data.images(name))[None], labels_of(data, name))
-        for name in SPLITS
-    )
-    result = fit(*splits, layers=[0], solver=solver).result
-    return {**dataclasses.asdict(config), **dataclasses.asdict(result)}
+    return {**dataclasses.asdict(config), **probe_others(data, extractor.features, solver=solver)}
+
+
+def probe_others(
+    data: PackedSet, features: Callable[[ImageArray], np.ndarray], *, solver: Solver = EXACT
+) -> dict[str, Any]:
+    """The same protocol on features that no model of ours makes.
+
+    Args:
+        data: labelled images.
+        features: (N, S, S, 3) uint8 -> (N, D) float32.
+        solver: what fits.
+    """
+    splits = (Labelled(features(data.images(name))[None], labels_of(data, name)) for name in SPLITS)
+    return dataclasses.asdict(fit(*splits, layers=[0], solver=solver).result)
 
 
 def probe_joined(

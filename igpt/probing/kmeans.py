@@ -81,9 +81,7 @@ class KMeansFeatures:
             at = torch.from_numpy(rng.permutation(a_image)[:every])
             taken[rows] = _normalised(patches_of(images[chosen[rows]], px))[:, at]
         patches = taken.flatten(0, 1)
-        mean = patches.mean(0)
-        values, vectors = torch.linalg.eigh(torch.cov((patches - mean).T))
-        whiten = vectors @ torch.diag((values.clamp(min=0) + WHITEN_EPS).rsqrt()) @ vectors.T
+        mean, whiten = whitening(patches, WHITEN_EPS)
         whitened = ((patches - mean) @ whiten).numpy()
         from sklearn.cluster import MiniBatchKMeans  # takes seconds
 
@@ -110,6 +108,13 @@ class KMeansFeatures:
         side = round(T**0.5)
         grid = nearer.transpose(1, 2).reshape(B, -1, side, side)
         return F.adaptive_avg_pool2d(grid, 2).flatten(1)
+
+
+def whitening(patches: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Of patches (N, P) the mean (P,), and what whitens them once it is taken off: (P, P)."""
+    mean = patches.mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov((patches - mean).T))
+    return mean, vectors @ torch.diag((values.clamp(min=0) + eps).rsqrt()) @ vectors.T
 
 
 def patches_of(images: np.ndarray, px: int) -> Tensor:
