@@ -1,6 +1,6 @@
 #!/bin/bash
-# The long runs of entries 6, 8 and 12, each begun or gone on with where it was stopped.
-#   LONG=folder IGPT=igpt PYTHON=python bash records/long.sh run32|ablate|sizes SEED|tune joint|scratch
+# The long runs of entries 6, 8, 12 and 13, each begun or gone on with where it was stopped.
+#   LONG=folder IGPT=igpt PYTHON=python bash records/long.sh run32|ablate|sizes|twins SEED|tune joint|scratch
 # LONG holds what must outlast a session (caches, the run, its log). Each runs with one thread
 # (THREADS says otherwise) at the lowest priority and in a process group of its own, whose number is
 # printed: SIGSTOP and SIGCONT to the group while something is measured, SIGTERM to end it after a
@@ -31,7 +31,7 @@ case "$1" in
     trials=()
     for seed in 0 1 2; do for name in $names; do trials+=("$name" "$seed"); done; done
     work=("$PYTHON" "$here/ablate.py" "${trials[@]}" rows-columns 2 residual-scale 2) ;;
-  sizes) work=(bash "$here/sizes.sh" "${2:?0 or 1, the seed}") ;;
+  sizes | twins) work=(bash "$here/$1.sh" "${2:?0 or 1, the seed}") ;;
   tune)
     case "${2:-}" in
       joint) own=() ;;
@@ -42,7 +42,7 @@ case "$1" in
       --finetune.total-steps 1750 --finetune.batch-size 32 --finetune.micro-batch 32
       --finetune.valid-every 350 --finetune.valid-images 1000 --finetune.lr 0.0005
       --finetune.patience 1000 --finetune.precision bf16 --finetune.compile blocks --resume) ;;
-  *) echo "long.sh run32|ablate|sizes|tune" >&2; exit 2 ;;
+  *) echo "long.sh run32|ablate|sizes|twins|tune" >&2; exit 2 ;;
 esac
 log=$LONG/$1${2:+-$2}.log
 setsid bash -c '[ ! -w /proc/self/autogroup ] || echo 19 >/proc/self/autogroup; exec nice -n 19 "$@"' \

@@ -4,8 +4,9 @@
 
 At the size and under the palette of a shipped model, into `shipped/MODEL/rivals.json`, a part at a
 time; what is there is not measured again. --simple: what only counts, and k-means. --cost: what
-learns for some minutes, each in one thread: patches, contrast (SimCLR), supervised. The probes look
-at CIFAR-10's test split once, with layer and strength chosen on validation, as for the model.
+takes some minutes, each in one thread: patches, scattering, contrast (SimCLR), supervised. The
+probes look at CIFAR-10's test split once, with layer and strength chosen on validation, as for the
+model.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from contrast import ContrastConfig, train_contrast
 from keeping import N_JOINED, SHIPPED, measured, read_figures
 from patches import PatchesConfig, patch_features
 from pixelcnn import PixelCNNConfig, pixelcnn_nats
+from scattering import ScatteringConfig, scattering_features
 
 from igpt import compute
 from igpt.config import N_POOLED
@@ -97,6 +99,16 @@ def patches(data: Any) -> dict[str, Any]:
     return {**dataclasses.asdict(config), **probe_others(data, extractor)}
 
 
+def scattering(data: Any) -> dict[str, Any]:
+    """The probe of a cascade of wavelets."""
+    config = ScatteringConfig()
+
+    def extractor(images: Any) -> np.ndarray:
+        return scattering_features(images, config)
+
+    return {**dataclasses.asdict(config), **probe_others(data, extractor)}
+
+
 def contrast(data: Any) -> dict[str, Any]:
     """The probe of what SimCLR learns in some minutes."""
     config = ContrastConfig()
@@ -116,7 +128,12 @@ def supervised(data: Any) -> dict[str, Any]:
     return {**dataclasses.asdict(config), **found, "n_test": data.n("test")}
 
 
-COSTLY = {"patches": patches, "contrast": contrast, "supervised": supervised}
+COSTLY = {
+    "patches": patches,
+    "scattering": scattering,
+    "contrast": contrast,
+    "supervised": supervised,
+}
 
 
 def main(model_name: str, authors: str | None = None, *names: str) -> None:

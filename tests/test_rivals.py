@@ -7,6 +7,7 @@ import torch
 from igpt.probing.kmeans import patches_of
 from records.contrast import ContrastConfig, as_pixels, contrast_loss, train_contrast, view
 from records.patches import PatchesConfig, patch_features
+from records.scattering import ScatteringConfig, morlet, scattering_features
 
 
 @pytest.fixture
@@ -59,3 +60,52 @@ def test_patches_answer_where_they_are_near(images):
     np.testing.assert_allclose(
         found[0].reshape(32, 2, 2)[:, 0, 0], answers[:3, :3].mean((0, 1)), rtol=1e-6
     )
+
+
+def test_scattering_is_what_convolutions_in_space_give(images):
+    config = ScatteringConfig(n_scales=2, n_angles=2, grid=2)
+    found = scattering_features(images, config)
+    assert found.shape == (48, 4 * 3 * (1 + 4 + 4))
+    margin, side = 7, 22
+    padded = np.pad(images[7] / 255, [(margin, margin), (margin, margin), (0, 0)], "reflect")
+
+    def convolved(plane, scale, angle):
+        wave = np.fft.ifft2(morlet(side, scale, angle, 2).numpy())
+        at = np.arange(side)
+        rolled = wave[(at[:, None] - at) % side][:, :, (at[:, None] - at) % side]
+        return np.abs(np.einsum("yixj,ij->yx", rolled, plane))  # around the edges
+
+    def quadrants(plane):
+        inner = plane[margin:-margin, margin:-margin]
+        return inner.reshape(2, 4, 2, 4).mean(axis=(1, 3)).ravel()
+
+    for channel in range(3):
+        plane = padded[..., channel]
+        by_hand = [quadrants(plane)]
+        of_channel = found[7].reshape(-1, 4)
+        np.testing.assert_allclose(of_channel[channel], by_hand[0], atol=1e-6)
+        for turn, angle in enumerate((0.0, np.pi / 2)):
+            finer = convolved(plane, 0, angle)
+            np.testing.assert_allclose(
+                of_channel[3 + 2 * channel + turn], quadrants(finer), atol=1e-5
+            )
+            for other, second in enumerate((0.0, np.pi / 2)):
+                np.testing.assert_allclose(
+                    of_channel[9 + 4 * channel + 2 * turn + other],
+                    quadrants(convolved(finer, 1, second)),
+                    atol=1e-5,
+                )
+            np.testing.assert_allclose(
+                of_channel[21 + 2 * channel + turn],
+                quadrants(convolved(plane, 1, angle)),
+                atol=1e-5,
+            )
+
+
+def test_a_wavelet_does_not_see_brightness_and_looks_one_way():
+    wave = morlet(32, 0, 0.0, 8)
+    assert abs(float(wave[0, 0])) < 1e-6
+    y, x = np.unravel_index(int(wave.argmax()), wave.shape)
+    assert y == 0 and 2 * np.pi * x / 32 == pytest.approx(3 * np.pi / 4, abs=0.2)
+    turned = morlet(32, 0, np.pi / 2, 8)
+    np.testing.assert_allclose(turned.numpy(), wave.numpy().T, atol=1e-6)
