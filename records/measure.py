@@ -49,7 +49,6 @@ from igpt.train.checkpoint import all_steps
 from igpt.train.folder import read_run
 from igpt.trained import Trained
 
-LABELS_A_CLASS = (4, 25, 400)
 N_SUBSETS = 5
 # Images whose features are made and kept at a time: what a stopped command loses at most.
 STRETCH = 9000
@@ -149,7 +148,7 @@ def probe_cifar(folder: Path, max_images: int | None) -> None:
     data = open_for(model, "cifar10", max_images=max_images)
     found = features_of(model, data)
     probe_each(model, data, found, "probe", n_joined=N_JOINED, save=True)
-    for count in LABELS_A_CLASS:
+    for count in card.COUNTS:
         for method, splits in found.items():
             keep(
                 model,
@@ -158,12 +157,12 @@ def probe_cifar(folder: Path, max_images: int | None) -> None:
             )
 
 
-def few_labels(splits: dict[Split, Labelled], count: int) -> dict[str, Any]:
+def few_labels(train: Labelled, test: Labelled, count: int) -> dict[str, Any]:
     """Accuracy over subsets of so many labels a class."""
     result = evaluate_few_labels(
-        splits["train"],
-        splits["test"],
-        layers=range(len(splits["train"].features)),
+        train,
+        test,
+        layers=range(len(train.features)),
         labels_per_class=count,
         n_subsets=N_SUBSETS,
     )

@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from card import COUNTS
 from contrast import ContrastConfig, train_contrast
 from keeping import N_JOINED, SHIPPED, measured, read_figures
+from measure import few_labels
 from patches import PatchesConfig, patch_features
 from pixelcnn import PixelCNNConfig, pixelcnn_nats
 from scattering import ScatteringConfig, scattering_features
@@ -34,8 +36,8 @@ from igpt.loading import load
 from igpt.probing.exact import labels_of, probe_kmeans, probe_others
 from igpt.probing.features import EncodedImages
 from igpt.probing.fewlabel import evaluate_supervised
-from igpt.probing.kmeans import KMeansConfig
-from igpt.probing.protocol import LabelledImages
+from igpt.probing.kmeans import KMeansConfig, KMeansFeatures
+from igpt.probing.protocol import Labelled, LabelledImages
 from igpt.tokens.palette import Palette
 
 N_PNG = 2000
@@ -43,6 +45,8 @@ N_CENTERS = (100, 400)
 # Numbers that k-means gives a centre.
 N_QUADRANTS = 4
 FEW_LABELS = (4, 25)
+# Centres of k-means where labels are few.
+N_CENTERS_FEW = 400
 N_SUBSETS = 5
 # Updates of the Wide ResNet with all labels: about 20 minutes of one core at 32 x 32.
 N_SUPERVISED_STEPS = 2000
@@ -90,6 +94,18 @@ def wide_resnet(data: Any, count: int) -> dict[str, Any]:
 
     result = evaluate_supervised(train, test, fit=fit, labels_per_class=count, n_subsets=N_SUBSETS)
     return {**dataclasses.asdict(result), "steps": N_RESNET_STEPS, "image_size": data.image_size}
+
+
+def kmeans_few_labels(data: Any) -> dict[str, Any]:
+    """Accuracy of k-means features on the subsets that the model's features are judged by."""
+    config = KMeansConfig(n_centers=N_CENTERS_FEW)
+    extractor = KMeansFeatures.fit(data.images("train"), config)
+    train, test = (
+        Labelled(extractor.features(data.images(split))[None], labels_of(data, split))
+        for split in ("train", "test")
+    )
+    found = {count: few_labels(train, test, count) for count in COUNTS}
+    return {**dataclasses.asdict(config), **{str(count): held for count, held in found.items()}}
 
 
 def patches(data: Any) -> dict[str, Any]:
@@ -173,6 +189,7 @@ def main(model_name: str, authors: str | None = None, *names: str) -> None:
         )
     if is_simple:
         return
+    keep("few-labels-kmeans", data.digest, lambda: kmeans_few_labels(data))
     for count in FEW_LABELS:
         keep(f"wide-resnet-{count}", data.digest, lambda count=count: wide_resnet(data, count))
     keep("pixelcnn", palettes["ours"].digest, lambda: pixelcnn(data, palettes["ours"]))

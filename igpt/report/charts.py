@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
@@ -16,6 +17,7 @@ from igpt.images.grid import OWN_MARK
 
 INK, MUTED, GRID = "#1d2433", "#667085", "#e6e8ee"
 BESIDE = 0.07
+Form = Literal["line", "dots", "both"]
 COLORS = ("#1f5fbf", "#d1662b", "#2f8f6b", "#8a4fbf", "#b0892a", "#c23f6b")
 
 STYLE: Any = {
@@ -39,9 +41,9 @@ class Series:
     label: str
     x: Sequence[float]
     y: Sequence[float]
-    form: Literal["line", "dots", "both"] = "line"
-    error: Sequence[float] | None = None
-    """Half the height of an error bar at each point."""
+    form: Form = "line"
+    error: Sequence[float | None] | None = None
+    """Half the height of an error bar at each point; none where a point has no bar."""
     dashed: bool = False
 
 
@@ -114,7 +116,7 @@ class Chart:
             axes.errorbar(
                 [x + aside for x in series.x],
                 series.y,
-                yerr=series.error,
+                yerr=None if series.error is None else np.array(series.error, float),
                 label=f"series {number}",
                 color=color,
                 linestyle="none" if series.form == "dots" else ("--" if series.dashed else "-"),

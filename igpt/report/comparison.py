@@ -9,11 +9,12 @@ expected to reach.
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from igpt.report import page
-from igpt.report.charts import Chart, Series
+from igpt.report.charts import Chart, Form, Series
 from igpt.report.page import Sheet
 from igpt.report.record import read_records
 from igpt.train.folder import read_metrics, read_run
@@ -115,15 +116,23 @@ def _points(folder: Path) -> dict[int, tuple[float, float]]:
 
 def _means(name: str, points: Iterable[Sequence[tuple[float, float]]]) -> Series:
     """A line through the mean of each set of (x, y), by x."""
-    means = sorted(
+    means = [
         (statistics.mean(x for x, _ in some), *_mean_sd([y for _, y in some])) for some in points
-    )
-    xs, ys, errors = ([mean[i] for mean in means] for i in range(3))
-    return Series(name, xs, ys, "both", error=errors if any(errors) else None)
+    ]
+    return _series(name, sorted(means, key=itemgetter(0)), "both")
 
 
-def _mean_sd(values: Sequence[float]) -> tuple[float, float]:
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+def _series(name: str, points: Sequence[tuple[float, float, float | None]], form: Form) -> Series:
+    """Of (x, y, error); no error where none of them has one."""
+    xs, ys = [x for x, _, _ in points], [y for _, y, _ in points]
+    errors = [error for _, _, error in points]
+    known = any(error is not None for error in errors)
+    return Series(name, xs, ys, form, error=errors if known else None)
+
+
+def _mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and the standard deviation of several values: one alone has none."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def objectives_compared(runs: Runs) -> Chart:
@@ -140,8 +149,7 @@ def objectives_compared(runs: Runs) -> Chart:
             if accuracies := [r[key]["test_accuracy"] for r in records if key in r]:
                 points.append((place, *_mean_sd(accuracies)))
         if points:
-            xs, ys, errors = ([point[i] for point in points] for i in range(3))
-            series.append(Series(name, xs, ys, "dots", error=errors if any(errors) else None))
+            series.append(_series(name, points, "dots"))
     return Chart(
         series=tuple(series),
         x_label="",
@@ -212,10 +220,11 @@ def chart_table(chart: Chart) -> str:
     """A chart's numbers, one row a point."""
     rows = []
     for series in chart.series:
-        errors = series.error or [0.0] * len(series.x)
+        errors = series.error or [None] * len(series.x)
         for x, y, error in zip(series.x, series.y, errors, strict=True):
             shown = chart.x_names[int(x)] if chart.x_names else f"{x:.4g}"
-            rows.append((series.label, shown, f"{100 * y:.1f} %", f"{100 * error:.1f}"))
+            spread = "-" if error is None else f"{100 * error:.1f}"
+            rows.append((series.label, shown, f"{100 * y:.1f} %", spread))
     head = ("model", chart.x_label or "judged by", chart.y_label, "\u00b1")
     return page.table(head, rows, numbers=(2, 3) if chart.x_names else (1, 2, 3))
 

@@ -8,6 +8,7 @@ import pytest
 
 from igpt.report.charts import save_chart
 from igpt.report.comparison import (
+    chart_table,
     compared_charts,
     few_labels_section,
     layers_compared,
@@ -108,6 +109,19 @@ def test_seeds_of_one_model_stand_as_mean_and_deviation(tmp_path: Path) -> None:
     assert series.x == pytest.approx([3.45, 4.0])
     assert series.y == pytest.approx([0.45, 0.3])
     assert series.error == pytest.approx([0.0707, 0], abs=1e-4)
+
+
+def test_a_seed_alone_has_no_error_bar(tmp_path: Path) -> None:
+    folders = [with_losses(tmp_path / name, gain=g) for name, g in (("a", 0.0), ("b", 0.1))]
+    for folder, accuracy in zip(folders, (0.6, 0.7), strict=True):
+        write_record(folder, "finetune", {"test_accuracy": accuracy}, **ABOUT)
+    write_record(folders[0], "probe", probe(0.5), **ABOUT)
+    chart = objectives_compared({"two": folders})
+    (series,) = chart.series
+    assert series.error == [None, pytest.approx(0.0707, abs=1e-4)]
+    assert chart.to_dict()["series"]["two"]["error"][0] is None
+    assert "svg" in chart.svg()
+    assert ">-<" in chart_table(chart) and ">7.1<" in chart_table(chart)
 
 
 def test_losses_of_another_objective_are_left_out(tmp_path: Path) -> None:
