@@ -18,6 +18,8 @@ from keeping import SHIPPED
 from igpt import shipped
 
 HERE = Path(__file__).parent
+# The model whose features stand beside others' at their cost.
+AT_A_COST = "cifar10-32"
 
 
 def trials_by_factor() -> dict[str, list[dict[str, Any]]]:
@@ -135,7 +137,8 @@ def documents() -> dict[Path, dict[str, str]]:
             **{f"curve {name}": "\n".join(curve_rows(name)) for name in shipped.names()},
         },
         HERE.parent / "RESULTS.md": {
-            f"shipped {name}": card.Book.of(name).table() for name in shipped.names()
+            **{f"shipped {name}": card.Book.of(name).table() for name in shipped.names()},
+            "rivals at a cost": "\n".join(card.Book.of(AT_A_COST).cost_rows()),
         },
     }
 

@@ -17,6 +17,15 @@ POOLINGS = {
 COUNTS = (4, 25, 400)
 # Labelled images of CIFAR-10 beside its test split.
 N_LABELS = 50_000
+# What rivals of features are called, by the name of their figures.
+RIVALS = {
+    "kmeans-240": "k-means, 240 centres of 6 x 6 (Coates, Lee and Ng)",
+    "kmeans-720": "k-means, 720 centres",
+    "patches": "512 patches and nearest neighbours (Thiry et al.)",
+    "scattering": "scattering, two orders (Bruna and Mallat)",
+    "contrast": "SimCLR, Wide ResNet 28-2",
+    "supervised": "supervised from scratch, Wide ResNet 28-2, 2,000 updates of 64",
+}
 # Lines of a table before its first row.
 N_HEAD = 2
 
@@ -72,6 +81,8 @@ class Book:
     def few_rows(self) -> list[str]:
         """Few labels: mean and spread over subsets, and the gain over raw pixels."""
         columns = "mean (the paper's) | bands | raw pixels | bands / raw |"
+        if kmeans := self.rivals.get("few-labels-kmeans"):
+            columns += f" k-means, {kmeans['n_centers']} centres |"
         if resnet := self.rivals.get("wide-resnet-4"):
             columns += f" Wide ResNet 28-2 from scratch, {resnet['steps']} steps |"
         rows = [f"| labels a class | {columns}", "|---|" + columns.count("|") * "---|"]
@@ -82,6 +93,8 @@ class Book:
             found = dict(zip(POOLINGS, (self.figures[key] for key in keys), strict=True))
             cells = [share(value["mean"], value["sd"]) for value in found.values()]
             cells.append(f"{found['bands']['mean'] / found['raw pixels']['mean']:.2f}")
+            if kmeans:
+                cells.append(share(kmeans[str(count)]["mean"], kmeans[str(count)]["sd"]))
             if resnet:
                 rival = self.rivals.get(f"wide-resnet-{count}")
                 cells.append("-" if rival is None else share(rival["mean"], rival["sd"]))
@@ -131,6 +144,31 @@ class Book:
             found = [value for value in held if value]
             sizes = f"{found[0]['n_train'] + found[0]['n_valid']:,} / {found[0]['n_test']:,} images"
             rows.append(f"| {name}, {sizes} | {' | '.join(cells)} |")
+        return rows
+
+    def cost_rows(self) -> list[str]:
+        """What this model's features and others' give and take, the cheapest first."""
+        rows = [
+            "| all labels, test | CPU minutes in all | numbers an image | accuracy | and besides |",
+            "|---|---|---|---|---|",
+        ]
+        all_minutes = self.run["learning_cpu_minutes"] + self.run["probing_cpu_minutes"]
+        bands = self.figures["probe, bands"]
+        besides = "likelihood, samples, completions"
+        found = [
+            (all_minutes, "**this model, frozen**: one layer, bands", bands, besides),
+            (all_minutes, "**this model, frozen**: three layers", bands["joined"], besides),
+        ]
+        for name, text in RIVALS.items():
+            if held := self.rivals.get(name):
+                found.append((held["cpu_s"] / 60, text, held, "-"))
+        for minutes, text, held, besides in sorted(found, key=lambda row: row[0]):
+            accuracy = held["test_accuracy"]
+            error = (accuracy * (1 - accuracy) / held["n_test"]) ** 0.5
+            width = f"{held['n_features']:,}" if "n_features" in held else "-"
+            rows.append(
+                f"| {text} | {minutes:,.0f} | {width} | {share(accuracy, error)} | {besides} |"
+            )
         return rows
 
     def table(self) -> str:

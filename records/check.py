@@ -33,7 +33,7 @@ MD5 = {
     "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
     "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
 }
-BATCH = 100
+BATCH_TOKENS = 25_600
 BANDS = 4
 TOLERANCE = 0.003
 
@@ -61,15 +61,16 @@ def tokens_of(images: np.ndarray, clusters: np.ndarray, side: int) -> np.ndarray
 def features_of(images: np.ndarray, model: ImageGPTModel, clusters: np.ndarray, layer: int):
     """Means over four bands of rows and the spread of the normalised input of a block: (n, 5 D)."""
     found, side = [], math.isqrt(model.config.n_positions)
-    for start in range(0, len(images), BATCH):
-        tokens = torch.from_numpy(tokens_of(images[start : start + BATCH], clusters, side))
+    batch = BATCH_TOKENS // side**2
+    for start in range(0, len(images), batch):
+        tokens = torch.from_numpy(tokens_of(images[start : start + batch], clusters, side))
         first = torch.full((len(tokens), 1), len(clusters))  # the token that starts an image
         given = torch.cat([first, tokens[:, :-1]], dim=1)
         hidden = model(given, output_hidden_states=True).hidden_states[layer]
         normed = model.h[layer].ln_1(hidden)
         bands = normed.unflatten(1, (BANDS, -1)).mean(dim=2).flatten(1)
         found.append(torch.cat([bands, normed.std(dim=1, correction=0)], dim=1).numpy())
-        if start % 10_000 == 0:
+        if start % 2_000 == 0:
             print(f"features of {start} of {len(images)} images", flush=True)
     return np.concatenate(found)
 
