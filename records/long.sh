@@ -1,6 +1,6 @@
 #!/bin/bash
 # The long runs of entries 6, 8, 12 and 13, each begun or gone on with where it was stopped.
-#   LONG=folder IGPT=igpt PYTHON=python bash records/long.sh run32|ablate|sizes|twins SEED|tune joint|scratch
+#   LONG=folder IGPT=igpt PYTHON=python bash records/long.sh run32|more32|ablate|sizes|twins SEED|tune joint|scratch
 # LONG holds what must outlast a session (caches, the run, its log). Each runs with one thread
 # (THREADS says otherwise) at the lowest priority and in a process group of its own, whose number is
 # printed: SIGSTOP and SIGCONT to the group while something is measured, SIGTERM to end it after a
@@ -22,6 +22,10 @@ case "$1" in
         --train.micro-batch 8 --train.compile blocks --train.valid-every 100
         --train.checkpoint-every 25 --train.checkpoint-at 250 500 1000 2000 4000 8000 16000)
     fi ;;
+  more32)
+    work=("$IGPT" pretrain cifar10 "$LONG/runs/more32" --recipe record-32 --init-from cifar10-32
+      --train.total-steps 15000 --train.micro-batch 8 --train.compile blocks --train.precision bf16
+      --train.valid-every 250 --train.checkpoint-every 250 --resume) ;;
   ablate)
     names="again qkv-parts batch-8-again embed-rate-x4 head-rate-third head-rate-x3 short-decay-again
       short-decay-ema cautious-decay warm-momentum floor batch-ramp batch-ramp-4 qkv-heads normed-rows
@@ -42,7 +46,7 @@ case "$1" in
       --finetune.total-steps 1750 --finetune.batch-size 32 --finetune.micro-batch 32
       --finetune.valid-every 350 --finetune.valid-images 1000 --finetune.lr 0.0005
       --finetune.patience 1000 --finetune.precision bf16 --finetune.compile blocks --resume) ;;
-  *) echo "long.sh run32|ablate|sizes|twins|tune" >&2; exit 2 ;;
+  *) echo "long.sh run32|more32|ablate|sizes|twins|tune" >&2; exit 2 ;;
 esac
 log=$LONG/$1${2:+-$2}.log
 setsid bash -c '[ ! -w /proc/self/autogroup ] || echo 19 >/proc/self/autogroup; exec nice -n 19 "$@"' \
