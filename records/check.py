@@ -7,7 +7,7 @@ their published md5), the model and its palette from the files that ship, as tra
 them. What must agree with the record book within 0.3 points: the accuracy of the saved classifier
 on the test images (some 6 CPU minutes at 16 x 16, an hour at 32 x 32) and, with --refit, of
 scikit-learn's own logistic regression at the same strength, fitted on all 50,000 training images
-(five times as much more).
+(their features cost five times as much again).
 """
 
 import hashlib

@@ -12,20 +12,18 @@ set -e
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$LONG"
 export LONG IGPT PYTHON IGPT_CACHE=$LONG/cache OMP_NUM_THREADS=${THREADS:-1} TORCHINDUCTOR_CACHE_DIR=$LONG/inductor
-run=$LONG/runs/r32
 case "$1" in
-  run32)
+  run32 | more32)
+    # Their end is chosen late, so what they were begun with is not said again.
+    run=$LONG/runs/$1 from=cifar10-small
+    [ "$1" = run32 ] || from=cifar10-32
     if [ -e "$run/config.json" ]; then
       work=("$IGPT" pretrain cifar10 "$run" --resume)
     else
-      work=("$IGPT" pretrain cifar10 "$run" --recipe record-32 --init-from cifar10-small
+      work=("$IGPT" pretrain cifar10 "$run" --recipe record-32 --init-from "$from"
         --train.micro-batch 8 --train.compile blocks --train.valid-every 100
         --train.checkpoint-every 25 --train.checkpoint-at 250 500 1000 2000 4000 8000 16000)
     fi ;;
-  more32)
-    work=("$IGPT" pretrain cifar10 "$LONG/runs/more32" --recipe record-32 --init-from cifar10-32
-      --train.total-steps 15000 --train.micro-batch 8 --train.compile blocks --train.precision bf16
-      --train.valid-every 250 --train.checkpoint-every 250 --resume) ;;
   ablate)
     names="again qkv-parts batch-8-again embed-rate-x4 head-rate-third head-rate-x3 short-decay-again
       short-decay-ema cautious-decay warm-momentum floor batch-ramp batch-ramp-4 qkv-heads normed-rows
@@ -35,7 +33,7 @@ case "$1" in
     trials=()
     for seed in 0 1 2; do for name in $names; do trials+=("$name" "$seed"); done; done
     work=("$PYTHON" "$here/ablate.py" "${trials[@]}" rows-columns 2 residual-scale 2) ;;
-  sizes | twins) work=(bash "$here/$1.sh" "${2:?0 or 1, the seed}") ;;
+  sizes | twins) work=(bash "$here/sizes.sh" "$1" "${2:?0 or 1, the seed}") ;;
   tune)
     case "${2:-}" in
       joint) own=() ;;

@@ -10,6 +10,7 @@ model.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import sys
@@ -21,7 +22,7 @@ import torch
 from card import COUNTS
 from contrast import ContrastConfig, train_contrast
 from keeping import N_JOINED, SHIPPED, measured, read_figures
-from measure import few_labels
+from measure import N_SUBSETS, few_labels
 from patches import PatchesConfig, patch_features
 from pixelcnn import PixelCNNConfig, pixelcnn_nats
 from scattering import ScatteringConfig, scattering_features
@@ -45,9 +46,6 @@ N_CENTERS = (100, 400)
 # Numbers that k-means gives a centre.
 N_QUADRANTS = 4
 FEW_LABELS = (4, 25)
-# Centres of k-means where labels are few.
-N_CENTERS_FEW = 400
-N_SUBSETS = 5
 # Updates of the Wide ResNet with all labels: about 20 minutes of one core at 32 x 32.
 N_SUPERVISED_STEPS = 2000
 # Updates of each Wide ResNet: all ten take 5 (idle) to 7 (busy) minutes of one core together.
@@ -98,7 +96,7 @@ def wide_resnet(data: Any, count: int) -> dict[str, Any]:
 
 def kmeans_few_labels(data: Any) -> dict[str, Any]:
     """Accuracy of k-means features on the subsets that the model's features are judged by."""
-    config = KMeansConfig(n_centers=N_CENTERS_FEW)
+    config = KMeansConfig()
     extractor = KMeansFeatures.fit(data.images("train"), config)
     train, test = (
         Labelled(extractor.features(data.images(split))[None], labels_of(data, split))
@@ -118,10 +116,7 @@ def patches(data: Any) -> dict[str, Any]:
 def scattering(data: Any) -> dict[str, Any]:
     """The probe of a cascade of wavelets."""
     config = ScatteringConfig()
-
-    def extractor(images: Any) -> np.ndarray:
-        return scattering_features(images, config)
-
+    extractor = functools.partial(scattering_features, config=config)
     return {**dataclasses.asdict(config), **probe_others(data, extractor)}
 
 
