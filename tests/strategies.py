@@ -18,7 +18,7 @@ def model_configs(draw, max_layers=3):
 
 
 def lively_gpt(config=None, *, n_colors=11, seq_len=16, objective="ar", seed=0):
-    """A network with every tensor drawn at random, large enough that the logits' sd is about 1 or more.
+    """A network with every tensor drawn at random, the logits' sd about 1 or more.
 
     At the initial weights the head is zero, so that a wrong network would pass most tests.
     """
