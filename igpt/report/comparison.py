@@ -135,19 +135,32 @@ def _mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
+# Figure 4 from left to right: what a model is judged by, and where a run's records have it.
+JUDGED_BY = {
+    "linear probe": ("probe",),
+    "vote of masks": ("probe", "vote"),
+    "fine-tuned": ("finetune",),
+    "fine-tuned,\nclass loss alone": ("finetune-clf",),
+}
+
+
 def objectives_compared(runs: Runs) -> Chart:
     """The paper's Figure 4: test accuracy by probe and by fine-tuning, a series a model.
 
     Args:
-        runs: such as "autoregressive" and "BERT"; what a run has not measured is left out.
+        runs: such as "autoregressive" and "BERT"; what none of them has measured has no place.
     """
+    records = {name: [read_records(folder) for folder in folders] for name, folders in runs.items()}
+    measured = {
+        text: {name: _accuracies(held, place) for name, held in records.items()}
+        for text, place in JUDGED_BY.items()
+    }
+    shown = {text: found for text, found in measured.items() if any(found.values())}
     series = []
-    for name, folders in runs.items():
-        records = [read_records(folder) for folder in folders]
-        points = []
-        for place, key in enumerate(("probe", "finetune")):
-            if accuracies := [r[key]["test_accuracy"] for r in records if key in r]:
-                points.append((place, *_mean_sd(accuracies)))
+    for name in runs:
+        points = [
+            (x, *_mean_sd(found[name])) for x, found in enumerate(shown.values()) if found[name]
+        ]
         if points:
             series.append(_series(name, points, "dots"))
     return Chart(
@@ -155,8 +168,19 @@ def objectives_compared(runs: Runs) -> Chart:
         x_label="",
         y_label="test accuracy",
         percent=True,
-        x_names=("linear probe", "fine-tuned"),
+        x_names=tuple(shown),
     )
+
+
+def _accuracies(records: Iterable[Mapping[str, Any]], place: Sequence[str]) -> list[float]:
+    """Test accuracy at this place of each run's records, of those that have it."""
+    found = []
+    for held in records:
+        for key in place:
+            held = held.get(key) or {}
+        if held:
+            found.append(held["test_accuracy"])
+    return found
 
 
 def layers_compared(runs: Runs) -> Chart:

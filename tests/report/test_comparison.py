@@ -146,6 +146,21 @@ def test_objectives_and_layers_of_two_runs_are_drawn_together(tmp_path: Path) ->
     assert layers_compared(runs).series[0].x == [0.0, 0.5, 1.0]
 
 
+def test_a_vote_and_the_class_loss_alone_have_places_of_their_own(tmp_path: Path) -> None:
+    votes = {**probe(0.4), "vote": {"n_masks": 5, "test_accuracy": 0.42}}
+    write_record(tmp_path / "ar", "probe", probe(0.44), **ABOUT)
+    write_record(tmp_path / "bert", "probe", votes, **ABOUT)
+    for name, accuracy in (("ar", 0.48), ("bert", 0.45)):
+        write_record(tmp_path / name, "finetune-clf", {"test_accuracy": accuracy}, **ABOUT)
+    chart = objectives_compared({name: [tmp_path / name] for name in ("ar", "bert")})
+    one, other = chart.series
+    assert [name.split(",")[0] for name in chart.x_names] == [
+        *("linear probe", "vote of masks", "fine-tuned"),
+    ]
+    assert (one.x, one.y) == ([0, 2], [0.44, 0.48])
+    assert (other.x, other.y) == ([0, 1, 2], [0.4, 0.42, 0.45])
+
+
 @pytest.mark.parametrize("name", ["figure-2", "figure-4"])
 def test_charts_are_saved_in_three_forms(tmp_path: Path, name: str) -> None:
     write_record(tmp_path / "ar", "probe", probe(0.44), **ABOUT)
