@@ -2,7 +2,7 @@
 # Three sizes by one recipe and one palette, each checkpoint probed: the paper's Figure 3 (entry 12).
 #   LONG=folder bash records/long.sh sizes SEED
 # Then, over both seeds: igpt report, as records/README.md has it.
-# After it the middle size as BERT, probed, and both fine-tuned on all labels: Figure 4 (entry 13).
+# After it the middle size as BERT; both probed and fine-tuned on all labels: Figure 4 (entry 13).
 #   LONG=folder bash records/long.sh twins SEED
 set -e
 palette=$LONG/palette-small.npy
@@ -28,8 +28,8 @@ if [ "$1" = sizes ]; then
 else
   bert=$LONG/runs/bert-128-$seed
   train "$bert" "$middle" --train.objective bert
-  "$IGPT" probe "$bert" cifar10 --max-images 3000
   for run in "$LONG/runs/size-128-$seed" "$bert"; do
+    "$IGPT" probe "$run" cifar10 --max-images 3000
     "$IGPT" finetune "$run" cifar10 "$run-tuned" --finetune.no-joint --finetune.total-steps 700 \
       --finetune.batch-size 32 --finetune.micro-batch 32 --finetune.valid-every 175 \
       --finetune.valid-images 1000 --finetune.lr 0.001 --finetune.precision bf16 \
