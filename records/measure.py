@@ -153,7 +153,9 @@ def probe_cifar(folder: Path, max_images: int | None) -> None:
             keep(
                 model,
                 f"few labels, {count}, {method}",
-                lambda splits=splits, count=count: few_labels(splits, count),
+                lambda splits=splits, count=count: few_labels(
+                    splits["train"], splits["test"], count
+                ),
             )
 
 
