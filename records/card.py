@@ -1,6 +1,7 @@
 """The card of a model that ships, and its tables for RESULTS.md, from the record book."""
 
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -69,13 +70,13 @@ class Book:
             if joined := found.get("joined"):
                 first, *_, last = joined["layers"]
                 rows.append(_probe_row(f"{text}, joined", joined, f"{first} to {last}"))
-        for name, found in self.rivals.items():
-            if name.startswith("kmeans"):
-                patch = f"{found['patch_px']} x {found['patch_px']}"
-                text = f"k-means, {found['n_centers']} centres of {patch}"
-                if (own := found["n_train"] + found["n_valid"]) != n:
-                    text += f", {own:,} labels"
-                rows.append(_probe_row(text, found, "-"))
+        kmeans = [found for name, found in self.rivals.items() if name.startswith("kmeans")]
+        for found in sorted(kmeans, key=itemgetter("n_centers")):
+            patch = f"{found['patch_px']} x {found['patch_px']}"
+            text = f"k-means, {found['n_centers']} centres of {patch}"
+            if (own := found["n_train"] + found["n_valid"]) != n:
+                text += f", {own:,} labels"
+            rows.append(_probe_row(text, found, "-"))
         return rows
 
     def few_rows(self) -> list[str]:

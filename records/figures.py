@@ -121,7 +121,7 @@ class Drawn:
             ),
             x_label="images seen",
             y_label="nats per token",
-            y_top=min(3.8, float(means[0, 1])),
+            y_top=min(3.8, float(means[:, 1].max())),
         )
 
 
