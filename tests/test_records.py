@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from igpt import shipped
 from igpt.loading import load
+from igpt.probing.protocol import Labelled
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,6 +37,33 @@ def test_figures_are_measured_once_for_a_model(tmp_path):
     assert found["other"]["value"] == 2
     measured(path, "row", measure, of="second", again=True)
     assert json.loads(path.read_text())["row"]["value"] == 3
+
+
+def test_the_probe_judges_few_labels_of_the_training_and_the_test_split(monkeypatch, tmp_path):
+    import card
+    import measure
+
+    generator = np.random.default_rng(0)
+    classes = np.arange(80) % 4
+    means = generator.normal(size=(4, 6))
+    splits = {
+        split: Labelled(means[classes][None] + noise * generator.normal(size=(1, 80, 6)), classes)
+        for split, noise in (("train", 0.1), ("valid", 9.0), ("test", 0.1))
+    }
+    kept = {}
+    monkeypatch.setattr(card, "COUNTS", (4,))
+    for name, stand_in in {
+        "load": lambda folder: None,
+        "open_for": lambda *args, **options: None,
+        "features_of": lambda model, data: {"bands": splits},
+        "probe_each": lambda *args, **options: None,
+        "keep": lambda model, name, measure: kept.update({name: measure()}),
+    }.items():
+        monkeypatch.setattr(measure, name, stand_in)
+    measure.probe_cifar(tmp_path, None)
+    (figures,) = kept.values()
+    assert list(kept) == ["few labels, 4, bands"]
+    assert figures["mean"] > 0.9
 
 
 @pytest.mark.parametrize("document", ["RESULTS.md", "records/README.md"])
