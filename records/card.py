@@ -211,6 +211,7 @@ def card(model: PixelModel, name: str) -> str:
         seed=trained["seed"],
         steps=f"{trained['step']:,}",
         images=f"{trained['images']:,}",
+        recipe=", then ".join(f"`{command}`" for command in book.run["commands"]),
         table=book.table(),
         **book.run,
     )

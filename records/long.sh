@@ -1,5 +1,5 @@
 #!/bin/bash
-# The long runs of entries 6, 8, 12 and 13, each begun or gone on with where it was stopped.
+# The long runs of entries 6, 8 and 12 to 14, each begun or gone on with where it was stopped.
 #   LONG=folder IGPT=igpt PYTHON=python bash records/long.sh run32|more32|ablate|sizes|twins SEED|tune joint|scratch
 # LONG holds what must outlast a session (caches, the run, its log). Each runs with one thread
 # (THREADS says otherwise) at the lowest priority and in a process group of its own, whose number is

@@ -154,9 +154,8 @@ def test_a_vote_and_the_class_loss_alone_have_places_of_their_own(tmp_path: Path
         write_record(tmp_path / name, "finetune-clf", {"test_accuracy": accuracy}, **ABOUT)
     chart = objectives_compared({name: [tmp_path / name] for name in ("ar", "bert")})
     one, other = chart.series
-    assert [name.split(",")[0] for name in chart.x_names] == [
-        *("linear probe", "vote of masks", "fine-tuned"),
-    ]
+    names = [name.split(",")[0] for name in chart.x_names]
+    assert names == ["linear probe", "vote of masks", "fine-tuned"]
     assert (one.x, one.y) == ([0, 2], [0.44, 0.48])
     assert (other.x, other.y) == ([0, 1, 2], [0.4, 0.42, 0.45])
 
