@@ -98,7 +98,7 @@ def step_bytes(image_size: int, precision: compute.Precision, *, compiled: bool)
             loss_sum(logits, tokens, None).backward()
             optimizer.step(1.0)
 
-    before = psutil.Process().memory_info().rss
+    before: int = psutil.Process().memory_info().rss
     steps()
     return system.peak_bytes() - before
 

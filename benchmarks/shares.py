@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def compare_ranks(n: int, rounds: int, folder: Path) -> None:
         for i, image in enumerate(images[:count]):
             Image.fromarray(image).save(folder / name / f"{i:05d}.png")
     model = "cifar10-small"
-    commands = {
+    commands: dict[str, Callable[[str, str], list[str]]] = {
         "evaluate": lambda name, _: ["evaluate", model, f"{name}.npz", "--json"],
         "embed": lambda name, out: ["embed", model, name, "--out", out, "--force", "--json"],
     }

@@ -10,7 +10,9 @@ import torch
 
 import igpt
 from igpt.images.prepare import open_data
+from igpt.images.splits import Split
 from igpt.tokens.batches import BatchStream
+from igpt.tokens.palette import Palette
 from igpt.train.objectives import loss_count, loss_sum
 
 
@@ -25,10 +27,11 @@ def row(step: str, where: str, value: object) -> None:
 def main() -> None:
     """Print the walk."""
     model = igpt.load(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
+    assert isinstance(model.tokenizer, Palette)
     large = open_data("cifar10", image_size=32)
     data = open_data("cifar10", image_size=model.image_size)
     # The split is by seed, so the first training image of the archive may be in either part.
-    split = "train"
+    split: Split = "train"
     print("| step | where | shape and type | first values |")
     print("|---|---|---|---|")
     row("read", "images/decode.py", large.images(split)[0])

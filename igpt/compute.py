@@ -243,7 +243,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     return system.peak_bytes()
 
 
-class _CountedTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _CountedTensors(TorchDispatchMode):
     """Adds up the bytes of tensors that operators make, for as long as they live."""
 
     def __init__(self) -> None:

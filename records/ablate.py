@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -32,11 +32,13 @@ from igpt import compute, files, streams
 from igpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from igpt.images.packed.read import PackedSet
 from igpt.images.prepare import open_data
+from igpt.images.splits import Split
 from igpt.model import gpt
 from igpt.model.compiling import compile_blocks
 from igpt.model.gpt import GPT
 from igpt.probing.features import pooled_layers
 from igpt.probing.protocol import Labelled, probe_layers
+from igpt.probing.solve import labels_of
 from igpt.tokens.batches import BatchStream
 from igpt.tokens.palette import Palette
 from igpt.train.objectives import loss_sum
@@ -114,8 +116,9 @@ class NormedAttention(gpt.Attention):
 def norm_queries_and_keys(network: GPT) -> None:
     """Put `NormedAttention` in every block."""
     for block in network.h:
-        block.attn.__class__ = NormedAttention
-        block.attn.gain = nn.Parameter(torch.ones(network.config.n_head))
+        attention = cast(nn.Module, block.attn)
+        attention.__class__ = NormedAttention
+        attention.gain = nn.Parameter(torch.ones(network.config.n_head))
 
 
 class RowsAndColumns(nn.Module):
@@ -342,7 +345,7 @@ def stream_of(
     )
 
 
-@torch.compiler.set_stance("force_eager")
+@torch.compiler.set_stance("force_eager")  # type: ignore[untyped-decorator]
 @torch.inference_mode()
 def judge(network: GPT, tokens: np.ndarray, layers: bool) -> tuple[float, np.ndarray | None]:
     """Mean nats per token, and where asked the pooled features (L + 1, N, D)."""
@@ -390,12 +393,13 @@ def run_trial(name: str, seed: int) -> dict[str, Any]:
 
 def _probed(network: GPT, data: PackedSet, palette: Palette) -> dict[str, Any]:
     """Accuracy of every layer's pooled features on validation images, and the best."""
+    counts: dict[Split, int] = {"train": N_PROBED, "valid": N_PROBE_VALID}
     fitted, judged = (
         Labelled(
             judge(network, palette.encode(data.images(split)[:n]), layers=True)[1],
-            data.labels(split)[:n],
+            labels_of(data, split)[:n],
         )
-        for split, n in (("train", N_PROBED), ("valid", N_PROBE_VALID))
+        for split, n in counts.items()
     )
     # What stands for test here is validation again: test is not looked at.
     layers = range(len(network.h) + 1)

@@ -84,11 +84,11 @@ def change_rows() -> list[str]:
         differences[name] = [held[seed] - beside[seed] for seed in sorted(held)]
     for name in sorted(losses, key=lambda name: statistics.mean(differences[name])):
         each = ", ".join(f"{losses[name][seed]:.3f}" for seed in sorted(losses[name]))
-        beside, gaps = COMPARED_WITH.get(name, "again"), differences[name]
+        base, gaps = COMPARED_WITH.get(name, "again"), differences[name]
         said = "- | -"
         if len(gaps) > 1 and any(gaps):
             error = statistics.stdev(gaps) / len(gaps) ** 0.5
-            said = f"{beside} | {statistics.mean(gaps):+.3f} ± {error:.3f}"
+            said = f"{base} | {statistics.mean(gaps):+.3f} ± {error:.3f}"
         rows.append(f"| {name} | {each} | {said} |")
     return rows
 

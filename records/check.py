@@ -15,6 +15,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -59,16 +60,18 @@ def tokens_of(images: np.ndarray, clusters: np.ndarray, side: int) -> np.ndarray
 
 
 @torch.inference_mode()
-def features_of(images: np.ndarray, model: ImageGPTModel, clusters: np.ndarray, layer: int):
+def features_of(
+    images: np.ndarray, model: ImageGPTModel, clusters: np.ndarray, layer: int
+) -> np.ndarray:
     """Means over four bands of rows and the spread of the normalised input of a block: (n, 5 D)."""
     found, side = [], math.isqrt(model.config.n_positions)
-    batch = BATCH_TOKENS // side**2
+    batch, block = BATCH_TOKENS // side**2, cast(Any, model.h[layer])
     for start in range(0, len(images), batch):
         tokens = torch.from_numpy(tokens_of(images[start : start + batch], clusters, side))
         first = torch.full((len(tokens), 1), len(clusters))  # the token that starts an image
         given = torch.cat([first, tokens[:, :-1]], dim=1)
         hidden = model(given, output_hidden_states=True).hidden_states[layer]
-        normed = model.h[layer].ln_1(hidden)
+        normed = block.ln_1(hidden)
         bands = normed.unflatten(1, (BANDS, -1)).mean(dim=2).flatten(1)
         found.append(torch.cat([bands, normed.std(dim=1, correction=0)], dim=1).numpy())
         if start % 2_000 == 0:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from igpt import compute, streams
 from igpt.evaluation.wideresnet import WideResNet
 from igpt.probing.features import cut
+from igpt.tokens.tokenizer import ImageArray
 
 DEVICE = torch.device("cpu")
 # Of red, green and blue in grey.
@@ -50,7 +51,7 @@ class ContrastConfig:
 
 def train_contrast(
     images: np.ndarray, config: ContrastConfig
-) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
+) -> tuple[Callable[[ImageArray], np.ndarray], int]:
     """The features of a network trained without labels, and the images that it saw.
 
     Args:
@@ -70,8 +71,8 @@ def train_contrast(
         for layer in (hidden, out):
             layer.weight.normal_(0.0, n_channels**-0.5, generator=generator)
             layer.bias.zero_()
-    network.head = nn.Sequential(hidden, nn.ReLU(), out)
-    network.to(memory_format=torch.channels_last).train()
+    network.head = nn.Sequential(hidden, nn.ReLU(), out)  # type: ignore[assignment]
+    network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     dtype = compute.choose_dtype("auto", DEVICE)
     optimizer = torch.optim.AdamW(network.parameters(), config.lr, weight_decay=config.weight_decay)
     start_s, step = time.process_time(), 0
@@ -91,10 +92,10 @@ def train_contrast(
         if step % 50 == 0:
             print(f"contrast: step {step}, {done:.0%}", flush=True)
     network.eval()
-    network.head = nn.Identity()
+    network.head = nn.Identity()  # type: ignore[assignment]
 
     @torch.inference_mode()
-    def features(some: np.ndarray) -> np.ndarray:
+    def features(some: ImageArray) -> np.ndarray:
         result = np.empty((len(some), n_channels), np.float32)
         for rows in cut(len(some), 256):
             with compute.autocast(DEVICE, dtype):

@@ -116,8 +116,8 @@ class Drawn:
         means = np.stack([group.mean(axis=0) for group in groups])
         return Chart(
             series=(
-                Series("training batches, means", *means.T),
-                Series("validation", *valid.T, "both"),
+                Series("training batches, means", means[:, 0].tolist(), means[:, 1].tolist()),
+                Series("validation", valid[:, 0].tolist(), valid[:, 1].tolist(), "both"),
             ),
             x_label="images seen",
             y_label="nats per token",

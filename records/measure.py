@@ -15,6 +15,7 @@ what is there of the same model is not measured again.
 
 import copy
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,12 +37,14 @@ from igpt.jobs.evaluate import likelihood_of
 from igpt.jobs.opening import open_for
 from igpt.jobs.pretrain import train_run
 from igpt.loading import load, load_run
+from igpt.model.gpt import GPT
 from igpt.pixelmodel import PixelModel
-from igpt.probing.exact import labels_of, probe_kmeans, probe_model, probe_pixels
+from igpt.probing.exact import probe_kmeans, probe_model, probe_pixels
 from igpt.probing.features import EncodedImages, extract_features, mean_of_bands
 from igpt.probing.fewlabel import evaluate_few_labels
 from igpt.probing.kmeans import KMeansConfig
 from igpt.probing.protocol import Labelled, pixel_features, probe_layers
+from igpt.probing.solve import labels_of
 from igpt.recipes import recipe
 from igpt.shipped import write_shipped
 from igpt.tokens.palette import Palette
@@ -50,6 +53,7 @@ from igpt.train.folder import read_run
 from igpt.trained import Trained
 
 N_SUBSETS = 5
+NATS_SPLITS: tuple[Split, ...] = ("test", "valid")
 # Images whose features are made and kept at a time: what a stopped command loses at most.
 STRETCH = 9000
 # A quick probe of a checkpoint: as of the proxies, see `ablate.py`.
@@ -136,7 +140,7 @@ def probe_each(
         keep(
             model,
             f"{prefix}, {pooling}",
-            lambda options=options: probe_model(model, data, **options),
+            functools.partial(probe_model, model, data, **options),
             again=lacks_probe and pooling == "bands",
         )
     keep(model, f"{prefix}, raw pixels", lambda: probe_pixels(data))
@@ -153,9 +157,7 @@ def probe_cifar(folder: Path, max_images: int | None) -> None:
             keep(
                 model,
                 f"few labels, {count}, {method}",
-                lambda splits=splits, count=count: few_labels(
-                    splits["train"], splits["test"], count
-                ),
+                functools.partial(few_labels, splits["train"], splits["test"], count),
             )
 
 
@@ -175,8 +177,8 @@ def nats(folder: Path) -> None:
     """Likelihood of all validation and test images."""
     model = load(folder)
     data = open_for(model, "cifar10")
-    for split in ("valid", "test"):
-        keep(model, f"nats, {split}", lambda split=split: likelihood_of(model, data, split=split))
+    for split in NATS_SPLITS:
+        keep(model, f"nats, {split}", functools.partial(likelihood_of, model, data, split=split))
 
 
 def transfer(folder: Path, name: str, source: str, max_images: int | None) -> None:
@@ -195,12 +197,13 @@ def checkpoints(folder: Path, run: Path) -> None:
         keep(
             model,
             f"checkpoint, {step}",
-            lambda step=step: judged_quickly(load_run(run, step=step), data),
+            functools.partial(judged_quickly, run, step, data),
         )
 
 
-def judged_quickly(model: PixelModel, data: PackedSet) -> dict[str, Any]:
+def judged_quickly(run: Path, step: int, data: PackedSet) -> dict[str, Any]:
     """Nats per token, and by pooling the best layer's accuracy, all on validation images."""
+    model = load_run(run, step=step)
     images = data.images("valid")[:N_QUICK_NATS]
     surprise = token_surprise(model.network, EncodedImages(images, model.tokenizer.encode))
     figures: dict[str, Any] = {
@@ -208,7 +211,8 @@ def judged_quickly(model: PixelModel, data: PackedSet) -> dict[str, Any]:
         "valid_nats": float(surprise.mean()),
     }
     parts = []
-    for split, n in (("train", N_QUICK_FIT), ("valid", N_QUICK_JUDGED)):
+    counts: dict[Split, int] = {"train": N_QUICK_FIT, "valid": N_QUICK_JUDGED}
+    for split, n in counts.items():
         some = data.at_most(n)
         tokens = EncodedImages(some.images(split), model.tokenizer.encode)
         bands = extract_features(model.network, tokens, pooling="bands", keep=False)
@@ -238,15 +242,16 @@ def repalette(folder: Path, palette: Palette, out: Path, steps: int) -> None:
     trained = load_run(out)
     data = open_for(model, "cifar10")
     extra = {"palette": palette.digest, "steps": steps, "images": steps * config.train.batch_size}
-    for split in ("test", "valid"):
-        keep(
-            model,
-            f"nats after repalette, {split}",
-            lambda split=split: {**likelihood_of(trained, data, split=split), **extra},
-        )
+
+    def likelihood(split: Split) -> dict[str, Any]:
+        return {**likelihood_of(trained, data, split=split), **extra}
+
+    for split in NATS_SPLITS:
+        measure = functools.partial(likelihood, split)
+        keep(model, f"nats after repalette, {split}", measure)
 
 
-def recoloured(model: PixelModel, palette: Palette) -> torch.nn.Module:
+def recoloured(model: PixelModel, palette: Palette) -> GPT:
     """The network with the rows of each colour taken from the nearest one of its own palette."""
     tokens = np.arange(palette.n_colors)[:, None]  # (K, 1)
     nearest = torch.from_numpy(model.tokenizer.encode(palette.decode(tokens))[:, 0])

@@ -21,6 +21,7 @@ from torch import Tensor
 from igpt import streams
 from igpt.probing.features import cut
 from igpt.probing.kmeans import patches_of, whitening
+from igpt.tokens.tokenizer import ImageArray
 
 BATCH_IMAGES = 16
 WHITEN_EPS = 1e-3
@@ -65,7 +66,7 @@ class PatchFeatures:
     config: PatchesConfig
 
     @torch.inference_mode()
-    def __call__(self, images: np.ndarray) -> np.ndarray:
+    def __call__(self, images: ImageArray) -> np.ndarray:
         """(N, S, S, 3) uint8 -> (N, grid² n_patches) float32."""
         result = np.empty((len(images), self.config.grid**2 * len(self.entries)), np.float32)
         above = NormalDist().inv_cdf(1 - self.config.nearest)

@@ -133,7 +133,7 @@ def pixelcnn_nats(
     for step in range(config.total_steps):
         for group in optimizer.param_groups:
             group["lr"] = 0.5 * config.lr * (1 + math.cos(math.pi * step / config.total_steps))
-        _loss(network, stream.at(step).tokens, device).backward()  # type: ignore[no-untyped-call]
+        _loss(network, stream.at(step).tokens, device).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if progress is not None:

@@ -58,7 +58,7 @@ def morlet(side: int, scale: int, angle: float, n_angles: int) -> Tensor:
             for row, centre in enumerate((frequency, 0.0)):
                 bell = sigma**2 * ((along - centre) ** 2 + (across / slant) ** 2) / 2
                 found[row] += torch.exp(-bell)
-    wave, mean = found
+    wave, mean = found[0], found[1]
     return (wave - wave[0, 0] / mean[0, 0] * mean).float()
 
 

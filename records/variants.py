@@ -59,7 +59,9 @@ class Stepper:
             weight_decay=0.0,
             adjust_lr_fn="match_rms_adamw",
         )
-        self._squares = {part: torch.zeros(len(part), 1) for _, _, part in self._parts}
+        self._squares: dict[Tensor, Tensor] = {
+            part: torch.zeros(len(part), 1) for _, _, part in self._parts
+        }
         groups: dict[float, list[Tensor]] = {}
         for name, parameter in named.items():
             if name not in by_muon:

@@ -54,7 +54,7 @@ def entries(lock: Path) -> list[str]:
 
 def cpu_build(torch: str) -> str:
     """The pin of the build for CPUs that pip finds here, for the system and Python of its file."""
-    version = re.search(r"torch==([\w.]+)", torch)[1]
+    version = re.findall(r"torch==([\w.]+)", torch)[0]
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip"]
         wanted = f"torch=={version}+cpu"
@@ -63,7 +63,7 @@ def cpu_build(torch: str) -> str:
         done = subprocess.run([*pip, "hash", wheel], check=True, capture_output=True, text=True)
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     here = f"python_version == '{python}' and sys_platform == '{sys.platform}'"
-    found = re.search(r"--hash=\S+", done.stdout)[0]
+    found = re.findall(r"--hash=\S+", done.stdout)[0]
     return f"{wanted} ; {here} and platform_machine == '{platform.machine()}' \\\n    {found}"
 
 

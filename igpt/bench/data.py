@@ -245,7 +245,7 @@ def training_step(palette: Palette) -> Callable[[np.ndarray], float]:
         with compute.autocast(device, dtype):
             logits = network(tokens)
         loss = loss_sum(logits, tokens, None) / tokens.numel()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step(0.01)
         return float(loss.detach())
 

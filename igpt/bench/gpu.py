@@ -190,7 +190,7 @@ def tuning_rows(size: Size) -> Rows:
         loss = F.cross_entropy(classes.float(), codes)
         assert logits is not None
         loss = loss + F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         update.step()
         update.zero_grad(set_to_none=True)
         return float(loss.detach())

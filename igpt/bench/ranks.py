@@ -33,7 +33,7 @@ def main() -> None:
             with compute.autocast(device, dtype):
                 logits = forward(own)
             loss = loss_sum(logits, own, None) * world.size / tokens.numel()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             clip_gradients(network.parameters(), 1.0)
             optimizer.step(0.01)
 

@@ -87,7 +87,7 @@ def our_step(
         with compute.autocast(device, dtype):
             logits = network(tokens)
         loss = summed(logits, tokens, None) / tokens.numel()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         clip_gradients(network.parameters(), 1.0)
         update.step(0.01)
         return float(loss.detach())
@@ -108,7 +108,7 @@ def peer_step(peer: Peer, tokens: Tensor, dtype: torch.dtype) -> Callable[[], fl
         with compute.autocast(tokens.device, dtype):
             logits = peer.logits(tokens)
         loss = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(peer.module.parameters(), 1.0)
         update.step()
         update.zero_grad(set_to_none=True)

@@ -241,7 +241,7 @@ class _Losses:
                 if logits is not None:
                     both.append(trainer.loss_sum(logits, tokens[part], part_masked) / count)
                 # Gradients are averaged over ranks; the counts are over all ranks.
-                (torch.stack(both).sum() * world.size).backward()  # type: ignore[no-untyped-call]
+                (torch.stack(both).sum() * world.size).backward()
             for place, loss in enumerate(both):
                 sums[place] += loss.detach()
         class_nats, token_nats = world.sum(sums).tolist()

@@ -139,7 +139,7 @@ def train_wide_resnet(
         with compute.autocast(torch.device(device), dtype):
             scores = network(_as_tensor(images, mean, spread, device))
         labels = torch.from_numpy(np.asarray(train.labels[rows], np.int64)).to(device)
-        F.cross_entropy(scores.float(), labels).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(scores.float(), labels).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if progress is not None:

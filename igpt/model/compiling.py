@@ -11,7 +11,7 @@ from igpt.model.gpt import GPT
 
 def compile_blocks(network: GPT) -> None:
     """Compile the blocks in place, each for the shapes that it meets."""
-    torch.compiler.assume_constant_result(attention.is_built)  # type: ignore[no-untyped-call]
+    torch.compiler.assume_constant_result(attention.is_built)
     if compute.default_device().type == "cpu":
         _spare_trials()
         _keep_headers()

@@ -321,7 +321,7 @@ class GraphDecoder:
 
         if self.device.type != "cuda":
             return run
-        waiting: torch.cuda.Stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        waiting: torch.cuda.Stream = torch.cuda.Stream(self.device)
         waiting.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(waiting):
             run()  # libraries set themselves up on first use, which cannot be recorded

@@ -119,8 +119,8 @@ class GPT(nn.Module):
         # Classifiers from transformers have no output head, and their own feed no sos either.
         self.predicts, self.shifted = True, objective == "ar"
         width, causal = config.n_embd, objective == "ar"
-        self.wte = nn.Embedding.from_pretrained(torch.zeros(n_colors, width), freeze=False)  # type: ignore[no-untyped-call]
-        self.wpe = nn.Embedding.from_pretrained(torch.zeros(seq_len, width), freeze=False)  # type: ignore[no-untyped-call]
+        self.wte = nn.Embedding.from_pretrained(torch.zeros(n_colors, width), freeze=False)
+        self.wpe = nn.Embedding.from_pretrained(torch.zeros(seq_len, width), freeze=False)
         if causal:
             self.sos = nn.Parameter(torch.zeros(width))
         self.h = nn.ModuleList(

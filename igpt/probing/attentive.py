@@ -169,7 +169,7 @@ class _Work:
             features = self._features(tokens, part)
             truth = torch.from_numpy(codes[part]).to(self._device)
             for head in heads:
-                (F.cross_entropy(head(features), truth, reduction="sum") / size).backward()  # type: ignore[no-untyped-call]
+                (F.cross_entropy(head(features), truth, reduction="sum") / size).backward()
 
     def _share(self, head: AttentiveHead) -> None:
         """Add the gradients of all processes."""

@@ -62,7 +62,7 @@ def loss_of(trainer: Trainer, batch: Batch) -> Tensor:
                 logits = trainer.forward(tokens[part], part_masked)
             nats = trainer.loss_sum(logits, tokens[part], part_masked)
             # Gradients are averaged over ranks; the count is over all ranks.
-            (nats * (trainer.world.size / count)).backward()  # type: ignore[no-untyped-call]
+            (nats * (trainer.world.size / count)).backward()
         total += nats.detach()
     return trainer.world.sum(total) / count
 
