@@ -4,6 +4,7 @@
     python records/measure.py probe FOLDER [MAX_IMAGES]    linear probes, few labels; keeps the best
     python records/measure.py nats FOLDER            likelihood on validation and test
     python records/measure.py transfer FOLDER NAME DATA [MAX_IMAGES]
+    python records/measure.py border DATA SIDE PIXELS OUT.npz    what is smaller than the model
     python records/measure.py checkpoints FOLDER RUN loss and a quick probe of what the run keeps
     python records/measure.py repalette FOLDER PALETTE.npy OUT STEPS    the loss under other colours
     python records/measure.py ship FOLDER            into the package, with its card
@@ -32,6 +33,7 @@ from igpt.evaluation.likelihood import token_surprise
 from igpt.files import LIST, write_json, writing_folder
 from igpt.formats.folder import read_newest, write_folder
 from igpt.images.packed.read import PackedSet
+from igpt.images.prepare import open_data
 from igpt.images.splits import SPLITS, Split
 from igpt.jobs.evaluate import likelihood_of
 from igpt.jobs.opening import open_for
@@ -189,6 +191,19 @@ def transfer(folder: Path, name: str, source: str, max_images: int | None) -> No
     keep(model, f"transfer, {name}, k-means", lambda: probe_kmeans(data, KMeansConfig()))
 
 
+def border(source: str, side: int, pixels: int, out: Path) -> None:
+    """Write labelled images of this side as arrays, black pixels added on all four sides."""
+    data = open_data(source, image_size=side)
+    parts: dict[str, tuple[Split, ...]] = {"train": ("train", "valid"), "test": ("test",)}
+    arrays = {}
+    around = [(0, 0), (pixels, pixels), (pixels, pixels), (0, 0)]
+    for part, splits in parts.items():
+        images = np.concatenate([data.images(split)[:] for split in splits])
+        arrays[f"x_{part}"] = np.pad(images, around)
+        arrays[f"y_{part}"] = np.concatenate([labels_of(data, split) for split in splits])
+    np.savez_compressed(out, **arrays)
+
+
 def checkpoints(folder: Path, run: Path) -> None:
     """The paper's Figure 3: validation loss and a quick probe of each checkpoint of the run."""
     model = load(folder)
@@ -302,6 +317,8 @@ def main(command: str, place: str, *rest: str) -> None:
             nats(folder)
         case "transfer", (name, data, *limit):
             transfer(folder, name, data, int(limit[0]) if limit else None)
+        case "border", (side, pixels, out):
+            border(place, int(side), int(pixels), Path(out))
         case "checkpoints", (run,):
             checkpoints(folder, Path(run))
         case "repalette", (palette, out, steps):
