@@ -195,7 +195,7 @@ def border(source: str, side: int, pixels: int, out: Path) -> None:
     """Write labelled images of this side as arrays, black pixels added on all four sides."""
     data = open_data(source, image_size=side)
     parts: dict[str, tuple[Split, ...]] = {"train": ("train", "valid"), "test": ("test",)}
-    arrays = {}
+    arrays: dict[str, Any] = {}
     around = [(0, 0), (pixels, pixels), (pixels, pixels), (0, 0)]
     for part, splits in parts.items():
         images = np.concatenate([data.images(split)[:] for split in splits])
