@@ -85,7 +85,8 @@ RECIPES["cifar10-record"] = dataclasses.replace(
         checkpoint_at=(250, 500, 1000, 2000, 4000, 8000),
     ),
 )
-# `cifar10-32`: 5,000 steps from `cifar10-small`'s weights (--init-from), 6,400 more from those.
+# `cifar10-32`: 5,000 steps from `cifar10-small`'s weights (--init-from), 6,400 from those, and
+# 6,400 more at half the rates, falling from the first step on.
 RECIPES["record-32"] = dataclasses.replace(
     RECIPES["cifar10-record"],
     data=dataclasses.replace(_RECORD.data, image_size=32),

@@ -109,6 +109,10 @@ def scaling_rows() -> list[str]:
     return rows
 
 
+# Rows of a curve, or twice as many at most.
+N_CURVE = 16
+
+
 def curve_rows(name: str) -> list[str]:
     """Validation loss of a shipped model's run by images seen."""
     lines = [
@@ -116,6 +120,8 @@ def curve_rows(name: str) -> list[str]:
     ]
     rows = ["| images seen | nats per token, validation images |", "|---|---|"]
     points = [line for line in lines if "valid_nats" in line]
+    every = max(1, len(points) // N_CURVE)
+    points = points[::-1][::every][::-1]  # the last one is among them
     return rows + [f"| {line['images']:,} | {line['valid_nats']:.4f} |" for line in points]
 
 
