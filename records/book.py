@@ -121,8 +121,8 @@ def curve_rows(name: str) -> list[str]:
     rows = ["| images seen | nats per token, validation images |", "|---|---|"]
     points = [line for line in lines if "valid_nats" in line]
     every = max(1, len(points) // N_CURVE)
-    points = points[::-1][::every][::-1]  # the last one is among them
-    return rows + [f"| {line['images']:,} | {line['valid_nats']:.4f} |" for line in points]
+    kept = points[(len(points) - 1) % every :: every]  # the last one is among them
+    return rows + [f"| {line['images']:,} | {line['valid_nats']:.4f} |" for line in kept]
 
 
 def replaced(text: str, name: str, content: str) -> str:

@@ -55,7 +55,7 @@ from igpt.train.folder import read_run
 from igpt.trained import Trained
 
 N_SUBSETS = 5
-NATS_SPLITS: tuple[Split, ...] = ("test", "valid")
+JUDGED: tuple[Split, ...] = ("test", "valid")
 # Images whose features are made and kept at a time: what a stopped command loses at most.
 STRETCH = 9000
 # A quick probe of a checkpoint: as of the proxies, see `ablate.py`.
@@ -179,7 +179,7 @@ def nats(folder: Path) -> None:
     """Likelihood of all validation and test images."""
     model = load(folder)
     data = open_for(model, "cifar10")
-    for split in NATS_SPLITS:
+    for split in JUDGED:
         keep(model, f"nats, {split}", functools.partial(likelihood_of, model, data, split=split))
 
 
@@ -261,7 +261,7 @@ def repalette(folder: Path, palette: Palette, out: Path, steps: int) -> None:
     def likelihood(split: Split) -> dict[str, Any]:
         return {**likelihood_of(trained, data, split=split), **extra}
 
-    for split in NATS_SPLITS:
+    for split in JUDGED:
         measure = functools.partial(likelihood, split)
         keep(model, f"nats after repalette, {split}", measure)
 

@@ -22,7 +22,7 @@ import torch
 from card import COUNTS
 from contrast import ContrastConfig, train_contrast
 from keeping import N_JOINED, SHIPPED, measured, read_figures
-from measure import N_SUBSETS, few_labels
+from measure import JUDGED, N_SUBSETS, few_labels
 from patches import PatchesConfig, patch_features
 from pixelcnn import PixelCNNConfig, pixelcnn_nats
 from scattering import ScatteringConfig, scattering_features
@@ -45,7 +45,6 @@ from igpt.probing.solve import labels_of
 from igpt.tokens.palette import Palette
 
 FITTED: tuple[Split, ...] = ("train", "test")
-JUDGED: tuple[Split, ...] = ("valid", "test")
 N_PNG = 2000
 N_CENTERS = (100, 400)
 # Numbers that k-means gives a centre.

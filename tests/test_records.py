@@ -1,5 +1,6 @@
 """The record book: figures are measured once, and no table is typed."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -64,6 +65,42 @@ def test_the_probe_judges_few_labels_of_the_training_and_the_test_split(monkeypa
     (figures,) = kept.values()
     assert list(kept) == ["few labels, 4, bands"]
     assert figures["mean"] > 0.9
+
+
+def test_a_border_keeps_each_image_and_its_label(tmp_path):
+    import measure
+
+    images = np.random.default_rng(0).integers(1, 256, (2, 20, 6, 6, 3), dtype=np.uint8)
+    labels = np.arange(20)
+    np.savez(
+        tmp_path / "small.npz",
+        x_train=images[0],
+        y_train=labels,
+        x_test=images[1],
+        y_test=labels,
+    )
+    measure.border(str(tmp_path / "small.npz"), 6, 2, tmp_path / "padded.npz")
+    with np.load(tmp_path / "padded.npz") as held:
+        for part, given in zip(("train", "test"), images, strict=True):
+            padded, order = held[f"x_{part}"], held[f"y_{part}"]
+            assert sorted(order) == list(labels)
+            np.testing.assert_array_equal(padded[:, 2:-2, 2:-2], given[order])
+            assert padded.shape == (20, 10, 10, 3)
+            assert padded.sum() == given.sum()  # nothing but black around
+
+
+def test_a_curve_is_thinned_and_ends_with_the_last_point(monkeypatch, tmp_path):
+    import book
+
+    monkeypatch.setattr(book, "SHIPPED", tmp_path)
+    (tmp_path / "model").mkdir()
+    for n, step in ((1, 1), (31, 1), (32, 2), (65, 4)):
+        lines = [json.dumps({"images": i, "valid_nats": 1.0}) for i in range(1, n + 1)]
+        (tmp_path / "model/metrics.jsonl").write_text("\n".join(lines))
+        shown = [int(row.split("|")[1]) for row in book.curve_rows("model")[2:]]
+        assert shown[-1] == n
+        assert all(later - earlier == step for earlier, later in itertools.pairwise(shown))
+        assert len(shown) < 2 * book.N_CURVE
 
 
 @pytest.mark.parametrize("document", ["RESULTS.md", "records/README.md"])
